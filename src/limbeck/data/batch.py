@@ -1,0 +1,204 @@
+"""Typed batches: what flows from data to model and objectives, with the one shift of labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+__all__ = ["IGNORE", "Batch", "Example", "PairBatch", "collate"]
+
+IGNORE = -100
+"""Label of a position that predicts nothing; the value PyTorch's losses ignore by default."""
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One tokenised row, or a chunk of one.
+
+    Attributes:
+        row: index of the row in its data set; the key into a teacher's cache.
+        id: stable id of the row, for scores and messages.
+        ids: (n,) int32 token ids.
+        target: (n,) bool; true where that token is to be learned, i.e. predicted from the token before it.
+        offset: place of ``ids[0]`` within its row, where a long row was cut into chunks.
+        label: class of the row, for classification.
+    """
+
+    row: int
+    id: str
+    ids: NDArray[np.int32]
+    target: NDArray[np.bool_]
+    offset: int = 0
+    label: int | None = None
+
+    def __len__(self) -> int:
+        return int(self.ids.shape[0])
+
+    @property
+    def predictions(self) -> int:
+        """Number of tokens learned from it: a first token has nothing before it and is never predicted."""
+        return int(self.target[1:].sum())
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Token ids with everything that says what each one is.
+
+    Attributes:
+        ids: (B, T) int64 token ids; padding holds any valid id.
+        target_mask: (B, T) bool; true where ``ids[b, t]`` is to be learned (predicted from position ``t - 1``).
+        document_ids: (B, T) int32; 0 is padding, equal numbers in a row are one document. Attention and positions
+            stay within a document.
+        row_ids: (B, T) int64 index of the data row a token comes from; -1 for padding.
+        offsets: (B, T) int32 place of the token in that row; 0 for padding.
+        labels: (B,) int64 classes, or None.
+        plain: every row is one document from column 0 with padding on the right only, so that a causal mask alone
+            is exact. Known when the batch is built, so that no device has to be asked.
+    """
+
+    ids: Tensor
+    target_mask: Tensor
+    document_ids: Tensor
+    row_ids: Tensor
+    offsets: Tensor
+    labels: Tensor | None = None
+    plain: bool = False
+
+    @classmethod
+    def of_ids(cls, ids: Tensor, lengths: Sequence[int] | None = None) -> Batch:
+        """Wrap plain ``ids`` (B, T), right-padded to ``lengths``; every real token is a target."""
+        b, t = ids.shape
+        size = torch.tensor(list(lengths) if lengths is not None else [t] * b, device=ids.device)
+        column = torch.arange(t, device=ids.device).expand(b, t)
+        real = column < size[:, None]
+        rows = torch.arange(b, device=ids.device)[:, None].expand(b, t)
+        return cls(
+            ids=ids.long(),
+            target_mask=real,
+            document_ids=real.int(),
+            row_ids=torch.where(real, rows, -1),
+            offsets=torch.where(real, column, 0).int(),
+            plain=True,
+        )
+
+    @property
+    def real(self) -> Tensor:
+        """(B, T) bool: true where a token is not padding."""
+        return self.document_ids > 0
+
+    def positions(self) -> Tensor:
+        """(B, T) int64 place of each token within its document, 0 at its first token and on padding."""
+        t = self.ids.shape[1]
+        column = torch.arange(t, device=self.ids.device).expand_as(self.ids)
+        if self.plain:
+            return torch.where(self.real, column, 0)
+        starts = torch.ones_like(self.real)
+        starts[:, 1:] = self.document_ids[:, 1:] != self.document_ids[:, :-1]
+        first = torch.where(starts, column, 0).cummax(dim=1).values
+        return torch.where(self.real, column - first, 0)
+
+    def _next_in_document(self) -> Tensor:
+        """(B, T) bool: position t + 1 exists and belongs to the same document as t."""
+        same = torch.zeros_like(self.real)
+        same[:, :-1] = (self.document_ids[:, 1:] == self.document_ids[:, :-1]) & self.real[:, 1:]
+        return same
+
+    def prediction_mask(self) -> Tensor:
+        """(B, T) bool: true where the logits at t predict a real token, learned or not (the positions of an all-token KL)."""
+        return self._next_in_document()
+
+    def next_token_labels(self) -> Tensor:
+        """(B, T) int64: at t the id of token t + 1 where that is a target of the same document, else ``IGNORE``.
+
+        The only place where labels are shifted (I3): the first answer token is predicted from the last prompt token.
+        """
+        learn = self._next_in_document()
+        learn[:, :-1] &= self.target_mask[:, 1:]
+        labels = torch.full_like(self.ids, IGNORE)
+        labels[:, :-1] = self.ids[:, 1:]
+        return torch.where(learn, labels, IGNORE)
+
+    def to(self, device: torch.device | str) -> Batch:
+        """Return the batch on ``device``."""
+
+        def move(x: Tensor) -> Tensor:
+            return x.to(device, non_blocking=True)
+
+        return replace(
+            self,
+            ids=move(self.ids),
+            target_mask=move(self.target_mask),
+            document_ids=move(self.document_ids),
+            row_ids=move(self.row_ids),
+            offsets=move(self.offsets),
+            labels=None if self.labels is None else move(self.labels),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class PairBatch:
+    """Preference pairs: two batches with equal prompts, row by row.
+
+    Attributes:
+        chosen: (B, T) preferred completions; ``target_mask`` covers the completion only.
+        rejected: (B, T') the others.
+        reference: (B, 2) summed log-probabilities of chosen and rejected under the reference, in nats, or None.
+    """
+
+    chosen: Batch
+    rejected: Batch
+    reference: Tensor | None = None
+
+    def to(self, device: torch.device | str) -> PairBatch:
+        """Return the pairs on ``device``."""
+        reference = None if self.reference is None else self.reference.to(device)
+        return PairBatch(self.chosen.to(device), self.rejected.to(device), reference)
+
+
+def collate(rows: Sequence[Sequence[Example]], pad_id: int = 0, multiple: int = 1, left: bool = False) -> Batch:
+    """Lay out rows of one (padded) or several (packed) examples as a batch.
+
+    Args:
+        rows: each inner sequence becomes one row, its examples one document each, in order.
+        pad_id: id written on padding; any valid id, it is never read.
+        multiple: the width is rounded up to a multiple of this.
+        left: pad on the left instead of the right.
+
+    Returns:
+        A batch (B, T), T the longest row rounded up.
+    """
+    b = len(rows)
+    width = max(sum(len(e) for e in row) for row in rows)
+    width = -(-max(width, 1) // multiple) * multiple
+    ids = np.full((b, width), pad_id, dtype=np.int64)
+    target = np.zeros((b, width), dtype=np.bool_)
+    document = np.zeros((b, width), dtype=np.int32)
+    row_ids = np.full((b, width), -1, dtype=np.int64)
+    offsets = np.zeros((b, width), dtype=np.int32)
+    for i, row in enumerate(rows):
+        at = width - sum(len(e) for e in row) if left else 0
+        for j, e in enumerate(row):
+            end = at + len(e)
+            ids[i, at:end] = e.ids
+            target[i, at:end] = e.target
+            document[i, at:end] = j + 1
+            row_ids[i, at:end] = e.row
+            offsets[i, at:end] = np.arange(e.offset, e.offset + len(e))
+            at = end
+    has_labels = all(len(row) == 1 and row[0].label is not None for row in rows)
+    labels = torch.tensor([row[0].label for row in rows], dtype=torch.int64) if has_labels else None
+    plain = all(len(row) == 1 for row in rows) and (not left or all(len(row[0]) == width for row in rows))
+    return Batch(
+        ids=torch.from_numpy(ids),
+        target_mask=torch.from_numpy(target),
+        document_ids=torch.from_numpy(document),
+        row_ids=torch.from_numpy(row_ids),
+        offsets=torch.from_numpy(offsets),
+        labels=labels,
+        plain=plain,
+    )

@@ -1,0 +1,138 @@
+"""Attention: one ``attend`` for every pattern, with and without a cache."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from limbeck.model.cache import KVCache, Slots
+from limbeck.model.config import DecoderConfig
+from limbeck.model.linear import Linear
+from limbeck.model.patterns import AnyPattern, Causal
+from limbeck.model.positions import rotate
+
+__all__ = ["Attention", "View", "attend"]
+
+
+@dataclass(slots=True)
+class View:
+    """Everything one forward knows about who sees whom; made once, read by every layer.
+
+    Attributes:
+        positions: (B, T) absolute position of each query.
+        documents: (B, T) document of each query, 0 for padding.
+        plain: one document a row from column 0: the causal mask alone is exact.
+        rotary: cos and sin (B, 1, T, D/2), or None for learned positions.
+        cache: the cache to write and read, or None.
+        slots: the cache's plan for this call, by pattern.
+        fresh: the cache held nothing before this call, so its own tokens are all there is to see.
+    """
+
+    positions: Tensor
+    documents: Tensor
+    plain: bool
+    rotary: tuple[Tensor, Tensor] | None = None
+    cache: KVCache | None = None
+    slots: dict[AnyPattern, Slots] = field(default_factory=dict)
+    fresh: bool = True
+    _own: dict[AnyPattern, Tensor] = field(default_factory=dict)
+    _held: dict[AnyPattern, Tensor] = field(default_factory=dict)
+
+    def mask(self, pattern: AnyPattern) -> Tensor | None:
+        """(B, 1, T, T) bool: document borders and ``pattern`` over this call's own tokens; every token sees itself.
+
+        None where the causal mask alone says the same, so that no mask is built.
+        """
+        if self.plain and pattern.is_causal(self.positions.shape[1]):
+            return None
+        return self.dense_mask(pattern)
+
+    def dense_mask(self, pattern: AnyPattern) -> Tensor:
+        """(B, 1, T, T) bool, as ``mask``, always built."""
+        if pattern not in self._own:
+            query, key = self.positions[:, :, None], self.positions[:, None, :]
+            same = self.documents[:, :, None] == self.documents[:, None, :]
+            itself = torch.eye(self.positions.shape[1], dtype=torch.bool, device=self.positions.device)
+            self._own[pattern] = ((same & pattern.allows(query, key)) | itself).unsqueeze(1)
+        return self._own[pattern]
+
+    def held_mask(self, pattern: AnyPattern, held: Tensor) -> Tensor:
+        """(B, 1, T, S) bool over cache slots that hold positions ``held`` (B, S), -1 where empty."""
+        if pattern not in self._held:
+            allowed = (held[:, None, :] >= 0) & pattern.allows(self.positions[:, :, None], held[:, None, :])
+            self._held[pattern] = allowed.unsqueeze(1)
+        return self._held[pattern]
+
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, dropout: float = 0.0, scale: float | None = None
+) -> Tensor:
+    """Scaled dot-product attention (Vaswani et al. 2017, eq. 1) with grouped keys and values.
+
+    Args:
+        q: (B, H, T, D) queries.
+        k: (B, KV, S, D) keys, H a multiple of KV.
+        v: (B, KV, S, D) values.
+        mask: broadcastable to (B, H, T, S) bool, true where seen; None: causal, T equal to S.
+        dropout: on the attention weights.
+        scale: factor on the scores; None: D**-0.5.
+
+    Returns:
+        (B, H, T, D).
+    """
+    grouped = q.shape[1] != k.shape[1]
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scale, enable_gqa=grouped
+    )
+
+
+class Attention(nn.Module):
+    """Self-attention with one fused projection for queries, keys and values."""
+
+    def __init__(self, config: DecoderConfig, layer: int) -> None:
+        super().__init__()
+        q, kv = config.heads * config.head_width, config.kv_heads * config.head_width
+        self.config, self.layer, self.pattern = config, layer, config.pattern_at(layer)
+        self.sizes = [q, kv, kv]
+        self.qkv = Linear(config.width, {"q": q, "k": kv, "v": kv}, bias=config.qkv_bias)
+        self.out = Linear(q, {"out": config.width}, bias=config.out_bias)
+
+    def forward(self, x: Tensor, view: View) -> Tensor:
+        """(B, T, width) -> (B, T, width)."""
+        c, (b, t, _) = self.config, x.shape
+        # The layer's own sizes, not ``qkv.parts``: an adapter or a packed layer in its place need not have any.
+        q, k, v = self.qkv(x).split(self.sizes, dim=-1)
+        q = q.view(b, t, c.heads, c.head_width).transpose(1, 2)
+        k = k.view(b, t, c.kv_heads, c.head_width).transpose(1, 2)
+        v = v.view(b, t, c.kv_heads, c.head_width).transpose(1, 2)
+        if view.rotary is not None:
+            q, k = rotate(q, *view.rotary), rotate(k, *view.rotary)
+        if view.cache is not None and not view.fresh:
+            y = self._behind(q, k, v, view, view.cache)
+        else:
+            y = attend(q, k, v, view.mask(self.pattern), dropout=c.dropout if self.training else 0.0)
+            if view.cache is not None:
+                view.cache.write(self.layer, view.slots[self.pattern], k, v)
+        out: Tensor = self.out(y.transpose(1, 2).reshape(b, t, -1))
+        return out
+
+    def _behind(self, q: Tensor, k: Tensor, v: Tensor, view: View, cache: KVCache) -> Tensor:
+        """Attend to what the cache holds and to this call's own tokens, (B, H, T, D)."""
+        slots = view.slots[self.pattern]
+        if q.shape[2] == 1 or isinstance(self.pattern, Causal):
+            # What one token overwrites it can no longer see, so writing first is exact; a full cache never overwrites.
+            cache.write(self.layer, slots, k, v)
+            live = min(cache.longest, slots.positions.shape[1] - 1)
+            mask = view.held_mask(self.pattern, slots.positions[:, :live])
+            mask = mask | ~mask.any(dim=-1, keepdim=True)  # a padded row sees something, so that no NaN arises
+            return attend(q, cache.keys[self.layer][:, :, :live], cache.values[self.layer][:, :, :live], mask)
+        # Several tokens into a ring: later ones may overwrite what earlier ones see, so read the old ring beside them.
+        mask = torch.cat((view.held_mask(self.pattern, slots.before), view.dense_mask(self.pattern)), dim=-1)
+        keys = torch.cat((cache.keys[self.layer], k), dim=2)
+        values = torch.cat((cache.values[self.layer], v), dim=2)
+        y = attend(q, keys, values, mask)
+        cache.write(self.layer, slots, k, v)
+        return y

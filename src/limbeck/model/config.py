@@ -1,0 +1,94 @@
+"""What a decoder is made of, as one frozen value for both families."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from limbeck.config import Config
+from limbeck.model.patterns import AnyPattern, Causal
+
+__all__ = ["DecoderConfig", "Llama3Scaling", "Rope"]
+
+
+class Llama3Scaling(Config):
+    """Stretching of low rotary frequencies as in Llama 3.1+ (``rope_type: llama3``)."""
+
+    factor: float = Field(gt=0)
+    low_freq_factor: float = Field(gt=0)
+    high_freq_factor: float = Field(gt=0)
+    original_context: int = Field(gt=0)
+
+
+class Rope(Config):
+    """Rotary position embedding (Su et al. 2021), half-split pairs: dimension i turns with i + head_width / 2."""
+
+    theta: float = Field(10000.0, gt=0)
+    scaling: Llama3Scaling | None = None
+
+
+class DecoderConfig(Config):
+    """Shape and parts of a decoder-only transformer.
+
+    GPT-2 is ``positions="learned", norm="layer", activation="gelu_tanh", gated=False`` with every bias; Llama is
+    ``positions="rope", norm="rms", activation="silu", gated=True`` without; Qwen2 adds ``qkv_bias``. Any mix is valid.
+    """
+
+    vocab_size: int = Field(gt=0, description="rows of the embedding, padding rows included")
+    context: int = Field(1024, gt=0, description="longest sequence it is trained for, in tokens")
+    layers: int = Field(12, ge=1)
+    width: int = Field(768, ge=1, description="hidden size")
+    heads: int = Field(12, ge=1, description="query heads")
+    kv_heads: int = Field(0, ge=0, description="key and value heads; 0: as many as query heads")
+    head_width: int = Field(0, ge=0, description="0: width / heads")
+    ffn_width: int = Field(0, ge=0, description="0: 4 x width, or 8/3 x width rounded up to 8 where gated")
+    positions: Literal["learned", "rope"] = "learned"
+    rope: Rope = Rope()
+    norm: Literal["layer", "rms"] = "layer"
+    norm_eps: float = Field(1e-5, gt=0)
+    activation: Literal["gelu_tanh", "gelu", "silu", "relu"] = "gelu_tanh"
+    gated: bool = Field(False, description="gate the feed-forward: down(activation(gate(x)) * up(x))")
+    qkv_bias: bool = True
+    out_bias: bool = True
+    ffn_bias: bool = True
+    tied: bool = Field(True, description="the head is the embedding")
+    dropout: float = Field(0.0, ge=0, lt=1, description="on embeddings, attention weights and residual branches")
+    pattern: AnyPattern | tuple[AnyPattern, ...] = Field(Causal(), description="attention pattern, or one a layer")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        v = dict(values)
+        width, heads = int(v.get("width", 768)), int(v.get("heads", 12))
+        if not v.get("kv_heads"):
+            v["kv_heads"] = heads
+        if not v.get("head_width"):
+            if heads < 1 or width % heads:
+                raise ValueError(f"width {width} does not divide into {heads} heads")
+            v["head_width"] = width // heads
+        if not v.get("ffn_width"):
+            v["ffn_width"] = 8 * math.ceil(width / 3) if v.get("gated") else 4 * width
+        return v
+
+    @model_validator(mode="after")
+    def _fits(self) -> DecoderConfig:
+        if self.heads % self.kv_heads:
+            raise ValueError(f"{self.heads} query heads do not divide into {self.kv_heads} key/value heads")
+        if self.positions == "rope" and self.head_width % 2:
+            raise ValueError(f"rotary positions need an even head width, not {self.head_width}")
+        if isinstance(self.pattern, tuple) and len(self.pattern) != self.layers:
+            raise ValueError(f"{len(self.pattern)} attention patterns were given for {self.layers} layers")
+        return self
+
+    def pattern_at(self, layer: int) -> AnyPattern:
+        """Attention pattern of one layer."""
+        return self.pattern[layer] if isinstance(self.pattern, tuple) else self.pattern
+
+    def with_layers(self, layers: tuple[int, ...]) -> DecoderConfig:
+        """Return the config of a decoder made of these layers alone, in this order."""
+        pattern = tuple(self.pattern_at(i) for i in layers) if isinstance(self.pattern, tuple) else self.pattern
+        return self.model_copy(update={"layers": len(layers), "pattern": pattern})

@@ -1,0 +1,200 @@
+"""The decoder: token ids -> hidden states -> logits. It knows no loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar, overload
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from limbeck.data.batch import Batch
+from limbeck.model.attention import Attention, View
+from limbeck.model.cache import KVCache
+from limbeck.model.config import DecoderConfig
+from limbeck.model.linear import Linear
+from limbeck.model.positions import Rotary
+
+__all__ = ["Block", "Decoder", "FeedForward"]
+
+R = TypeVar("R")
+
+
+def _norm(config: DecoderConfig) -> nn.Module:
+    kind = nn.LayerNorm if config.norm == "layer" else nn.RMSNorm
+    return kind(config.width, eps=config.norm_eps)
+
+
+def _activate(kind: str, x: Tensor) -> Tensor:
+    if kind == "silu":
+        return F.silu(x)
+    if kind == "relu":
+        return F.relu(x)
+    return F.gelu(x, approximate="tanh" if kind == "gelu_tanh" else "none")
+
+
+class FeedForward(nn.Module):
+    """``down(f(up(x)))``, or ``down(f(gate(x)) * up(x))`` with gate and up in one matrix (Shazeer 2020)."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        f = config.ffn_width
+        self.activation, self.gated = config.activation, config.gated
+        self.up = Linear(config.width, {"gate": f, "up": f} if config.gated else {"up": f}, bias=config.ffn_bias)
+        self.down = Linear(f, {"down": config.width}, bias=config.ffn_bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, width) -> (B, T, width)."""
+        y = self.up(x)
+        if self.gated:
+            gate, up = y.chunk(2, dim=-1)
+            return self.down(_activate(self.activation, gate) * up)
+        return self.down(_activate(self.activation, y))
+
+
+class Block(nn.Module):
+    """Pre-norm residual block: attention, then feed-forward."""
+
+    def __init__(self, config: DecoderConfig, layer: int) -> None:
+        super().__init__()
+        self.attention_norm = _norm(config)
+        self.attention = Attention(config, layer)
+        self.ffn_norm = _norm(config)
+        self.ffn = FeedForward(config)
+        self.dropout = config.dropout
+
+    def forward(self, x: Tensor, view: View) -> Tensor:
+        """(B, T, width) -> (B, T, width)."""
+        x = x + self._drop(self.attention(self.attention_norm(x), view))
+        return x + self._drop(self.ffn(self.ffn_norm(x)))
+
+    def _drop(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.dropout, self.training) if self.dropout else x
+
+
+class Decoder(nn.Module):
+    """GPT-2, Llama and everything between, chosen by a frozen ``DecoderConfig``.
+
+    ``forward(batch)`` returns logits (B, T, V); ``forward(batch, read=fn)`` returns ``fn(hidden, head)`` with the
+    final hidden states (B, T, width) and the head module, called inside the forward so that wrappers for many devices
+    see one ordinary forward and a fused loss never builds the logits.
+
+    Attributes:
+        checkpointing: recompute each block in the backward instead of keeping its activations.
+    """
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.checkpointing = False
+        self.embed = nn.Embedding(config.vocab_size, config.width)
+        self.positions = nn.Embedding(config.context, config.width) if config.positions == "learned" else None
+        self.blocks = nn.ModuleList(Block(config, i) for i in range(config.layers))
+        self.norm = _norm(config)
+        self.head = Linear(config.width, {"head": config.vocab_size}, bias=False)
+        if config.tied:
+            self.head.weight = self.embed.weight
+        self.rotary = Rotary(config.rope, config.head_width, config.context) if config.positions == "rope" else None
+        self.initialise()
+
+    @torch.no_grad()
+    def initialise(self, generator: torch.Generator | None = None) -> None:
+        """Draw weights as published for GPT-2: N(0, 0.02), residual projections by 1 / sqrt(2 layers), biases 0, gains 1."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                module.weight.normal_(0.0, 0.02, generator=generator)
+                if isinstance(module, nn.Linear) and module.bias is not None:
+                    module.bias.zero_()
+            elif isinstance(module, nn.LayerNorm | nn.RMSNorm):
+                nn.init.ones_(module.weight)
+                if isinstance(module, nn.LayerNorm):
+                    nn.init.zeros_(module.bias)
+        for block in self.blocks:
+            for projection in (block.attention.out, block.ffn.down):
+                projection.weight.normal_(0.0, 0.02 / (2 * self.config.layers) ** 0.5, generator=generator)
+
+    @overload
+    def forward(self, batch: Batch, *, cache: KVCache | None = None) -> Tensor: ...
+    @overload
+    def forward(self, batch: Batch, *, read: Callable[[Tensor, nn.Module], R], cache: KVCache | None = None) -> R: ...
+    def forward(
+        self,
+        batch: Batch,
+        *,
+        read: Callable[[Tensor, nn.Module], R] | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor | R:
+        """Run the stack over ``batch``.
+
+        Args:
+            batch: (B, T) tokens; with a ``cache`` one document a row, whose tokens follow those held.
+            read: what to make of the final hidden states and the head; None: the logits.
+            cache: keys and values of earlier tokens; it is advanced.
+
+        Raises:
+            ValueError: a sequence is longer than learned positions reach, or than the cache holds.
+        """
+        hidden = self._hidden(batch, cache)
+        return self.head(hidden) if read is None else read(hidden, self.head)
+
+    def _hidden(self, batch: Batch, cache: KVCache | None) -> Tensor:
+        positions = batch.positions() if cache is None else cache.positions(batch)
+        longest = batch.ids.shape[1] + (cache.longest if cache is not None else 0)
+        slots = cache.plan(batch, positions) if cache is not None else None
+        x = self.embed(batch.ids)
+        if self.positions is not None:
+            x = x + self.positions(self._within(positions, longest))
+        if self.config.dropout and self.training:
+            x = F.dropout(x, self.config.dropout)
+        rotary = self.rotary.tables(positions, longest, x.dtype) if self.rotary is not None else None
+        view = View(positions, batch.document_ids, batch.plain, rotary, cache, slots)
+        for block in self.blocks:
+            if self.checkpointing and self.training:
+                x = checkpoint(block, x, view, use_reentrant=False)
+            else:
+                x = block(x, view)
+        return self.norm(x)
+
+    def _within(self, positions: Tensor, longest: int) -> Tensor:
+        """Check that learned positions reach ``positions``; asks the device only where the width alone cannot tell."""
+        if longest > self.config.context and int(positions.max()) >= self.config.context:
+            reach = self.config.context
+            raise ValueError(f"a sequence of {int(positions.max()) + 1} tokens is longer than the model's {reach} positions")
+        return positions
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights."""
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the computation, that of the final norm."""
+        return self.norm.weight.dtype
+
+    def count_parameters(self, trainable: bool = False) -> int:
+        """Number of parameters, a tied head counted once; with ``trainable`` those that take gradients."""
+        return sum(p.numel() for p in self.parameters() if p.requires_grad or not trainable)
+
+    def count_bytes(self) -> int:
+        """Bytes of parameters and buffers in memory, a tied head counted once."""
+        state = [*self.parameters(), *self.buffers()]
+        return sum(x.numel() * x.element_size() for x in state)
+
+    def flops_per_token(self, context: int) -> int:
+        """Floating-point operations of the forward of one token that sees ``context`` positions, 2 a multiply-add.
+
+        Matrix products and attention scores only, as usual; training costs three times as much.
+        """
+        c = self.config
+        q, kv = c.heads * c.head_width, c.kv_heads * c.head_width
+        linear = c.width * (2 * q + 2 * kv) + c.width * c.ffn_width * (3 if c.gated else 2)
+        seen = [min(context, c.pattern_at(i).slots(context)) for i in range(c.layers)]
+        return 2 * (c.layers * linear + c.width * c.vocab_size + sum(2 * q * s for s in seen))
+
+    def kv_bytes_per_token(self, dtype: torch.dtype | None = None) -> int:
+        """Bytes that one more token adds to a full cache."""
+        c = self.config
+        return 2 * c.layers * c.kv_heads * c.head_width * (dtype or self.dtype).itemsize

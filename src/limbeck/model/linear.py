@@ -1,0 +1,32 @@
+"""A linear layer that knows the named parts of its output."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import nn
+
+__all__ = ["Linear"]
+
+
+class Linear(nn.Linear):
+    """``nn.Linear`` whose output rows are named parts, such as q, k and v in one matrix.
+
+    One matrix is one matmul; adapters and importers that speak of ``q`` alone find its rows by name.
+
+    Attributes:
+        parts: name -> number of output rows, in order.
+    """
+
+    def __init__(self, in_features: int, parts: Mapping[str, int], bias: bool = True) -> None:
+        super().__init__(in_features, sum(parts.values()), bias=bias)
+        self.parts = dict(parts)
+
+    def rows(self, part: str) -> slice:
+        """Output rows of one part."""
+        at = 0
+        for name, size in self.parts.items():
+            if name == part:
+                return slice(at, at + size)
+            at += size
+        raise KeyError(part)

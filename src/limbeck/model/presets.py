@@ -1,0 +1,60 @@
+"""Named sizes, and the choice of an architecture from a preset and a few changes."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from limbeck.config import Config
+from limbeck.model.config import DecoderConfig
+
+__all__ = ["PRESETS", "Architecture"]
+
+_MODERN: dict[str, Any] = {
+    "positions": "rope",
+    "norm": "rms",
+    "activation": "silu",
+    "gated": True,
+    "qkv_bias": False,
+    "out_bias": False,
+    "ffn_bias": False,
+}
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "toy": {**_MODERN, "layers": 4, "width": 128, "heads": 4, "kv_heads": 2, "context": 256},
+    "toy-gpt2": {"layers": 4, "width": 128, "heads": 4, "context": 256},
+    "10m": {**_MODERN, "layers": 8, "width": 288, "heads": 6, "kv_heads": 3, "context": 512},
+    "30m": {**_MODERN, "layers": 10, "width": 448, "heads": 7, "context": 1024},
+    "124m": {"layers": 12, "width": 768, "heads": 12, "context": 1024},
+    "253m": {**_MODERN, "layers": 12, "width": 1024, "heads": 16, "ffn_width": 4096, "context": 1024, "tied": True},
+}
+"""Sizes by name; ``124m`` is GPT-2 small, the rest but ``toy-gpt2`` are of the modern family."""
+
+
+class Architecture(Config):
+    """A fresh decoder: a preset and what to change of it. The vocabulary comes from the tokenizer."""
+
+    preset: Literal["toy", "toy-gpt2", "10m", "30m", "124m", "253m"] = Field("toy", description="named size to start from")
+    layers: int | None = Field(None, ge=1, description="blocks")
+    width: int | None = Field(None, ge=1, description="hidden size")
+    heads: int | None = Field(None, ge=1, description="query heads")
+    kv_heads: int | None = Field(None, ge=1, description="key/value heads; fewer than heads: grouped queries")
+    ffn_width: int | None = Field(None, ge=1, description="width of the feed-forward")
+    context: int | None = Field(None, ge=2, description="longest sequence in tokens")
+    positions: Literal["learned", "rope"] | None = Field(None, description="position embedding")
+    norm: Literal["layer", "rms"] | None = Field(None, description="normalisation")
+    activation: Literal["gelu_tanh", "gelu", "silu", "relu"] | None = Field(None, description="of the feed-forward")
+    gated: bool | None = Field(None, description="gate the feed-forward (SwiGLU with silu)")
+    tied: bool | None = Field(None, description="share the head with the embedding")
+    dropout: float | None = Field(None, ge=0, lt=1, description="while training")
+
+    def config(self, vocab_size: int) -> DecoderConfig:
+        """Return the decoder's config over ``vocab_size`` tokens."""
+        changes = {k: v for k, v in self.model_dump(exclude={"preset"}).items() if v is not None}
+        base = dict(PRESETS[self.preset])
+        if "width" in changes or "heads" in changes:
+            base.pop("ffn_width", None)
+        if "heads" in changes and "kv_heads" not in changes:
+            base.pop("kv_heads", None)
+        return DecoderConfig.model_validate({"vocab_size": vocab_size, **base, **changes})

@@ -1,0 +1,107 @@
+"""What every verb that touches data and models shares: parts of the data, device and dtype, encoded examples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pydantic import Field
+
+from limbeck.config import Config
+from limbeck.data.readers import Rows, read
+from limbeck.data.splits import split_rows
+from limbeck.errors import ConfigError, DataError
+from limbeck.tasks.task import Task
+
+__all__ = ["DataSource", "Parts", "device_of", "dtype_of"]
+
+_DATA = {"section": "data"}
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Training, validation and test rows; the last two may be missing."""
+
+    train: Rows
+    valid: Rows | None
+    test: Rows | None
+
+    def describe(self) -> dict[str, Any]:
+        """Source, content hash and size of each part."""
+        named = {"train": self.train, "valid": self.valid, "test": self.test}
+        return {k: {"source": v.source, "hash": v.hash, "rows": len(v)} for k, v in named.items() if v is not None}
+
+    @property
+    def final(self) -> tuple[str, Rows] | None:
+        """The part that the report is about: test, else valid."""
+        if self.test is not None:
+            return "test", self.test
+        return ("valid", self.valid) if self.valid is not None else None
+
+
+class DataSource(Config):
+    """Where rows come from and how they are parted; the fields of every recipe that trains."""
+
+    data: str = Field(description="training rows: a path, toy:NAME or a Hub id", json_schema_extra=_DATA)
+    valid: str | None = Field(None, description="validation rows; none: a share of the data", json_schema_extra=_DATA)
+    test: str | None = Field(None, description="test rows, read once at the end", json_schema_extra=_DATA)
+    columns: dict[str, str] = Field(
+        default_factory=dict, description="our field = their column, e.g. question=prompt", json_schema_extra=_DATA
+    )
+    separator: str = Field("<|endoftext|>", description="line between documents of a text file", json_schema_extra=_DATA)
+    split_by: str | None = Field(
+        None, description="field whose equal values stay in one part; none: the task's choice", json_schema_extra=_DATA
+    )
+    fractions: tuple[float, float, float] = Field(
+        (0.7, 0.15, 0.15), description="train, valid and test shares of data that comes in one piece",
+        json_schema_extra=_DATA,
+    )
+    limit: int | None = Field(None, ge=1, description="read only so many rows of each source", json_schema_extra=_DATA)
+
+    def rows(self, source: str, task: Task) -> Rows:
+        """Read one source for ``task``."""
+        return read(
+            source, required=task.required, columns=self.columns or None, limit=self.limit, separator=self.separator
+        )
+
+    def parts(self, task: Task) -> Parts:
+        """Read every part; without ``valid`` and ``test`` the data is split by the hash of a field.
+
+        Raises:
+            DataError: a source is missing, empty or shaped otherwise.
+        """
+        rows = self.rows(self.data, task)
+        if self.valid is not None or self.test is not None:
+            valid = self.rows(self.valid, task) if self.valid is not None else None
+            test = self.rows(self.test, task) if self.test is not None else None
+            return Parts(rows, valid, test)
+        shares = {k: f for k, f in zip(("train", "valid", "test"), self.fractions, strict=True) if f > 0}
+        if "train" not in shares:
+            raise DataError("the train share of 'fractions' is zero: nothing would be trained on")
+        split: Mapping[str, Rows] = split_rows(rows, self.split_by or task.split_by, shares)
+        return Parts(split["train"], split.get("valid"), split.get("test"))
+
+
+def device_of(name: str) -> torch.device:
+    """``auto`` is a CUDA device if there is one, else the CPU.
+
+    Raises:
+        ConfigError: no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"'{name}' is no device; name auto, cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"device '{name}' was asked for, but no CUDA device is at hand; use cpu or auto")
+    return device
+
+
+def dtype_of(name: str) -> torch.dtype:
+    """Dtype to evaluate and generate in; ``auto`` is fp32."""
+    table = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
+    return table.get(name, torch.float32)

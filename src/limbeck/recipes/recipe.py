@@ -1,0 +1,135 @@
+"""What a recipe is: a frozen config that is the file and the command line, and what it hands back."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import sys
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from io import StringIO
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TextIO
+
+from pydantic import BaseModel, Field
+from rich.console import Console, RenderableType
+from rich.table import Table
+
+from limbeck.config import Config
+
+__all__ = ["Dtype", "Recipe", "Report", "Session", "facts", "plain"]
+
+Dtype = Literal["auto", "fp32", "bf16", "fp16", "fp64"]
+
+_COMMON = {"section": "common"}
+
+
+@dataclass(frozen=True)
+class Session:
+    """Where a recipe's output for people goes; the recipe's result is its ``Report``.
+
+    Attributes:
+        console: rich console on stderr: tables, notes, progress bars.
+        text: where generated text may be streamed: stdout, or stderr where ``--json`` keeps stdout for its object.
+        quiet: write nothing for people.
+        progress: show progress bars.
+    """
+
+    console: Console = field(default_factory=lambda: Console(stderr=True))
+    text: TextIO = field(default_factory=lambda: sys.stdout)
+    quiet: bool = False
+    progress: bool = True
+
+    @classmethod
+    def silent(cls) -> Session:
+        """A session that shows nothing, for calls from Python."""
+        return cls(console=Console(file=StringIO(), quiet=True), text=StringIO(), quiet=True, progress=False)
+
+    def say(self, *lines: RenderableType) -> None:
+        """Print for people, unless quiet."""
+        if not self.quiet:
+            for line in lines:
+                self.console.print(line)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a recipe found.
+
+    Attributes:
+        values: everything, as plain values: what ``--json`` prints and ``report.json`` holds.
+        body: the same for people: rich tables and sentences, printed in order.
+    """
+
+    values: Mapping[str, Any]
+    body: tuple[RenderableType, ...] = ()
+
+    def show(self, console: Console) -> None:
+        """Print the tables and sentences for people."""
+        for part in self.body:
+            console.print(part)
+
+    def to_json(self, indent: int | None = None) -> str:
+        """One strict JSON object: NaN and infinities become null, paths text."""
+        return json.dumps(plain(self.values), indent=indent, ensure_ascii=False, allow_nan=False)
+
+    def write(self, file: Path) -> None:
+        """Write the values to ``file``, making its folder."""
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(self.to_json(indent=2) + "\n", encoding="utf-8")
+
+
+class Recipe(Config):
+    """Base of every verb: its fields are the YAML file and the flags, ``run`` does the work.
+
+    Attributes:
+        verb: name on the command line.
+        summary: one line for the list of verbs.
+    """
+
+    verb: ClassVar[str]
+    summary: ClassVar[str]
+
+    out: str | None = Field(None, description="folder to write to", json_schema_extra=_COMMON)
+    seed: int = Field(0, ge=0, description="seed of everything drawn at random", json_schema_extra=_COMMON)
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N; auto takes a GPU if any", json_schema_extra=_COMMON)
+    dtype: Dtype = Field("auto", description="precision of the computation", json_schema_extra=_COMMON)
+
+    @abstractmethod
+    def run(self, session: Session) -> Report:
+        """Do the work and say what came of it.
+
+        Raises:
+            LimbeckError: one sentence; its ``exit_code`` becomes the command's.
+        """
+
+
+def plain(value: Any) -> Any:
+    """Turn ``value`` into what JSON can hold: configs and dataclasses to mappings, paths to text, NaN to None."""
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, Sequence | set | frozenset):
+        return [plain(v) for v in value]
+    if isinstance(value, BaseModel):
+        return plain(value.model_dump(mode="json"))
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if callable(getattr(value, "tolist", None)):  # arrays, tensors and their scalars
+        return plain(value.tolist())
+    return str(value)
+
+
+def facts(title: str, rows: Iterable[tuple[str, object]]) -> Table:
+    """A two-column table for people: a name and what stands behind it."""
+    table = Table(title=title, title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        table.add_row(name, str(value))
+    return table

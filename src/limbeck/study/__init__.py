@@ -1,0 +1,1 @@
+"""Studies: arms x seeds of recipes, in one table."""

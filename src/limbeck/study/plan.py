@@ -1,0 +1,126 @@
+"""A study as a value: arms of recipes over seeds, and the order in which they can run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import product
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from limbeck.config import Config, merge
+from limbeck.errors import ConfigError, nearest
+
+__all__ = ["Arm", "StudyPlan"]
+
+
+class Arm(Config):
+    """One row of the table: a verb with its values.
+
+    A value ``"@name"`` anywhere inside is replaced by the run folder of arm ``name`` under the same seed, so that a
+    student can name its teacher; ``"$key"`` by the value that ``over`` gives ``key``.
+    """
+
+    verb: Literal["pretrain", "finetune", "distill", "evaluate"]
+    values: dict[str, Any] = Field(default_factory=dict, description="the recipe's values")
+    over: dict[str, list[Any]] = Field(default_factory=dict, description="key -> values: one arm for each combination")
+    once: bool = Field(False, description="run under the first seed alone and share it among all")
+    label: str | None = Field(None, description="how the table calls it")
+
+
+class StudyPlan(Config):
+    """Arms x seeds -> one table."""
+
+    title: str = ""
+    seeds: tuple[int, ...] = Field((0,), min_length=1)
+    common: dict[str, Any] = Field(default_factory=dict, description="values of every arm whose verb has the key")
+    arms: dict[str, Arm] = Field(min_length=1)
+    compare: tuple[tuple[str, str], ...] = Field((), description="pairs of arms: the first against the second")
+    show: tuple[str, ...] = Field((), description="arms of the table, in order; none named: all")
+    metric: str | None = Field(None, description="main figure of the table; none: the task's own")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand(cls, values: Any) -> Any:
+        """Unfold ``over`` into one arm for each combination, named ``arm/key=value``."""
+        if not isinstance(values, Mapping) or not isinstance(values.get("arms"), Mapping):
+            return values
+        arms: dict[str, Any] = {}
+        for name, arm in values["arms"].items():
+            over = arm.get("over") if isinstance(arm, Mapping) else None
+            if not isinstance(over, Mapping) or not over:
+                arms[name] = arm
+                continue
+            for combination in product(*over.values()):
+                chosen = dict(zip(over, combination, strict=True))
+                tag = ",".join(f"{k}={v}" for k, v in chosen.items())
+                label = f"{arm.get('label') or name} {tag}"
+                filled = _fill(arm.get("values", {}), chosen)
+                arms[f"{name}/{tag}"] = {**arm, "over": {}, "values": filled, "label": label}
+        return {**values, "arms": arms}
+
+    @model_validator(mode="after")
+    def _known(self) -> StudyPlan:
+        for name in (*self.show, *(n for pair in self.compare for n in pair)):
+            if name not in self.arms:
+                raise ValueError(f"no arm is called '{name}'{nearest(name, self.arms)}")
+        return self
+
+    def order(self) -> list[str]:
+        """Arms in an order in which every ``@name`` has run before it is needed.
+
+        Raises:
+            ConfigError: an ``@name`` that is no arm, or arms that need each other.
+        """
+        done: list[str] = []
+
+        def visit(name: str, path: tuple[str, ...]) -> None:
+            if name in done:
+                return
+            if name in path:
+                raise ConfigError(f"the study's arms need each other: {' -> '.join((*path, name))}")
+            for need in sorted(_references(self.arms[name].values)):
+                if need not in self.arms:
+                    raise ConfigError(f"arm '{name}' needs '@{need}', which is no arm{nearest(need, self.arms)}")
+                visit(need, (*path, name))
+            done.append(name)
+
+        for name in self.arms:
+            visit(name, ())
+        return done
+
+    def values(self, name: str, known: Mapping[str, Any], folders: Mapping[str, str]) -> dict[str, Any]:
+        """Values of one arm: the common ones its verb knows, overlaid by its own, ``@name`` replaced by ``folders``."""
+        common = {k: v for k, v in self.common.items() if k in known}
+        filled = _replace(merge(common, self.arms[name].values), folders)
+        return dict(filled)
+
+
+def _references(value: Any) -> set[str]:
+    if isinstance(value, str):
+        return {value[1:]} if value.startswith("@") else set()
+    if isinstance(value, Mapping):
+        return {name for v in value.values() for name in _references(v)}
+    if isinstance(value, list | tuple):
+        return {name for v in value for name in _references(v)}
+    return set()
+
+
+def _replace(value: Any, folders: Mapping[str, str]) -> Any:
+    if isinstance(value, str) and value.startswith("@"):
+        return folders[value[1:]]
+    if isinstance(value, Mapping):
+        return {k: _replace(v, folders) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_replace(v, folders) for v in value]
+    return value
+
+
+def _fill(value: Any, chosen: Mapping[str, Any]) -> Any:
+    if isinstance(value, str) and value.startswith("$") and value[1:] in chosen:
+        return chosen[value[1:]]
+    if isinstance(value, Mapping):
+        return {k: _fill(v, chosen) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_fill(v, chosen) for v in value]
+    return value

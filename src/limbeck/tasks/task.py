@@ -1,0 +1,124 @@
+"""What a task is: the reader, template, objective, metric, decoding and predictions of one kind of work."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from limbeck.config import Config
+from limbeck.data.batch import Example
+from limbeck.data.prompts import EncodingReport
+from limbeck.data.readers import Rows
+from limbeck.data.tokenizer import Tokenizer
+from limbeck.decode.settings import Decoding
+from limbeck.measure.scores import Scores
+from limbeck.measure.stats import Interval
+from limbeck.model.decoder import Decoder
+from limbeck.objectives.objective import AnyObjective
+
+__all__ = ["Measuring", "Metric", "Result", "Task"]
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One number with its uncertainty and what is needed to read it.
+
+    Attributes:
+        value: the figure over the whole set.
+        interval: bootstrap interval over items.
+        better: which direction is an improvement.
+        unit: such as ``nats/token`` or ``chrF``.
+        items: how many items it was measured on.
+        numerator: name of the per-item score that sums to the figure's numerator.
+        denominator: name of the per-item score of its denominator; None: the mean over items.
+    """
+
+    value: float
+    interval: Interval
+    better: Literal["lower", "higher"]
+    unit: str
+    items: int
+    numerator: str
+    denominator: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for a report."""
+        return {
+            "value": self.value,
+            "low": self.interval.low,
+            "high": self.interval.high,
+            "level": self.interval.level,
+            "better": self.better,
+            "unit": self.unit,
+            "items": self.items,
+            "per_item": [self.numerator, self.denominator],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What an evaluation found.
+
+    Attributes:
+        metrics: name -> figure; the first one is the task's main figure.
+        scores: one row an item, keyed by item id.
+        protocol: everything that must be equal for two figures to be compared.
+        samples: a few (prompt, generated, reference) triples to look at.
+        notes: counted things that are not figures, such as truncated rows.
+    """
+
+    metrics: Mapping[str, Metric]
+    scores: Scores
+    protocol: Mapping[str, Any]
+    samples: Sequence[tuple[str, str, str]] = ()
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Measuring(Config):
+    """How an evaluation is carried out, whatever the task."""
+
+    batch_size: int = Field(16, ge=1, description="sequences at once; no score depends on it")
+    context: int | None = Field(None, ge=2, description="tokens a window; none: the model's own")
+    generate: bool = Field(True, description="also generate and score what was generated, where the task does")
+    resamples: int = Field(2000, ge=100, description="bootstrap resamples of every interval")
+    level: float = Field(0.95, gt=0.5, lt=1, description="level of the intervals")
+
+
+class Task(Config):
+    """Base of every task: a config that carries its own handler, so that no recipe asks which task it runs.
+
+    Attributes:
+        name: how it is called on the command line; each subclass also has it as the literal field ``kind``.
+        required: the fields that every row must have.
+        split_by: the field whose equal values must land in one part of a split.
+    """
+
+    name: ClassVar[str]
+    required: ClassVar[tuple[str, ...]]
+    split_by: ClassVar[str | None] = None
+
+    @abstractmethod
+    def encode(self, rows: Rows, tokenizer: Tokenizer, context: int) -> tuple[list[Example], EncodingReport]:
+        """Tokenise rows for training, with the targets marked.
+
+        Raises:
+            NothingToLearnError: a row (or every row) has no target left.
+        """
+
+    @abstractmethod
+    def objective(self) -> AnyObjective:
+        """What to learn without a teacher."""
+
+    @abstractmethod
+    def evaluate(
+        self, model: Decoder, tokenizer: Tokenizer, rows: Rows, measuring: Measuring, decoding: Decoding
+    ) -> Result:
+        """Measure ``model`` on ``rows``."""
+
+    def decoding(self) -> Decoding:
+        """How it generates unless told otherwise."""
+        return Decoding()

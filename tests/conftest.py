@@ -1,0 +1,36 @@
+"""Shared by every test: one seed, one thread, no network, and the real data where it lies."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # so that tests import `tests.reference...`
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before any import reads it: no test may reach out
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from hypothesis import HealthCheck, settings  # noqa: E402
+
+settings.register_profile("limbeck", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("limbeck")  # shared machines are slow at times; that is no failure
+
+
+@pytest.fixture(autouse=True)
+def _same_start() -> None:
+    """Every test starts from one seed and counts its threads, whatever ran before it."""
+    torch.manual_seed(0)
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Folder of the real data: LIMBECK_DATA, or ../shared/data beside the repository; skips where there is none."""
+    named = os.environ.get("LIMBECK_DATA")
+    folder = Path(named) if named else ROOT.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("no real data: set LIMBECK_DATA to its folder")
+    return folder
