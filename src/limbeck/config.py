@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from limbeck.errors import ConfigError, nearest
 
-__all__ = ["Config", "build", "dump", "load", "merge"]
+__all__ = ["Config", "build", "dump", "load", "merge", "parse", "read"]
 
 
 class Config(BaseModel):
@@ -22,9 +23,44 @@ class Config(BaseModel):
 
 C = TypeVar("C", bound=Config)
 
+_EXPONENT = re.compile(r"^[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$")
+"""Floats such as ``1e-4`` (YAML 1.2), which PyYAML's own rule (YAML 1.1) takes for text."""
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML in which ``1e-4`` is a number and a key that stands twice is an error."""
+
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        """Compose one mapping; a later key would silently win over an equal earlier one, so that is refused."""
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value != "<<":
+                if key.value in seen:
+                    raise yaml.composer.ComposerError(None, None, f"'{key.value}' stands twice", key.start_mark)
+                seen.add(key.value)
+        return node
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes what ``_Loader`` reads: text that looks like a number there is quoted."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        """Never write anchors: equal values are written out."""
+        return True
+
+
+for _kind in (_Loader, _Dumper):
+    _kind.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+.0123456789"))
+
 
 def build(kind: type[C], values: Mapping[str, Any], where: str = "the configuration") -> C:
     """Build ``kind`` from plain values.
+
+    Args:
+        kind: the config to build.
+        values: nested plain values; what is missing takes its default.
+        where: how messages call the place that the values came from.
 
     Raises:
         ConfigError: one sentence a problem, naming the key, the value and the nearest known key.
@@ -44,62 +80,111 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return out
 
 
+def parse(text: str, where: str) -> Any:
+    """Read YAML ``text``.
+
+    Raises:
+        ConfigError: it is not YAML, or a key stands twice in one mapping.
+    """
+    try:
+        return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2024-99-99
+        raise ConfigError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def read(file: Path) -> dict[str, Any]:
+    """Read the mapping that a YAML ``file`` holds; an empty file is an empty mapping.
+
+    Raises:
+        ConfigError: the file is missing, cannot be read, is not YAML, or is no mapping of names.
+    """
+    try:
+        text = file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"config file {file} does not exist") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config file {file} cannot be read: {error}") from None
+    values = parse(text, f"config file {file}")
+    values = {} if values is None else values
+    if not isinstance(values, dict) or not all(isinstance(k, str) for k in values):
+        raise ConfigError(f"config file {file} must hold 'key: value' lines, not a {type(values).__name__}")
+    return values
+
+
 def load(kind: type[C], file: Path | None, flags: Mapping[str, Any]) -> C:
     """Build ``kind`` from its defaults, overlaid by the YAML ``file``, overlaid by nested ``flags``.
 
     Raises:
         ConfigError: the file is missing, is not YAML, is no mapping, or holds an unknown key or a bad value.
     """
-    values: Mapping[str, Any] = {}
-    if file is not None:
-        try:
-            values = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-        except FileNotFoundError:
-            raise ConfigError(f"config file {file} does not exist") from None
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"config file {file} cannot be read: {error}") from None
-        except yaml.YAMLError as error:
-            raise ConfigError(f"config file {file} is not valid YAML: {' '.join(str(error).split())}") from None
-        if not isinstance(values, Mapping):
-            raise ConfigError(f"config file {file} must hold 'key: value' lines, not a {type(values).__name__}")
+    values = {} if file is None else read(file)
     return build(kind, merge(values, flags), str(file) if file is not None and not flags else "the configuration")
 
 
 def dump(config: Config) -> str:
     """Write ``config`` as the YAML that ``load`` reads back to an equal value."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def _sentence(kind: type[Config], error: ValidationError, where: str) -> str:
-    parts = []
+    """One sentence that names every problem; of a union's many complaints each key is named once."""
+    parts: dict[str, str] = {}
     for problem in error.errors():
         path = [str(p) for p in problem["loc"]]
-        name = ".".join(path) or "value"
+        name = _name(kind, path)
         if problem["type"] == "extra_forbidden":
-            known = _known(kind, path[:-1])
-            parts.append(f"unknown key '{name}' in {where}{nearest(path[-1], known)}")
+            part = f"unknown key '{name}' in {where}{nearest(path[-1], _known(kind, path[:-1]))}"
         elif problem["type"] == "missing":
-            parts.append(f"'{name}' is required in {where}")
+            part = f"'{name}' is required in {where}"
+        elif problem["type"] == "union_tag_not_found":
+            part = f"'{name}' in {where} needs a 'kind'"
+        elif problem["type"] == "union_tag_invalid":
+            context = problem["ctx"]
+            known = [tag.strip(" '") for tag in context["expected_tags"].split(",")]
+            given = f"not '{context['tag']}'{nearest(context['tag'], known)}"
+            part = f"'{name}' in {where} is of kind {', '.join(known)}, {given}"
         else:
-            given = problem.get("input")
-            shown = "" if isinstance(given, Mapping) else f" (got {given!r})"
+            value = problem.get("input")
+            shown = "" if isinstance(value, Mapping) else f" (got {_cut(repr(value))})"
             message = problem["msg"].removeprefix("Value error, ")
-            parts.append(f"'{name}' in {where}: {message[0].lower() + message[1:]}{shown}")
-    return "; ".join(parts)
+            message = message[0].lower() + message[1:]
+            part = f"'{name}' in {where}: {message}{shown}" if path else f"{where} does not fit together: {message}"
+        parts.setdefault(name, part)
+    return "; ".join(parts.values())
+
+
+def _cut(text: str, longest: int = 80) -> str:
+    return text if len(text) <= longest else text[: longest - 3] + "..."
+
+
+def _name(kind: type[BaseModel], path: list[str]) -> str:
+    """Dotted name of a place, without the steps that pydantic adds for a union's alternatives."""
+    kept: list[str] = []
+    for i, step in enumerate(path):
+        last_of_unknown = i == len(path) - 1
+        if step.isdigit() or step in _known(kind, path[:i]) or (last_of_unknown and _is_key(step)):
+            kept.append(step)
+    return ".".join(kept)
+
+
+def _is_key(step: str) -> bool:
+    """A key that a user may have written, not one of pydantic's own labels such as ``tuple[int, ...]`` or ``Lora``."""
+    return step not in _LABELS and "[" not in step and "(" not in step
+
+
+_LABELS = frozenset({"str", "int", "float", "bool", "none", "dict", "list", "tuple"})
 
 
 def _known(kind: type[BaseModel], path: list[str]) -> list[str]:
     """Return the field names at ``path`` inside ``kind`` (unions: the names of every member)."""
     kinds: list[type[BaseModel]] = [kind]
     for step in path:
-        if step.isdigit():
-            continue
         inner: list[type[BaseModel]] = []
         for k in kinds:
             field = k.model_fields.get(step)
             if field is not None:
                 inner += _models(field.annotation)
-        kinds = inner or kinds  # a union's tag is a step of the path that names no field
+        kinds = inner or kinds  # an index, or a union's tag: a step of the path that names no field
     return [name for k in kinds for name in k.model_fields]
 
 

@@ -36,14 +36,14 @@ class DecoderConfig(Config):
     ``positions="rope", norm="rms", activation="silu", gated=True`` without; Qwen2 adds ``qkv_bias``. Any mix is valid.
     """
 
-    vocab_size: int = Field(gt=0, description="rows of the embedding, padding rows included")
-    context: int = Field(1024, gt=0, description="longest sequence it is trained for, in tokens")
-    layers: int = Field(12, ge=1)
-    width: int = Field(768, ge=1, description="hidden size")
-    heads: int = Field(12, ge=1, description="query heads")
-    kv_heads: int = Field(0, ge=0, description="key and value heads; 0: as many as query heads")
-    head_width: int = Field(0, ge=0, description="0: width / heads")
-    ffn_width: int = Field(0, ge=0, description="0: 4 x width, or 8/3 x width rounded up to 8 where gated")
+    vocab_size: int = Field(gt=0, le=2**24, description="rows of the embedding, padding rows included")
+    context: int = Field(1024, gt=0, le=2**31, description="longest sequence it is trained for, in tokens")
+    layers: int = Field(12, ge=1, le=10_000)
+    width: int = Field(768, ge=1, le=2**20, description="hidden size")
+    heads: int = Field(12, ge=1, le=2**16, description="query heads")
+    kv_heads: int = Field(0, ge=0, le=2**16, description="key and value heads; 0: as many as query heads")
+    head_width: int = Field(0, ge=0, le=2**16, description="0: width / heads")
+    ffn_width: int = Field(0, ge=0, le=2**24, description="0: 4 x width, or 8/3 x width rounded up to 8 where gated")
     positions: Literal["learned", "rope"] = "learned"
     rope: Rope = Rope()
     norm: Literal["layer", "rms"] = "layer"
@@ -63,7 +63,10 @@ class DecoderConfig(Config):
         if not isinstance(values, dict):
             return values
         v = dict(values)
-        width, heads = int(v.get("width", 768)), int(v.get("heads", 12))
+        try:
+            width, heads = int(v.get("width", 768)), int(v.get("heads", 12))
+        except (TypeError, ValueError, OverflowError):
+            return v  # no numbers: the fields' own checks say so
         if not v.get("kv_heads"):
             v["kv_heads"] = heads
         if not v.get("head_width"):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from limbeck.data.batch import Batch
+from limbeck.errors import DataError
 from limbeck.model.attention import Attention, View
 from limbeck.model.cache import KVCache
 from limbeck.model.config import DecoderConfig
@@ -22,7 +23,7 @@ __all__ = ["Block", "Decoder", "FeedForward"]
 R = TypeVar("R")
 
 
-def _norm(config: DecoderConfig) -> nn.Module:
+def _norm(config: DecoderConfig) -> nn.LayerNorm | nn.RMSNorm:
     kind = nn.LayerNorm if config.norm == "layer" else nn.RMSNorm
     return kind(config.width, eps=config.norm_eps)
 
@@ -50,8 +51,11 @@ class FeedForward(nn.Module):
         y = self.up(x)
         if self.gated:
             gate, up = y.chunk(2, dim=-1)
-            return self.down(_activate(self.activation, gate) * up)
-        return self.down(_activate(self.activation, y))
+            y = _activate(self.activation, gate) * up
+        else:
+            y = _activate(self.activation, y)
+        out: Tensor = self.down(y)
+        return out
 
 
 class Block(nn.Module):
@@ -101,7 +105,10 @@ class Decoder(nn.Module):
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator | None = None) -> None:
-        """Draw weights as published for GPT-2: N(0, 0.02), residual projections by 1 / sqrt(2 layers), biases 0, gains 1."""
+        """Draw weights as published for GPT-2 (Radford et al. 2019, 2.3).
+
+        N(0, 0.02), projections into the residual scaled by 1 / sqrt(2 layers), biases 0, gains 1.
+        """
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 module.weight.normal_(0.0, 0.02, generator=generator)
@@ -111,9 +118,10 @@ class Decoder(nn.Module):
                 nn.init.ones_(module.weight)
                 if isinstance(module, nn.LayerNorm):
                     nn.init.zeros_(module.bias)
-        for block in self.blocks:
-            for projection in (block.attention.out, block.ffn.down):
-                projection.weight.normal_(0.0, 0.02 / (2 * self.config.layers) ** 0.5, generator=generator)
+        for block in self.modules():
+            if isinstance(block, Block):
+                for projection in (block.attention.out, block.ffn.down):
+                    projection.weight.normal_(0.0, 0.02 / (2 * self.config.layers) ** 0.5, generator=generator)
 
     @overload
     def forward(self, batch: Batch, *, cache: KVCache | None = None) -> Tensor: ...
@@ -134,7 +142,8 @@ class Decoder(nn.Module):
             cache: keys and values of earlier tokens; it is advanced.
 
         Raises:
-            ValueError: a sequence is longer than learned positions reach, or than the cache holds.
+            DataError: a sequence is longer than learned positions reach.
+            ValueError: the cache has no room for this call's tokens.
         """
         hidden = self._hidden(batch, cache)
         return self.head(hidden) if read is None else read(hidden, self.head)
@@ -142,27 +151,33 @@ class Decoder(nn.Module):
     def _hidden(self, batch: Batch, cache: KVCache | None) -> Tensor:
         positions = batch.positions() if cache is None else cache.positions(batch)
         longest = batch.ids.shape[1] + (cache.longest if cache is not None else 0)
-        slots = cache.plan(batch, positions) if cache is not None else None
-        x = self.embed(batch.ids)
         if self.positions is not None:
-            x = x + self.positions(self._within(positions, longest))
+            self._check_reach(positions, longest)
+        fresh = cache is None or cache.longest == 0
+        slots = cache.plan(batch, positions) if cache is not None else {}
+        x: Tensor = self.embed(batch.ids)
+        if self.positions is not None:
+            x = x + self.positions(positions)
         if self.config.dropout and self.training:
             x = F.dropout(x, self.config.dropout)
         rotary = self.rotary.tables(positions, longest, x.dtype) if self.rotary is not None else None
-        view = View(positions, batch.document_ids, batch.plain, rotary, cache, slots)
+        view = View(positions, batch.document_ids, batch.plain, rotary, cache, slots, fresh)
         for block in self.blocks:
             if self.checkpointing and self.training:
                 x = checkpoint(block, x, view, use_reentrant=False)
             else:
                 x = block(x, view)
-        return self.norm(x)
+        hidden: Tensor = self.norm(x)
+        return hidden
 
-    def _within(self, positions: Tensor, longest: int) -> Tensor:
-        """Check that learned positions reach ``positions``; asks the device only where the width alone cannot tell."""
-        if longest > self.config.context and int(positions.max()) >= self.config.context:
-            reach = self.config.context
-            raise ValueError(f"a sequence of {int(positions.max()) + 1} tokens is longer than the model's {reach} positions")
-        return positions
+    def _check_reach(self, positions: Tensor, longest: int) -> None:
+        """Refuse ``positions`` past the learned ones; asks the device only where the width alone cannot tell."""
+        reach = self.config.context
+        if longest > reach and (length := int(positions.max()) + 1) > reach:
+            raise DataError(
+                f"a sequence of {length} tokens is longer than the model's {reach} learned positions: "
+                "shorten or split it, or generate less"
+            )
 
     @property
     def device(self) -> torch.device:
@@ -195,6 +210,6 @@ class Decoder(nn.Module):
         return 2 * (c.layers * linear + c.width * c.vocab_size + sum(2 * q * s for s in seen))
 
     def kv_bytes_per_token(self, dtype: torch.dtype | None = None) -> int:
-        """Bytes that one more token adds to a full cache."""
+        """Bytes of the keys and values of one token over all layers; a rolling pattern keeps only so many tokens."""
         c = self.config
         return 2 * c.layers * c.kv_heads * c.head_width * (dtype or self.dtype).itemsize

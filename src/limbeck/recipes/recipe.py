@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import math
 import sys
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from io import StringIO
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TextIO
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 from rich.console import Console, RenderableType
 from rich.table import Table
 
 from limbeck.config import Config
+from limbeck.storage import plain, write_json
 
-__all__ = ["Dtype", "Recipe", "Report", "Session", "facts", "plain"]
+__all__ = ["Dtype", "Recipe", "Report", "Session", "facts"]
 
 Dtype = Literal["auto", "fp32", "bf16", "fp16", "fp64"]
 
@@ -41,6 +40,11 @@ class Session:
     text: TextIO = field(default_factory=lambda: sys.stdout)
     quiet: bool = False
     progress: bool = True
+
+    def write(self, text: str) -> None:
+        """Stream generated text, at once."""
+        self.text.write(text)
+        self.text.flush()
 
     @classmethod
     def silent(cls) -> Session:
@@ -71,14 +75,17 @@ class Report:
         for part in self.body:
             console.print(part)
 
-    def to_json(self, indent: int | None = None) -> str:
+    def to_json(self) -> str:
         """One strict JSON object: NaN and infinities become null, paths text."""
-        return json.dumps(plain(self.values), indent=indent, ensure_ascii=False, allow_nan=False)
+        return json.dumps(plain(self.values), ensure_ascii=False, allow_nan=False)
 
     def write(self, file: Path) -> None:
-        """Write the values to ``file``, making its folder."""
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(self.to_json(indent=2) + "\n", encoding="utf-8")
+        """Write the values to ``file``, atomically, making its folder.
+
+        Raises:
+            StorageError: the system refused the write.
+        """
+        write_json(file, self.values)
 
 
 class Recipe(Config):
@@ -104,25 +111,6 @@ class Recipe(Config):
         Raises:
             LimbeckError: one sentence; its ``exit_code`` becomes the command's.
         """
-
-
-def plain(value: Any) -> Any:
-    """Turn ``value`` into what JSON can hold: configs and dataclasses to mappings, paths to text, NaN to None."""
-    if value is None or isinstance(value, bool | int | str):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, Sequence | set | frozenset):
-        return [plain(v) for v in value]
-    if isinstance(value, BaseModel):
-        return plain(value.model_dump(mode="json"))
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if callable(getattr(value, "tolist", None)):  # arrays, tensors and their scalars
-        return plain(value.tolist())
-    return str(value)
 
 
 def facts(title: str, rows: Iterable[tuple[str, object]]) -> Table:

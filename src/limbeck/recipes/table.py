@@ -10,9 +10,9 @@ __all__ = ["RECIPES", "recipe"]
 
 RECIPES: dict[str, str] = {
     "demo": "limbeck.recipes.demo:Demo",
-    "pretrain": "limbeck.recipes.fit:Pretrain",
-    "finetune": "limbeck.recipes.fit:Finetune",
-    "distill": "limbeck.recipes.fit:Distill",
+    "pretrain": "limbeck.recipes.pretrain:Pretrain",
+    "finetune": "limbeck.recipes.finetune:Finetune",
+    "distill": "limbeck.recipes.distill:Distill",
     "evaluate": "limbeck.recipes.evaluate:Evaluate",
     "generate": "limbeck.recipes.generate:Generate",
     "info": "limbeck.recipes.info:Info",

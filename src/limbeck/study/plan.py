@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Mapping
 from itertools import product
 from typing import Any, Literal
@@ -18,7 +20,7 @@ class Arm(Config):
     """One row of the table: a verb with its values.
 
     A value ``"@name"`` anywhere inside is replaced by the run folder of arm ``name`` under the same seed, so that a
-    student can name its teacher; ``"$key"`` by the value that ``over`` gives ``key``.
+    student can name its teacher; ``"$key"`` by the value that ``over`` gives ``key``; ``"${NAME}"`` by the environment's.
     """
 
     verb: Literal["pretrain", "finetune", "distill", "evaluate"]
@@ -109,6 +111,8 @@ def _references(value: Any) -> set[str]:
 def _replace(value: Any, folders: Mapping[str, str]) -> Any:
     if isinstance(value, str) and value.startswith("@"):
         return folders[value[1:]]
+    if isinstance(value, str):
+        return re.sub(r"\$\{(\w+)\}", _environment, value)
     if isinstance(value, Mapping):
         return {k: _replace(v, folders) for k, v in value.items()}
     if isinstance(value, list | tuple):
@@ -124,3 +128,10 @@ def _fill(value: Any, chosen: Mapping[str, Any]) -> Any:
     if isinstance(value, list | tuple):
         return [_fill(v, chosen) for v in value]
     return value
+
+
+def _environment(match: re.Match[str]) -> str:
+    name = match.group(1)
+    if name not in os.environ:
+        raise ConfigError(f"the study names ${{{name}}}, which is not set: export {name}=... first")
+    return os.environ[name]

@@ -3,20 +3,38 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
-from typing import ClassVar
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import nn
 
 from limbeck.config import Config
 from limbeck.data.batch import Batch
 from limbeck.model.decoder import Decoder
 
-__all__ = ["Technique", "apply_all", "deployed", "finish_all", "training"]
+__all__ = [
+    "Technique",
+    "TrainableShare",
+    "apply_all",
+    "deployed",
+    "finish_all",
+    "train_everything",
+    "train_only",
+    "trainable_share",
+    "training",
+]
 
 
 class Technique(Config):
     """Base of every technique: a config that carries its own handler.
 
     Several compose as a tuple, applied first to last and finished last to first: QLoRA is ``(RTN(bits=4), LoRA(8))``.
+
+    A module that replaces a ``Linear`` keeps ``in_features``, ``out_features`` and ``parts``. Where its weight is not
+    free to change (codes on a grid, or a weight that will be rounded to one) it is no ``nn.Linear``, or has an
+    attribute ``quantized`` that is true: a technique above it then leaves its own tensors beside it rather than merging
+    them in (I17).
 
     Attributes:
         name: how it is called on the command line and in the table; each subclass also has it as the literal field
@@ -39,8 +57,11 @@ class Technique(Config):
 
     @abstractmethod
     def finish(self, model: Decoder) -> tuple[Decoder, Technique | None]:
-        """Return the model to deploy and its residue: the technique value (None: nothing) whose ``deployed_skeleton``
-        rebuilds that model's structure for its saved tensors."""
+        """Return the model to deploy and its residue.
+
+        The residue is the technique value whose ``deployed_skeleton`` rebuilds that model's structure for its saved
+        tensors; None where the model is a plain decoder of its own config.
+        """
 
     @abstractmethod
     def training_skeleton(self, model: Decoder) -> Decoder:
@@ -49,6 +70,14 @@ class Technique(Config):
     def deployed_skeleton(self, model: Decoder) -> Decoder:
         """Return a model with the keys and shapes of ``finish``'s, its values to be loaded. A residue implements it."""
         raise TypeError(f"{self.name} leaves no residue: there is nothing to rebuild")
+
+    def trained(self, model: Decoder) -> frozenset[str]:
+        """Names of the parameters of ``apply``'s ``model`` that take gradients; here those that did before."""
+        return frozenset(name for name, p in model.named_parameters() if p.requires_grad)
+
+    def stated_bytes(self, model: Decoder) -> int | None:
+        """Most bytes that the tensors of ``finish``'s model may take, told from ``model`` before; None: no promise."""
+        return None
 
 
 def apply_all(techniques: Iterable[Technique], model: Decoder, calibration: Sequence[Batch] = ()) -> Decoder:
@@ -80,3 +109,45 @@ def deployed(residues: Iterable[Technique], model: Decoder) -> Decoder:
     for residue in residues:
         model = residue.deployed_skeleton(model)
     return model
+
+
+def train_only(model: nn.Module, names: Collection[str]) -> None:
+    """Let exactly the parameters called ``names`` take gradients."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in names)
+
+
+def train_everything(model: nn.Module) -> None:
+    """Let every floating-point parameter take gradients, as in a model that no technique has touched."""
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
+
+
+@dataclass(frozen=True, slots=True)
+class TrainableShare:
+    """How much of a model is trained.
+
+    Attributes:
+        trainable: parameters that take gradients.
+        total: all parameters, those that a technique added included, a tied head counted once.
+    """
+
+    trainable: int
+    total: int
+
+    @property
+    def share(self) -> float:
+        """Trainable part, 0 to 1."""
+        return self.trainable / self.total
+
+    def describe(self) -> dict[str, Any]:
+        """Numbers for a report."""
+        return {"trainable_parameters": self.trainable, "parameters": self.total, "trainable_share": self.share}
+
+    def __str__(self) -> str:
+        return f"{self.trainable:,} of {self.total:,} parameters are trained ({self.share:.3%})"
+
+
+def trainable_share(model: Decoder) -> TrainableShare:
+    """Count the parameters of ``model`` and those that take gradients."""
+    return TrainableShare(model.count_parameters(trainable=True), model.count_parameters())

@@ -1,0 +1,125 @@
+"""The command line: verb -> recipe -> run -> report.
+
+Neither ``limbeck --help`` nor a verb's help imports torch or pydantic: both are built from ``schema.json``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from io import StringIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from limbeck import __version__
+from limbeck.command.failures import Failure, failure_of
+from limbeck.command.flags import Flag
+from limbeck.command.verb import Verb, Verbs
+from limbeck.errors import nearest
+
+if TYPE_CHECKING:
+    from limbeck.recipes.recipe import Recipe
+
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: 0 done, 2 bad input, 1 failure, 130 Ctrl-C.
+
+    Args:
+        argv: what follows ``limbeck``; None: the process's own arguments.
+    """
+    args = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    _hush()
+    try:
+        code = Verbs(_start, __version__).main(args, prog_name="limbeck", standalone_mode=False)
+        sys.stdout.flush()  # a closed pipe is to fail here, where it is caught
+        return code if isinstance(code, int) else 0
+    except click.exceptions.Exit as request:
+        return request.exit_code
+    except click.NoSuchOption as error:
+        return _fail(Failure(_no_such_option(error), error.exit_code), args)
+    except BaseException as error:  # everything ends as one sentence and an exit code
+        return _fail(failure_of(error), args)
+
+
+def _start(verb: str, flags: Sequence[Flag], typed: Mapping[str, Any]) -> None:
+    """Resolve the recipe from YAML and flags; print it, or run it and give its report."""
+    from limbeck.config import dump
+    from limbeck.recipes.recipe import Session
+
+    recipe = _resolve(verb, flags, typed)
+    as_json = bool(typed["json_output"])
+    if typed["print_config"]:
+        click.echo(json.dumps(recipe.model_dump(mode="json")) if as_json else dump(recipe), nl=as_json)
+        return
+    quiet = bool(typed["quiet"])
+    text = sys.stdout if not as_json else StringIO() if quiet else sys.stderr
+    session = Session(text=text, quiet=quiet, progress=not quiet)
+    # whatever a library prints must not stand beside the one JSON object
+    with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+        report = recipe.run(session)
+        if not quiet:
+            report.show(session.console)
+    if as_json:
+        click.echo(report.to_json())
+
+
+def _resolve(verb: str, flags: Sequence[Flag], typed: Mapping[str, Any]) -> Recipe:
+    """Defaults <- YAML <- flags."""
+    from limbeck.command.values import converted, overlay
+    from limbeck.config import build, read
+    from limbeck.recipes.table import recipe
+
+    given = []
+    for flag, text in typed["values"]:
+        given.append((flag, text if isinstance(text, bool) else converted(flag, (text,) if isinstance(text, str) else text)))
+    file = typed["config_file"]
+    values = read(Path(file)) if file is not None else {}
+    where = f"the flags of '{verb}'" if file is None else f"{file} and the flags" if given else file
+    return build(recipe(verb), overlay(values, flags, given), where)
+
+
+def _fail(failure: Failure, args: Sequence[str]) -> int:
+    """Say what went wrong: a sentence on stderr, and the JSON object where one was asked for."""
+    before_end = args[: args.index("--")] if "--" in args else args
+    try:
+        if failure.message:
+            print(f"limbeck: error: {failure.message}", file=sys.stderr)
+            if "--json" in before_end:
+                print(json.dumps({"error": failure.message, "exit_code": failure.exit_code}, ensure_ascii=False))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        failure = Failure("", failure.exit_code or 1)
+    if not failure.message:
+        _forget_stdout()
+    return failure.exit_code
+
+
+def _forget_stdout() -> None:
+    """Point stdout at nothing, so that the interpreter's last flush cannot complain about the closed pipe."""
+    with contextlib.suppress(OSError, ValueError):  # no file behind it, as under a test
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _no_such_option(error: click.NoSuchOption) -> str:
+    """Name the unknown option, the verb, and the nearest option."""
+    name = error.option_name
+    command = error.ctx.command if error.ctx is not None else None
+    known = [o for p in command.params for o in (*p.opts, *p.secondary_opts)] if command is not None else []
+    verb = f"'{command.name}' has no option" if isinstance(command, Verb) else "there is no option"
+    return f"{verb} {name}{nearest(name.replace('_', '-'), [o for o in known if o.startswith('-')])}"
+
+
+def _hush() -> None:
+    """Keep libraries' chatter off the terminal, unless the user asked Python for warnings."""
+    for name, value in (("TRANSFORMERS_VERBOSITY", "error"), ("TOKENIZERS_PARALLELISM", "false")):
+        os.environ.setdefault(name, value)
+    if not sys.warnoptions and not os.environ.get("LIMBECK_TRACEBACK"):
+        warnings.simplefilter("ignore")

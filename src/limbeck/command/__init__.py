@@ -1,0 +1,1 @@
+"""The command line: flags read from the committed schema, help, values."""

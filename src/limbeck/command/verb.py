@@ -1,0 +1,146 @@
+"""click commands built from the committed schema."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+import click
+
+from limbeck.command.flags import Flag, flags_of
+from limbeck.command.help import write
+from limbeck.errors import nearest
+
+__all__ = ["Verb", "Verbs", "schema"]
+
+_EXTRA = (
+    ("--config FILE", "YAML file of the recipe; flags override it"),
+    ("--print-config", "print the resolved recipe as YAML and exit"),
+    ("--json", "print exactly one JSON object to stdout at the end"),
+    ("--quiet", "write nothing for people"),
+    ("--help", "show this and exit"),
+)
+
+Start = Callable[[str, Sequence[Flag], Mapping[str, Any]], None]
+
+
+@cache
+def schema() -> Mapping[str, Any]:
+    """The committed ``schema.json``: verb -> its summary and the JSON Schema of its recipe."""
+    found: Mapping[str, Any] = json.loads(files("limbeck").joinpath("schema.json").read_text(encoding="utf-8"))
+    return found
+
+
+def _dashes(name: str) -> str:
+    return name.replace("_", "-")
+
+
+def _identifier(flag: Flag) -> str:
+    """A name for click, which wants an identifier."""
+    owner = f"{'_'.join(flag.member.union)}__{flag.member.kind}__" if flag.member else ""
+    return (owner + "__".join(flag.path)).replace("-", "_")
+
+
+class Verb(click.Command):
+    """One verb: its flags come from the recipe's schema, its work is done by ``start``."""
+
+    def __init__(self, name: str, entry: Mapping[str, Any], start: Start) -> None:
+        self.flags = flags_of(entry["schema"])
+        self.intro = str(entry["schema"].get("description", entry["summary"]))
+        super().__init__(
+            name,
+            params=[*map(_parameter, self.flags), *_extra_parameters()],
+            callback=lambda **given: start(name, self.flags, self._typed(given)),
+            short_help=entry["summary"],
+            context_settings={"token_normalize_func": _dashes, "help_option_names": ["--help", "-h"]},
+            add_help_option=True,
+        )
+
+    def _typed(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """What was typed: flag identifiers to ``(flag, text or texts)``, the extra options by their names."""
+        own = {_identifier(f): f for f in self.flags}
+        values = [(own[k], v) for k, v in given.items() if k in own and v is not None and v != ()]
+        return {"values": values, **{k: v for k, v in given.items() if k not in own}}
+
+    def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the recipe's own description."""
+        formatter.write_paragraph()
+        with formatter.indentation():
+            formatter.write_text(self.intro.partition("\n\nAttributes:")[0].replace("``", "'"))
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the flags in sections."""
+        write(formatter, self.flags, _EXTRA)
+
+
+def _parameter(flag: Flag) -> click.Parameter:
+    name = _identifier(flag)
+    many = flag.form in ("list", "unions", "mapping")
+    if flag.positional:
+        return click.Argument([name], required=False, nargs=-1 if many else 1, type=str, metavar=flag.name.upper())
+    if flag.form == "switch":
+        spellings = [f"{s}/--no-{s[2:]}" for s in flag.spellings]
+        return click.Option([name, *spellings], default=None, is_flag=True)
+    return click.Option([name, *flag.spellings], default=None, multiple=many, type=str)
+
+
+def _extra_parameters() -> list[click.Parameter]:
+    return [
+        click.Option(["config_file", "--config"], default=None, type=str),
+        click.Option(["print_config", "--print-config"], is_flag=True, default=False),
+        click.Option(["json_output", "--json"], is_flag=True, default=False),
+        click.Option(["quiet", "--quiet"], is_flag=True, default=False),
+    ]
+
+
+class Verbs(click.Group):
+    """Every verb of the schema, built when it is asked for."""
+
+    def __init__(self, start: Start, version: str) -> None:
+        self.start = start
+        super().__init__(
+            "limbeck",
+            help="Adapts and shrinks GPT-class language models and shows what each saving costs.",
+            epilog="A model is named by a folder, a run or a Hub id; data by a path, toy:NAME or a Hub id. "
+            "limbeck VERB --help lists the flags of a verb.",
+            params=[click.Option(["--version"], is_flag=True, is_eager=True, expose_value=False, callback=_version)],
+            context_settings={
+                "help_option_names": ["--help", "-h"],
+                "token_normalize_func": _dashes,
+                "max_content_width": 112,
+                "obj": version,
+            },
+            subcommand_metavar="VERB [OPTIONS]",
+        )
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Verbs in the order of the table."""
+        return list(schema()["verbs"])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Build one verb."""
+        entry = schema()["verbs"].get(cmd_name)
+        return None if entry is None else Verb(cmd_name, entry, self.start)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the verb, or name the nearest."""
+        name = _dashes(args[0])
+        if name.startswith("-") or name in schema()["verbs"]:
+            return super().resolve_command(ctx, [name, *args[1:]])
+        raise click.UsageError(f"there is no verb '{args[0]}'{nearest(name, schema()['verbs'])}", ctx)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the verbs without building them."""
+        with formatter.section("verbs"):
+            formatter.write_dl([(name, entry["summary"]) for name, entry in schema()["verbs"].items()])
+
+
+def _version(ctx: click.Context, _: click.Parameter, asked: bool) -> None:
+    if asked:
+        click.echo(f"limbeck {ctx.obj}")
+        ctx.exit(0)

@@ -1,0 +1,171 @@
+"""Readers: a path, a toy corpus or a Hub data set -> rows with stable ids."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from limbeck.data.rows import Row, Rows
+from limbeck.data.tables import read_csv, read_json, read_jsonl, read_parquet, read_text
+from limbeck.data.toy import toy_rows
+from limbeck.errors import DataError, nearest
+
+__all__ = ["Row", "Rows", "read"]
+
+Fields = dict[str, Any]
+Table = list[tuple[int, Fields]]  # (line or index, values) of each row
+
+_READERS: dict[str, Callable[[Path], Table]] = {
+    ".csv": lambda path: read_csv(path, None),
+    ".tsv": lambda path: read_csv(path, "\t"),
+    ".json": read_json,
+    ".jsonl": read_jsonl,
+    ".parquet": read_parquet,
+}
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?")
+
+
+def read(
+    source: str,
+    *,
+    required: Sequence[str] = (),
+    columns: Mapping[str, str] | None = None,
+    limit: int | None = None,
+    split: str | None = None,
+    separator: str = "<|endoftext|>",
+    missing: Literal["error", "drop"] = "error",
+) -> Rows:
+    """Read a data set.
+
+    Args:
+        source: a ``.txt`` (one document between separators, field ``text``), ``.csv``, ``.tsv``, ``.json`` (a list of
+            objects or of strings), ``.jsonl`` or ``.parquet`` file; ``toy:NAME``; or a Hub id, ``owner/name`` or
+            ``owner/name:config``, read through ``datasets``.
+        required: fields that every row must have a value for. An empty cell of a CSV is no value; an empty string of a
+            JSON or parquet file is one.
+        columns: our field <- their column; columns not named keep their names.
+        limit: only the first rows; ids and values are those of the whole.
+        split: of a Hub set (default ``train``); of a file with a column ``split``, the rows that have this value.
+        separator: line between the documents of a text file. Documents are stripped of white space around them; a
+            file without separator is one document, kept to the byte.
+        missing: what to do with rows that lack a required value: an error that names them, or leave them out and name
+            them in ``Rows.dropped``.
+
+    Returns:
+        Rows whose ids are the file's ``id`` column where that is unique, else ``<stem>:<line or index>``.
+
+    Raises:
+        DataError: no such file, column, split or toy; an empty, undecodable or malformed file; a missing value.
+    """
+    if limit is not None and limit < 1:
+        raise DataError(f"a limit of {limit} rows leaves nothing of {source}; give at least 1")
+    if source.startswith("toy:"):
+        if split is not None:
+            raise DataError(f"{source} has no split '{split}'; toy corpora are cut by fractions")
+        rows = toy_rows(source.removeprefix("toy:"))
+        table, ids = [(i, dict(row.fields)) for i, row in enumerate(rows)], [row.id for row in rows]
+        empties: tuple[Any, ...] = (None,)
+    else:
+        table, stem, empties = _table(source, split, separator)
+        ids = _ids(table, stem)
+    if not table:
+        raise DataError(f"{source} holds no rows")
+    known = list(dict.fromkeys(name for _, fields in table for name in fields))
+    _check_columns(source, known, required, columns or {})
+    table, ids = table[:limit], ids[:limit]
+    renamed = [_rename(fields, columns or {}) for _, fields in table]
+    lacking = [any(fields.get(name) in empties for name in required) for fields in renamed]
+    dropped = tuple(name for name, bad in zip(ids, lacking, strict=True) if bad)
+    if dropped and missing == "error":
+        raise _missing_values(source, dropped, len(ids), required)
+    if len(dropped) == len(ids):
+        raise DataError(f"every row of {source} lacks a value in {_quoted(required)}")
+    kept = (Row(i, fields) for i, fields, bad in zip(ids, renamed, lacking, strict=True) if not bad)
+    return Rows.of(kept, source, dropped)
+
+
+def _table(source: str, split: str | None, separator: str) -> tuple[Table, str, tuple[Any, ...]]:
+    """Rows of a file or Hub set, the stem of their ids, and what counts as no value."""
+    path = Path(source).expanduser()
+    kind = path.suffix.lower()
+    if path.is_dir():
+        raise DataError(f"{source} is a folder; name one of its files")
+    if path.is_file():
+        if kind != ".txt" and kind not in _READERS:
+            endings = ", ".join([".txt", *_READERS])
+            raise DataError(
+                f"{source} does not end in one of {endings}, so its format is unknown; rename or convert it"
+            )
+        table = read_text(path, separator) if kind == ".txt" else _READERS[kind](path)
+        table = table if split is None else _pick(source, table, split)
+        return table, path.stem, (None, "") if kind in (".csv", ".tsv") else (None,)
+    if kind == ".txt" or kind in _READERS or not _HUB_ID.fullmatch(source):
+        raise DataError(f"data file {source} does not exist; check the path")
+    return _hub(source, split or "train"), source, (None,)
+
+
+def _pick(source: str, table: Table, split: str) -> Table:
+    found = list(dict.fromkeys(str(fields["split"]) for _, fields in table if "split" in fields))
+    if not found:
+        raise DataError(f"{source} has no column 'split' to choose '{split}' by; leave the split out")
+    if split not in found:
+        raise DataError(f"{source} has no split '{split}', only {', '.join(found)}{nearest(split, found)}")
+    return [(i, fields) for i, fields in table if str(fields.get("split")) == split]
+
+
+def _hub(source: str, split: str) -> Table:
+    import datasets  # seconds to import, and wanted by no other reader
+
+    name, _, config = source.partition(":")
+    try:
+        found = datasets.load_dataset(name, config or None, split=split)
+        return list(enumerate(dict(row) for row in found))
+    except Exception as error:  # the library's failures share no class
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(
+            f"{source} is no file here, and as a Hub data set its split '{split}' cannot be read: {reason}"
+        ) from None
+
+
+def _ids(table: Table, stem: str) -> list[str]:
+    """The ``id`` column where every row has another one, else stem and place."""
+    own = [fields.get("id") for _, fields in table]
+    if None not in own and "" not in own and len({str(i) for i in own}) == len(own):
+        return [str(i) for i in own]
+    return [f"{stem}:{place}" for place, _ in table]
+
+
+def _check_columns(source: str, known: list[str], required: Sequence[str], columns: Mapping[str, str]) -> None:
+    there = ", ".join(name or "(no name)" for name in known)
+    for ours, theirs in columns.items():
+        if theirs not in known:
+            hint = nearest(theirs, known)
+            raise DataError(f"{source} has no column '{theirs}' (wanted for '{ours}'); its columns are {there}{hint}")
+    taken = set(columns.values())
+    have = [*columns, *(name for name in known if name not in taken)]
+    for name in required:
+        if name not in have:
+            raise DataError(
+                f"{source} has no column '{name}'; its columns are {there}{nearest(name, have)}"
+                " (a column mapping can rename one)"
+            )
+
+
+def _rename(fields: Fields, columns: Mapping[str, str]) -> Fields:
+    taken = set(columns.values())
+    kept = {name: value for name, value in fields.items() if name not in taken}
+    return kept | {ours: fields[theirs] for ours, theirs in columns.items() if theirs in fields}
+
+
+def _missing_values(source: str, dropped: tuple[str, ...], total: int, required: Sequence[str]) -> DataError:
+    some = ", ".join(dropped[:5]) + (", ..." if len(dropped) > 5 else "")
+    return DataError(
+        f"{len(dropped)} of {total} rows of {source} lack a value in {_quoted(required)} ({some}); "
+        "fill them in, or leave them out with missing=drop"
+    )
+
+
+def _quoted(names: Sequence[str]) -> str:
+    return " or ".join(f"'{name}'" for name in names)

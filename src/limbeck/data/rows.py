@@ -1,0 +1,83 @@
+"""Rows: what a data set is, whatever it was read from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, overload
+
+from limbeck.errors import DataError, nearest
+
+__all__ = ["Row", "Rows"]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One item of a data set.
+
+    Attributes:
+        id: stable name of the row: it does not change with a limit, an order or the other rows of the source.
+        fields: its values by column.
+    """
+
+    id: str
+    fields: Mapping[str, Any]
+
+    def value(self, field: str, source: str = "") -> Any:
+        """Value of ``field``.
+
+        Raises:
+            DataError: the row has no such field, or nothing in it.
+        """
+        where = f"row {self.id}" + (f" of {source}" if source else "")
+        if field not in self.fields:
+            known = ", ".join(self.fields)
+            raise DataError(f"{where} has no field '{field}', only {known}{nearest(field, self.fields)}")
+        value = self.fields[field]
+        if value is None:
+            raise DataError(f"{where} has nothing in its field '{field}'; fill it in or leave the row out")
+        return value
+
+
+@dataclass(frozen=True)
+class Rows(Sequence[Row]):
+    """A data set in memory.
+
+    Attributes:
+        rows: the rows, in the source's order.
+        source: what they were read from, for messages and provenance.
+        hash: sha256 of ids and values: equal for equal content, whatever file it came from.
+        dropped: ids of rows left out because a required value was missing.
+    """
+
+    rows: tuple[Row, ...]
+    source: str
+    hash: str
+    dropped: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, rows: Iterable[Row], source: str, dropped: tuple[str, ...] = ()) -> Rows:
+        """Gather ``rows`` and hash their content."""
+        kept = tuple(rows)
+        digest = hashlib.sha256()
+        for row in kept:
+            line = json.dumps([row.id, dict(row.fields)], sort_keys=True, ensure_ascii=True, default=str)
+            digest.update(line.encode() + b"\n")
+        return cls(kept, source, digest.hexdigest(), dropped)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of all fields, in the order of first appearance."""
+        return tuple(dict.fromkeys(name for row in self.rows for name in row.fields))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Row: ...
+    @overload
+    def __getitem__(self, index: slice) -> Rows: ...
+    def __getitem__(self, index: int | slice) -> Row | Rows:
+        return Rows.of(self.rows[index], self.source) if isinstance(index, slice) else self.rows[index]

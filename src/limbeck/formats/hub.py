@@ -1,0 +1,75 @@
+"""From a model's name to a folder: a folder, a run, or a Hub id."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import huggingface_hub
+from huggingface_hub import errors
+
+from limbeck import storage
+from limbeck.errors import ModelError, nearest
+
+__all__ = ["resolve"]
+
+ALLOWED = ["*.json", "*.safetensors", "*.txt", "*.model"]
+"""What is fetched from the Hub; never a pickle."""
+
+_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+def resolve(name: str) -> Path:
+    """Find the folder of a model.
+
+    Args:
+        name: a model folder; a run folder, whose ``model/`` is taken; or a Hub id such as ``gpt2`` or ``owner/name``,
+            which is fetched into the Hub's cache (``HF_HUB_OFFLINE=1``: read from there alone).
+
+    Returns:
+        A folder with a config.json.
+
+    Raises:
+        ModelError: there is no such folder or Hub model, it is gated, it has no safetensors, or the Hub cannot be
+            reached and the cache has no copy.
+    """
+    folder = Path(name).expanduser()
+    storage.settle(folder)  # where a kill cut short the replacement of an earlier model
+    if folder.is_dir():
+        return _in_folder(folder)
+    if folder.exists():
+        raise ModelError(f"{name} is a file: name the folder of the model")
+    if not _ID.fullmatch(name) or name.endswith((".", "-")):
+        siblings = [str(p) for p in folder.parent.iterdir() if p.is_dir()] if folder.parent.is_dir() else []
+        raise ModelError(f"the model folder {name} does not exist{nearest(name, siblings)}")
+    return _from_hub(name)
+
+
+def _in_folder(folder: Path) -> Path:
+    for place in (folder, folder / "model"):
+        if (place / "config.json").is_file():
+            return place
+    raise ModelError(f"{folder} holds no config.json, nor does a model folder in it: it is neither a model nor a run")
+
+
+def _from_hub(name: str) -> Path:
+    try:
+        folder = Path(huggingface_hub.snapshot_download(name, allow_patterns=ALLOWED, ignore_patterns=["*/*"]))
+    except errors.GatedRepoError:
+        raise ModelError(
+            f"the Hub model {name} is gated: accept its terms there and log in with 'hf auth login'"
+        ) from None
+    except errors.RepositoryNotFoundError:
+        raise ModelError(f"'{name}' is neither a folder here nor a model on the Hub (or it is private)") from None
+    except errors.LocalEntryNotFoundError:
+        raise ModelError(
+            f"'{name}' is no folder here, and the Hub's cache has no copy while the Hub cannot be reached "
+            "(or HF_HUB_OFFLINE is set)"
+        ) from None
+    except Exception as error:  # transport, storage and validation errors of several libraries, with no class in common
+        raise ModelError(f"the Hub model {name} cannot be fetched: {' '.join(str(error).split())}") from None
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"the Hub repository {name} holds no config.json: it is no transformers model")
+    if not any(folder.glob("*.safetensors")):
+        raise ModelError(f"the Hub model {name} has no safetensors; pickled weights are never fetched or loaded")
+    return folder

@@ -1,0 +1,129 @@
+"""A model with its tokenizer and generation settings, from a name and to a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from limbeck.data.tokenizer import Tokenizer
+from limbeck.errors import ModelError, VocabularyError
+from limbeck.formats import huggingface, native
+from limbeck.formats.families import family_of
+from limbeck.formats.folder import replacing
+from limbeck.formats.hub import resolve
+from limbeck.formats.weights import SHARD_BYTES, read_json
+from limbeck.model.decoder import Decoder
+from limbeck.storage import write_json
+from limbeck.techniques.technique import Technique
+
+__all__ = ["Bundle", "load_bundle", "save_bundle"]
+
+GENERATION = "generation_config.json"
+_SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
+_BOOKKEEPING = ("_from_model_config", "transformers_version")
+
+
+@dataclass(slots=True)
+class Bundle:
+    """A model ready to use.
+
+    Attributes:
+        model: the decoder, in evaluation mode.
+        tokenizer: its tokenizer.
+        generation: values of generation_config.json, or the special tokens of config.json where there is none.
+        source: the name it was loaded by.
+        folder: where it lies on disk, or None for one that was never saved.
+        residues: the techniques whose deployed structure the model has.
+    """
+
+    model: Decoder
+    tokenizer: Tokenizer
+    generation: dict[str, Any]
+    source: str
+    folder: Path | None = None
+    residues: tuple[Technique, ...] = field(default=())
+
+
+def load_bundle(name: str, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Bundle:
+    """Load a model by name, weights strictly and tensor by tensor.
+
+    Args:
+        name: a model folder, a run folder or a Hub id.
+        dtype: what the weights are cast to, whatever the file holds.
+        device: where they go.
+
+    Raises:
+        ModelError: the name leads nowhere, or to a family or setting that is not supported, or to pickles alone.
+        CheckpointError: truncated, oversized or mismatched weights.
+        VocabularyError: the tokenizer knows ids for which the embedding has no row.
+    """
+    folder = resolve(name)
+    values = read_json(folder / "config.json")
+    residues: tuple[Technique, ...] = ()
+    if values.get("model_type") == native.MODEL_TYPE:
+        model, residues = native.read_model(folder, values, dtype, device)
+    else:
+        model = huggingface.read_model(folder, values, dtype, device)
+    tokenizer = Tokenizer.load(folder)
+    _check_rows(model, tokenizer, str(folder))
+    return Bundle(model, tokenizer, _read_generation(folder, values), name, folder, residues)
+
+
+def _check_rows(model: Decoder, tokenizer: Tokenizer, where: str) -> None:
+    rows = model.config.vocab_size
+    if tokenizer.vocab_size > rows:
+        raise VocabularyError(
+            f"the tokenizer of {where} has {tokenizer.vocab_size} ids, but the model's embedding only {rows} rows"
+        )
+
+
+def _read_generation(folder: Path, values: Mapping[str, Any]) -> dict[str, Any]:
+    if (folder / GENERATION).is_file():
+        read = read_json(folder / GENERATION)
+        return {key: value for key, value in read.items() if key not in _BOOKKEEPING}
+    return {key: values[key] for key in _SPECIAL if values.get(key) is not None}
+
+
+def save_bundle(
+    model: Decoder,
+    tokenizer: Tokenizer,
+    folder: Path,
+    *,
+    generation: Mapping[str, Any] | None = None,
+    residues: tuple[Technique, ...] = (),
+    shard_bytes: int = SHARD_BYTES,
+    layout: Literal["auto", "huggingface", "native"] = "auto",
+) -> None:
+    """Write a model folder as a whole: an earlier one is replaced at the end, and stays if anything fails (I23).
+
+    Args:
+        model: the decoder, finished (``techniques.technique.finish_all``).
+        tokenizer: its tokenizer.
+        folder: a new path, an empty folder, or an earlier model folder.
+        generation: values for generation_config.json, over the tokenizer's special tokens.
+        residues: what finishing left; they need the native layout, as the structure is no longer a family's.
+        shard_bytes: size from which the weights are cut into several files.
+        layout: ``auto`` writes what transformers opens where a family says the model, else the native layout.
+
+    Raises:
+        ModelError: the Hugging Face layout was asked for and cannot hold the model.
+        VocabularyError: the tokenizer knows ids for which the embedding has no row.
+        StorageError: the disk refused, or ``folder`` holds other files.
+    """
+    _check_rows(model, tokenizer, str(folder))
+    if layout == "huggingface" and residues:
+        names = ", ".join(residue.name for residue in residues)
+        raise ModelError(f"the Hugging Face layout cannot hold what {names} left in the model: use the native layout")
+    special = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
+    foreign = layout == "huggingface" or (layout == "auto" and not residues and family_of(model.config)[0] is not None)
+    with replacing(folder) as draft:
+        if foreign:
+            huggingface.write_model(model, draft, special, shard_bytes)
+        else:
+            native.write_model(model, draft, special, residues, shard_bytes)
+        write_json(draft / GENERATION, {**special, **(generation or {})})
+        tokenizer.save(draft)

@@ -1,0 +1,92 @@
+"""Layers by the names that PEFT adapters use: those of the base's Hugging Face form."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from limbeck.errors import TechniqueError
+from limbeck.formats.families import family_of
+from limbeck.formats.keys import pieces
+from limbeck.model.config import DecoderConfig
+
+__all__ = ["Place", "places", "shorten"]
+
+_BLOCK = re.compile(r"^.*\.\d+\.")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One linear layer of the Hugging Face model.
+
+    Attributes:
+        name: the layer here.
+        rows: the output rows that it has there.
+        inputs: its input width.
+        parts: the named parts of those rows, each with its rows within the place.
+    """
+
+    name: str
+    rows: slice
+    inputs: int
+    parts: Mapping[str, slice]
+
+    @property
+    def outputs(self) -> int:
+        """Its output width."""
+        return self.rows.stop - self.rows.start
+
+
+def places(config: DecoderConfig) -> dict[str, Place]:
+    """The Hugging Face model's linear layers by name, the head last.
+
+    Raises:
+        TechniqueError: no Hugging Face family says this decoder.
+    """
+    family, odd = family_of(config)
+    if family is None:
+        raise TechniqueError(f"no Hugging Face family says this model ({odd}), so peft has no names for its layers")
+    q, kv = config.heads * config.head_width, config.kv_heads * config.head_width
+    fused = {"qkv": {"q": q, "k": kv, "v": kv}}
+    if config.gated:
+        fused["up"] = {"gate": config.ffn_width, "up": config.ffn_width}
+    out = {}
+    for piece in pieces(family, config):
+        key, name = piece.key.removesuffix(".weight"), piece.name.removesuffix(".weight")
+        if piece.key == key or not name.startswith("blocks.") or len(piece.shape) != 2:
+            continue
+        outputs, inputs = piece.shape[::-1] if piece.transposed else piece.shape
+        leaf = name.rpartition(".")[2]
+        out[key] = _place(name, piece.rows or slice(0, outputs), inputs, fused.get(leaf, {leaf: outputs}))
+    out["lm_head"] = _place("head", slice(0, config.vocab_size), config.width, {"head": config.vocab_size})
+    return out
+
+
+def _place(name: str, rows: slice, inputs: int, sizes: Mapping[str, int]) -> Place:
+    parts, at = {}, 0
+    for part, size in sizes.items():
+        if rows.start <= at < rows.stop:
+            parts[part] = slice(at - rows.start, at - rows.start + size)
+        at += size
+    return Place(name, rows, inputs, parts)
+
+
+def _leaf(key: str) -> str:
+    """A layer's name within its block: ``attn.c_attn`` of ``transformer.h.0.attn.c_attn``."""
+    return _BLOCK.sub("", key)
+
+
+def shorten(values: Mapping[str, T], known: Mapping[str, Any]) -> dict[str, T]:
+    """Name a value once where all blocks' layers of one leaf have it; else by full names."""
+    same: dict[str, list[str]] = {}
+    for key in known:
+        same.setdefault(_leaf(key), []).append(key)
+    out: dict[str, T] = {}
+    for key, value in values.items():
+        alike = all(k in values and values[k] == value for k in same[_leaf(key)])
+        out[_leaf(key) if alike else key] = value
+    return out

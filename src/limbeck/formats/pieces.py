@@ -1,0 +1,142 @@
+"""Tensors of a file against parameters of a model: one mapping, read both ways and checked before any allocation."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from limbeck.errors import CheckpointError
+from limbeck.formats.weights import Header, Weights
+
+__all__ = ["Piece", "check", "fill", "meta", "places", "write_order"]
+
+_FLOATS = {"F64", "F32", "F16", "BF16"}
+_NAMES = {
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One tensor of a file and where it stands in the model.
+
+    Attributes:
+        key: the tensor's name in the file.
+        name: dotted name of the parameter or buffer here.
+        shape: its shape in the file.
+        rows: the rows of the parameter that it fills, where several are fused into one; None: all of it.
+        transposed: it lies as (in, out) in the file, as GPT-2's Conv1D does.
+    """
+
+    key: str
+    name: str
+    shape: tuple[int, ...]
+    rows: slice | None = None
+    transposed: bool = False
+
+    def take(self, parameter: Tensor) -> Tensor:
+        """The file's tensor, as a view of the parameter."""
+        part = parameter if self.rows is None else parameter[self.rows]
+        return part.T if self.transposed else part
+
+
+def check(pieces: Iterable[Piece], weights: Weights, ignored: Callable[[str], bool]) -> None:
+    """Compare what a model needs with what the headers say; nothing is read or allocated.
+
+    ``pieces`` may be a long generator: it stops at the first that does not fit.
+
+    Raises:
+        CheckpointError: a key is missing or is one too many, or a shape or dtype does not fit; names file and key.
+    """
+    seen = set()
+    for piece in pieces:
+        header = weights.headers.get(piece.key)
+        if header is None:
+            raise CheckpointError(f"{weights.where} lacks the key '{piece.key}' that its config.json asks for")
+        if header.shape != piece.shape:
+            raise CheckpointError(
+                f"'{piece.key}' in {header.file} has shape {header.shape}, but its config.json asks for {piece.shape}"
+            )
+        seen.add(piece.key)
+    extra = [key for key in weights.headers if key not in seen and not ignored(key)]
+    if extra:
+        more = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
+        file = weights.headers[extra[0]].file
+        raise CheckpointError(f"{file} holds the key '{extra[0]}'{more} that its config.json has no place for")
+
+
+def _check_dtype(key: str, header: Header, wanted: torch.dtype) -> None:
+    """Floats cast to floats; anything else must be what the place is."""
+    fits = header.dtype in _FLOATS if wanted.is_floating_point else header.dtype == _NAMES.get(wanted)
+    if not fits:
+        wanted_name = str(wanted).removeprefix("torch.")
+        raise CheckpointError(f"'{key}' in {header.file} holds {header.dtype}, which does not load into {wanted_name}")
+
+
+def meta(build: Callable[[], nn.Module]) -> nn.Module:
+    """Build a model without memory: parameters have shape and dtype but no values."""
+    with torch.device("meta"):
+        return build()
+
+
+def places(model: nn.Module) -> dict[str, Tensor]:
+    """Every parameter and saved buffer once, by its first name: a tied head stands under the embedding's."""
+    names: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            names[name] = tensor
+    return names
+
+
+@torch.no_grad()
+def fill(model: nn.Module, pieces: Sequence[Piece], weights: Weights, device: torch.device | str) -> None:
+    """Give a model built on the meta device its values, tensor by tensor, each cast to the dtype of its place.
+
+    Beside the model itself at most one parameter's pages of the file are held. Tied parameters stay tied.
+
+    Raises:
+        CheckpointError: a tensor's dtype does not fit its place, or its bytes cannot be read.
+    """
+    targets = places(model)
+    for piece in pieces:
+        _check_dtype(piece.key, weights.headers[piece.key], targets[piece.name].dtype)
+    homes = _homes(model)
+    for name, group in itertools.groupby(pieces, key=lambda piece: piece.name):
+        old = targets[name]
+        new = torch.empty(old.shape, dtype=old.dtype, device=device)
+        for piece in group:
+            piece.take(new).copy_(weights.read(piece.key))
+        value = nn.Parameter(new, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else new
+        for module, leaf in homes[id(old)]:
+            setattr(module, leaf, value)
+    left = [name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if tensor.is_meta]
+    if left:
+        raise TypeError(f"nothing fills {', '.join(left)}: a skeleton keeps all its values in its state_dict")
+
+
+def _homes(model: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
+    """Where each tensor hangs: its identity -> every module and attribute that holds it."""
+    homes: dict[int, list[tuple[nn.Module, str]]] = {}
+    for module in model.modules():
+        for leaf, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if tensor is not None:
+                homes.setdefault(id(tensor), []).append((module, leaf))
+    return homes
+
+
+def write_order(model: nn.Module, pieces: Iterable[Piece]) -> Iterator[tuple[str, Tensor]]:
+    """Yield (key, tensor) of each piece, as views of the model's parameters."""
+    held = places(model)
+    for piece in pieces:
+        yield piece.key, piece.take(held[piece.name].detach())

@@ -1,0 +1,279 @@
+"""Matrix products with quantized weights: packed kernels for few rows, one dequantization for many, a plain reference.
+
+What runs, by the number of rows of the input (tokens of a call), was measured at GPT-2 small's shapes on two cores
+(``docs/quantized-layout.md``): torch's packed kernels win up to ``FEW_ROWS`` and lose beyond, because they have no matrix
+units there; then the weight is written out once in bf16, a block of rows at a time into memory that is kept, and multiplied.
+
+Backends pack once, at first use, from the neutral layout (``kernels/packed_layout.py``): int8 runs from the neutral codes
+as they are; int4 keeps a second, reordered copy of its codes (half a byte a weight) for the packed kernel alone.
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from limbeck.kernels.packed_layout import Codes, unpack_int4
+
+__all__ = ["FEW_ROWS", "Dispatch", "Prepared", "choose", "current", "dispatch", "linear"]
+
+Dispatch = Literal["auto", "packed", "dequantize", "reference"]
+
+FEW_ROWS = {"int8": 16, "int4": 32}
+"""Most rows for which the packed kernel is chosen, by kind of codes."""
+
+_BLOCK_ELEMENTS = 8 << 20  # of the dequantized weight at a time: a layer of GPT-2 is one block, its head five
+_INT4_GROUPS = (32, 64, 128)
+_CUDA_TILES = 8  # inner k tiles of torch's CUDA int4 layout: columns in multiples of 16 x 8
+
+_pinned: ContextVar[Dispatch] = ContextVar("limbeck_dispatch", default="auto")
+_scratch = threading.local()
+_said: set[str] = set()
+
+
+@contextmanager
+def dispatch(path: Dispatch) -> Iterator[None]:
+    """Pin how packed weights are executed inside a ``with`` block, in this thread (and task) alone.
+
+    Args:
+        path: "reference" multiplies by the decoded weight in the input's own dtype: the same result whatever the number
+            of rows (I13, I26); "dequantize" decodes to bf16; "packed" uses the packed kernel for any number of rows;
+            "auto" chooses by the number of rows.
+
+    Raises:
+        ValueError: no such path.
+    """
+    if path not in get_args(Dispatch):
+        raise ValueError(f"no dispatch {path!r}: choose one of {', '.join(get_args(Dispatch))}")
+    token = _pinned.set(path)
+    try:
+        yield
+    finally:
+        _pinned.reset(token)
+
+
+def current() -> Dispatch:
+    """The path pinned here, "auto" where none is."""
+    return _pinned.get()
+
+
+class Prepared:
+    """One matrix with what the backends made of it, made at first use."""
+
+    def __init__(self, codes: Codes) -> None:
+        self.codes = codes
+        self._int4: tuple[Tensor, Tensor, int] | None = None
+
+    def supports_packed(self) -> bool:
+        """Is there a packed kernel for this layout on this machine?"""
+        layout, device = self.codes.layout, self.codes.codes.device
+        if device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "DEFAULT":
+            return False
+        if device.type not in ("cpu", "cuda"):
+            return False
+        whole_rows = layout.span == 0 or layout.span >= layout.columns
+        if layout.kind == "int8":
+            return whole_rows
+        return layout.kind == "int4" and (whole_rows or layout.span in _INT4_GROUPS)
+
+    def int4(self) -> tuple[Tensor, Tensor, int]:
+        """Packed codes, (K / group, N, 2) bf16 scales and zeros, and group, padded as torch's int4 kernels want them."""
+        if self._int4 is None:
+            with torch.inference_mode(False), torch.no_grad():
+                self._int4 = _pack_int4(self.codes)
+        return self._int4
+
+
+def _pack_int4(codes: Codes) -> tuple[Tensor, Tensor, int]:
+    """Pad rows to 16 and columns to the group, and reorder; the kernels read ``(nibble - 8) * scale + zero``."""
+    layout = codes.layout
+    assert codes.scales is not None
+    cuda = codes.codes.device.type == "cuda"
+    whole_rows = layout.span == 0 or layout.span >= layout.columns
+    group = 128 if whole_rows else layout.span
+    rows = -(-layout.rows // 16) * 16
+    step = max(group, 16 * _CUDA_TILES) if cuda else group
+    columns = -(-layout.columns // step) * step
+    pad = (0, columns - layout.columns, 0, rows - layout.rows)
+    nibbles = F.pad(unpack_int4(codes.codes, layout.columns), pad, value=8).int()
+    if cuda:
+        packed = torch.ops.aten._convert_weight_to_int4pack(
+            (nibbles[:, 0::2] << 4 | nibbles[:, 1::2]).to(torch.uint8), _CUDA_TILES
+        )
+    else:
+        packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(nibbles, 1)
+    scales = codes.scales.float()
+    zeros = codes.zeros.float() + 8 * scales if codes.zeros is not None else torch.zeros_like(scales)
+    both = torch.stack((scales, zeros), dim=-1)
+    if whole_rows:
+        both = both.expand(layout.rows, columns // group, 2)
+    both = F.pad(both, (0, 0, 0, columns // group - both.shape[1], 0, rows - layout.rows))
+    return packed, both.transpose(0, 1).contiguous().bfloat16(), group
+
+
+def choose(prepared: Prepared, rows: int, dtype: torch.dtype) -> Dispatch:
+    """Which path ``linear`` takes for an input of ``rows`` rows in ``dtype`` that needs no gradient.
+
+    fp64 inputs and plain fp32/fp64 weights always take the reference: nothing faster is as exact.
+    """
+    kind, pinned = prepared.codes.layout.kind, current()
+    if pinned == "reference" or dtype == torch.float64 or kind in ("fp32", "fp64"):
+        return "reference"
+    if pinned == "dequantize":
+        return "dequantize"
+    few = rows <= FEW_ROWS.get(kind, 0)
+    if few or pinned == "packed":
+        if prepared.supports_packed():
+            return "packed"
+        if pinned == "packed":
+            _say_once(f"no packed kernel for {kind} weights of this layout on this machine: they are dequantized instead")
+    return "dequantize"
+
+
+def linear(x: Tensor, prepared: Prepared, bias: Tensor | None = None) -> Tensor:
+    """``x @ W.T + bias`` with a quantized W, differentiable in ``x`` and ``bias``.
+
+    Args:
+        x: (..., C).
+        prepared: W (R, C).
+        bias: (R,), or None.
+
+    Returns:
+        (..., R) in ``x``'s dtype, or autocast's. Where a gradient is needed the arithmetic is the reference's, unless a path
+        is pinned; its backward decodes W again and keeps nothing.
+    """
+    if torch.is_autocast_enabled(x.device.type):
+        x = x.to(torch.get_autocast_dtype(x.device.type))
+    flat = x.reshape(-1, x.shape[-1])
+    y: Tensor
+    if torch.is_grad_enabled() and x.requires_grad:
+        path: Dispatch = "reference" if current() == "auto" else choose(prepared, flat.shape[0], x.dtype)
+        y = _Product.apply(flat, prepared, path)
+    else:
+        y = _product(flat, prepared, choose(prepared, flat.shape[0], x.dtype))
+    if bias is not None:
+        y = y + bias.to(y.dtype)
+    return y.view(*x.shape[:-1], prepared.codes.layout.rows)
+
+
+class _Product(torch.autograd.Function):
+    """``x @ W.T`` that keeps no decoded weight between forward and backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, prepared: Prepared, path: Dispatch) -> Tensor:
+        ctx.prepared = prepared
+        return _product(x, prepared, path)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (y,) = gradients
+        return y @ ctx.prepared.codes.decode(y.dtype), None, None
+
+
+def _product(x: Tensor, prepared: Prepared, path: Dispatch) -> Tensor:
+    """(M, C) -> (M, R) in ``x``'s dtype."""
+    if path == "packed":
+        try:
+            return _packed(x, prepared)
+        except RuntimeError as error:  # a kernel that this build or device lacks
+            _say_once(f"torch's packed {prepared.codes.layout.kind} kernel failed here ({error}): dequantizing instead")
+            path = "dequantize"
+    if path == "dequantize":
+        return _dequantized(x, prepared.codes)
+    return F.linear(x, prepared.codes.decode(x.dtype))
+
+
+def _packed(x: Tensor, prepared: Prepared) -> Tensor:
+    codes, layout = prepared.codes, prepared.codes.layout
+    half = x.bfloat16().contiguous()
+    if layout.kind == "int8":
+        assert codes.scales is not None
+        # scales are applied in x's own dtype afterwards: in the kernel they would be rounded to bf16
+        ones = torch.ones(layout.rows, dtype=torch.bfloat16, device=x.device)
+        y = torch._weight_int8pack_mm(half, codes.codes, ones).to(x.dtype)
+        return _scaled(y, x, codes)
+    weight, scales, group = prepared.int4()
+    half = F.pad(half, (0, scales.shape[0] * group - layout.columns))
+    kernel = torch.ops.aten._weight_int4pack_mm if x.is_cuda else torch.ops.aten._weight_int4pack_mm_for_cpu
+    y = kernel(half, weight, group, scales)
+    return y[:, : layout.rows].to(x.dtype)
+
+
+def _scaled(y: Tensor, x: Tensor, codes: Codes) -> Tensor:
+    """Apply one scale (and zero) a row of W to ``y = x @ codes.T``."""
+    assert codes.scales is not None
+    y = y * codes.scales.to(y.dtype).view(1, -1)
+    if codes.zeros is not None:
+        y = y + x.sum(dim=1, keepdim=True) * codes.zeros.to(y.dtype).view(1, -1)
+    return y
+
+
+def _dequantized(x: Tensor, codes: Codes) -> Tensor:
+    """Write W out block by block in the dtype of the fastest product here, and multiply."""
+    layout, fast = codes.layout, _fast_dtype(x)
+    half = x.to(fast)
+    whole_rows = codes.scales is not None and (layout.span == 0 or layout.span >= layout.columns)
+    block = max(16, _BLOCK_ELEMENTS // layout.columns)
+    out = torch.empty(x.shape[0], layout.rows, dtype=x.dtype, device=x.device)
+    for start in range(0, layout.rows, block):
+        part = codes.take(slice(start, start + block))
+        weight = _kept(part.layout.rows * layout.columns, fast, x.device).view(-1, layout.columns)
+        _write(part, weight, scale=not whole_rows)
+        y = (half @ weight.t()).to(x.dtype)
+        out[:, start : start + block] = _scaled(y, x, part) if whole_rows else y
+    return out
+
+
+def _write(codes: Codes, out: Tensor, scale: bool) -> None:
+    """Decode into ``out`` (R, C) in its own dtype: integers are exact in bf16, scales and products are rounded."""
+    span, columns = codes.layout.span, codes.layout.columns
+    if codes.layout.kind == "int4" and columns % 2 == 0:
+        pairs = codes.codes.to(torch.int16)
+        pairs = (pairs | (pairs << 4)) & 0x0F0F  # little-endian: the low nibble becomes the first of two bytes
+        integers = pairs.view(torch.int8)
+        out.copy_(integers if codes.layout.offset else integers.sub_(8))
+    else:
+        out.copy_(codes.integers())
+    if not scale or codes.scales is None:
+        return
+    whole = columns // span * span
+    for begin, end, width in ((0, whole, span), (whole, columns, columns - whole)):
+        if begin == end:
+            continue
+        groups = slice(begin // span, begin // span + (end - begin) // width)
+        view = out[:, begin:end].unflatten(1, (-1, width))
+        view.mul_(codes.scales[:, groups, None].to(out.dtype))
+        if codes.zeros is not None:
+            view.add_(codes.zeros[:, groups, None].to(out.dtype))
+
+
+def _kept(elements: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(elements,) of memory kept by this thread: fresh pages cost more than the product they are for."""
+    buffers: dict[tuple[torch.dtype, torch.device], Tensor] = _scratch.__dict__.setdefault("buffers", {})
+    key = (dtype, device)
+    if key not in buffers or buffers[key].numel() < elements:
+        with torch.inference_mode(False):
+            buffers[key] = torch.empty(elements, dtype=dtype, device=device)
+    return buffers[key][:elements]
+
+
+def _fast_dtype(x: Tensor) -> torch.dtype:
+    """bf16 where the machine multiplies it in hardware, else the input's own dtype."""
+    if x.device.type != "cpu" or torch.cpu._is_avx512_bf16_supported():
+        return torch.bfloat16
+    _say_once("this processor has no bf16 products: quantized weights are dequantized to the input's dtype")
+    return x.dtype
+
+
+def _say_once(message: str) -> None:
+    if message not in _said:
+        _said.add(message)
+        warnings.warn(message, stacklevel=3)

@@ -1,0 +1,39 @@
+"""Held-out loss: an objective's terms over fixed batches, as an evaluation of the training loop."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from limbeck.data.batch import Batch
+from limbeck.losses.terms import add_counts
+from limbeck.model.decoder import Decoder
+from limbeck.objectives.objective import AnyObjective
+
+__all__ = ["HeldOut"]
+
+
+class HeldOut:
+    """Mean of each loss term over ``batches``: every term's sum divided once by its own count over them all.
+
+    Args:
+        objective: usually the task's own, without a teacher, so that runs with and without one can be compared.
+        batches: evaluated in order.
+        prefix: of the metric names, such as ``valid``: ``valid/nll``.
+    """
+
+    def __init__(self, objective: AnyObjective, batches: Sequence[Batch], prefix: str = "valid") -> None:
+        self.objective, self.batches, self.prefix = objective, batches, prefix
+        self.counts = add_counts(objective.counts(b) for b in batches)
+
+    @torch.no_grad()
+    def __call__(self, model: Decoder, step: int) -> Mapping[str, float]:
+        """Return ``{prefix/term: mean}`` in the term's unit (nats a token)."""
+        del step  # the same batches at every step
+        sums = dict.fromkeys(self.counts, 0.0)
+        device = model.device
+        for batch in self.batches:
+            for name, term in self.objective(model, batch.to(device)).items():
+                sums[name] += float(term.sum)
+        return {f"{self.prefix}/{name}": sums[name] / count for name, count in self.counts.items() if count > 0}

@@ -1,0 +1,68 @@
+"""Figures of a whole set as functions of sums over its items, so that every one can be resampled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from limbeck.measure.scores import Scores
+
+__all__ = ["Better", "Statistic", "mean", "ratio"]
+
+Better = Literal["lower", "higher"]
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Statistic:
+    """A figure of a set, computed from sums of per-item columns alone: a mean, a ratio, a perplexity, corpus chrF.
+
+    Attributes:
+        name: what it is called in reports.
+        columns: the per-item scores that are summed, k of them.
+        of_sums: sums (..., k) -> figures (...); vectorised, so that thousands of resamples cost one call. The sums may
+            be those of any number of items: the figure must not change when all are multiplied by one factor.
+        better: which direction is an improvement.
+        unit: such as ``nats``; empty for a pure number.
+    """
+
+    name: str
+    columns: tuple[str, ...]
+    of_sums: Callable[[Floats], Floats]
+    better: Better = "higher"
+    unit: str = ""
+
+    def table(self, scores: Scores) -> Floats:
+        """(n, k) what is summed; the column ``1`` counts items."""
+        count = np.ones(len(scores))
+        return np.stack([count if name == COUNT else scores[name] for name in self.columns], axis=1)
+
+    def value(self, scores: Scores) -> float:
+        """The figure over all items of ``scores``."""
+        return float(self.of_sums(self.table(scores).sum(axis=0)))
+
+
+COUNT = "1"
+"""Name of the column of ones: its sum is the number of items."""
+
+
+def mean(column: str, *, better: Better = "higher", unit: str = "") -> Statistic:
+    """The mean over items of one score."""
+    return Statistic(column, (column, COUNT), _quotient, better, unit)
+
+
+def ratio(
+    numerator: str, denominator: str, *, name: str | None = None, better: Better = "higher", unit: str = ""
+) -> Statistic:
+    """A sum over a sum, such as nats over tokens: every token weighs the same, whatever item it is in."""
+    return Statistic(name or f"{numerator}/{denominator}", (numerator, denominator), _quotient, better, unit)
+
+
+def _quotient(sums: Floats) -> Floats:
+    """First sum over second; a resample without anything in the denominator has the figure 0."""
+    below = sums[..., 1]
+    return np.divide(sums[..., 0], below, out=np.zeros_like(below), where=below != 0)

@@ -1,0 +1,105 @@
+"""``limbeck distill``: a student learns a task from its answers and from a teacher."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field, model_validator
+
+from limbeck.data.tokenizer import check_alike
+from limbeck.formats.load import Bundle, load_bundle
+from limbeck.model.decoder import Decoder
+from limbeck.model.presets import Architecture
+from limbeck.objectives.distill import Distill as DistillObjective
+from limbeck.objectives.objective import AnyObjective
+from limbeck.objectives.teacher import LiveTeacher, Teacher
+from limbeck.objectives.teacher_cache import CachedTeacher, build_cache, compare_with_live
+from limbeck.recipes.fit import Encoded, Fit, Start
+from limbeck.recipes.parts import Parts
+from limbeck.run import Run
+
+__all__ = ["Distill"]
+
+_TEACH = {"section": "distillation"}
+_MODEL = {"section": "model"}
+
+
+class Distill(Fit):
+    """Train a student on ``alpha * CE(answers) + beta * T^2 * KL(teacher || student)`` (Hinton et al. 2015).
+
+    The student is ``model``, or a fresh ``architecture``, or, with neither, a copy of the teacher that a technique
+    such as depth makes smaller.
+    """
+
+    verb: ClassVar[str] = "distill"
+    summary: ClassVar[str] = "train a student from a teacher's distributions and the task's answers"
+
+    teacher: str = Field(description="teacher: a folder, a run or a Hub id", json_schema_extra=_MODEL)
+    model: str | None = Field(None, description="student to start from: a folder, a run or a Hub id", json_schema_extra=_MODEL)
+    architecture: Architecture | None = Field(None, description="a fresh student instead")
+    alpha: float = Field(0.5, ge=0, description="weight of the cross-entropy on the answers", json_schema_extra=_TEACH)
+    beta: float = Field(0.5, ge=0, description="weight of the divergence from the teacher", json_schema_extra=_TEACH)
+    temperature: float = Field(1.0, gt=0, description="T; the divergence is multiplied by T^2", json_schema_extra=_TEACH)
+    divergence: Literal["forward_kl", "reverse_kl", "jsd", "skew_kl"] = Field(
+        "forward_kl", description="forward_kl is KL(teacher || student)", json_schema_extra=_TEACH
+    )
+    on: Literal["all", "answers"] = Field("all", description="tokens that the divergence covers", json_schema_extra=_TEACH)
+    teacher_top_k: int = Field(
+        0, ge=0, description="write the teacher's k likeliest tokens to disk once and learn from those; 0: run it live",
+        json_schema_extra=_TEACH,
+    )
+    teacher_cache: str | None = Field(
+        None, description="folder of the teacher on disk, shared by runs; none: inside the run", json_schema_extra=_TEACH
+    )
+
+    @model_validator(mode="after")
+    def _one_student(self) -> Distill:
+        if self.model is not None and self.architecture is not None:
+            raise ValueError("model and architecture both name a student: give one")
+        if self.alpha == 0 and self.beta == 0:
+            raise ValueError("alpha and beta are both 0: there is nothing to learn")
+        if self.teacher_cache is not None and self.teacher_top_k == 0:
+            raise ValueError("teacher_cache needs teacher_top_k above 0")
+        return self
+
+    def start(self, parts: Parts, device: torch.device) -> Start:
+        """Load the teacher, build or load the student, and check that both encode alike."""
+        teacher = load_bundle(self.teacher, device=device)
+        student, source = self._student(teacher, device)
+        check_alike(
+            teacher.tokenizer, student.tokenizer, teacher.model.config.vocab_size, student.model.config.vocab_size
+        )
+        facts = {"teacher": self.teacher, "teacher_parameters": teacher.model.count_parameters()}
+        return Start(student.model, student.tokenizer, student.generation, source, facts, teacher)
+
+    def _student(self, teacher: Bundle, device: torch.device) -> tuple[Bundle, str]:
+        if self.model is not None:
+            return load_bundle(self.model, device=device), self.model
+        generation = dict(teacher.generation)
+        if self.architecture is not None:
+            model = Decoder(self.architecture.config(teacher.model.config.vocab_size)).to(device)
+            return Bundle(model, teacher.tokenizer, generation, "random weights", None), "random weights"
+        model = copy.deepcopy(teacher.model)
+        return Bundle(model, teacher.tokenizer, generation, "teacher", None), f"copy of the teacher {self.teacher}"
+
+    def objective(self, start: Start, data: Encoded, parts: Parts, run: Run | None) -> AnyObjective:
+        """``Distill`` on a live teacher, or on one written to disk first."""
+        assert start.teacher is not None
+        teacher: Teacher = LiveTeacher(start.teacher.model)
+        if self.teacher_top_k and self.beta and run is not None:
+            teacher = self._on_disk(start.teacher, data, parts, run)
+        return DistillObjective(
+            teacher=teacher,
+            alpha=self.alpha,
+            beta=self.beta,
+            temperature=self.temperature,
+            divergence=self.divergence,
+            on=self.on,
+        )
+
+    def _on_disk(self, teacher: Bundle, data: Encoded, parts: Parts, run: Run) -> Teacher:
+        folder = Path(self.teacher_cache) if self.teacher_cache is not None else run.path / "teacher"
+        raise NotImplementedError

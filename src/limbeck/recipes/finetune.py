@@ -1,0 +1,34 @@
+"""``limbeck finetune``: a given model on a task."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+
+from limbeck.formats.load import load_bundle
+from limbeck.objectives.objective import AnyObjective
+from limbeck.recipes.fit import Encoded, Fit, Start
+from limbeck.recipes.parts import Parts
+from limbeck.run import Run
+
+__all__ = ["Finetune"]
+
+
+class Finetune(Fit):
+    """Train a given model further, whole or through techniques such as LoRA."""
+
+    verb: ClassVar[str] = "finetune"
+    summary: ClassVar[str] = "train a model on a task, whole or through techniques such as LoRA"
+
+    model: str = Field(description="model to start from: a folder, a run or a Hub id", json_schema_extra={"section": "model"})
+
+    def start(self, parts: Parts, device: torch.device) -> Start:
+        """Load the model."""
+        bundle = load_bundle(self.model, device=device)
+        return Start(bundle.model, bundle.tokenizer, bundle.generation, self.model)
+
+    def objective(self, start: Start, data: Encoded, parts: Parts, run: Run | None) -> AnyObjective:
+        """The task's own."""
+        return self.task.objective()

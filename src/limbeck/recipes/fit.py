@@ -1,0 +1,227 @@
+"""The recipe that every training verb shares; it branches on no task, objective or technique."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field
+
+from limbeck.config import dump
+from limbeck.data.batch import Batch, Example
+from limbeck.data.batches import Batches
+from limbeck.data.prompts import EncodingReport
+from limbeck.data.tokenizer import Tokenizer
+from limbeck.decode.settings import Decoding
+from limbeck.formats.load import Bundle, save_bundle
+from limbeck.measure.held_out import HeldOut
+from limbeck.model.decoder import Decoder
+from limbeck.objectives.objective import AnyObjective
+from limbeck.recipes.measured import cost_of, measure, show_report
+from limbeck.recipes.parts import DataSource, Parts, device_of
+from limbeck.recipes.plan import dry_run
+from limbeck.recipes.recipe import Recipe, Report, Session
+from limbeck.run import Run
+from limbeck.tasks.table import AnyTask
+from limbeck.tasks.task import Measuring
+from limbeck.tasks.text import Text
+from limbeck.techniques.table import AnyTechnique
+from limbeck.techniques.technique import apply_all, finish_all
+from limbeck.train.loop import TrainResult, train
+from limbeck.train.settings import TrainSettings
+
+__all__ = ["Fit", "Start"]
+
+_DATA = {"section": "data"}
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What a training begins from.
+
+    Attributes:
+        model: the decoder before any technique.
+        tokenizer: its tokenizer.
+        generation: generation defaults to save beside the result.
+        source: where the weights came from, for the report.
+        facts: further things worth reporting, such as the teacher's name.
+        teacher: the model to learn from, where there is one.
+    """
+
+    model: Decoder
+    tokenizer: Tokenizer
+    generation: Mapping[str, Any]
+    source: str
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    teacher: Bundle | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """Tokenised parts of the data."""
+
+    train: list[Example]
+    valid: list[Example]
+    report: EncodingReport
+    context: int
+
+
+class Fit(DataSource, Recipe):
+    """Train a model on rows of a task and measure what came of it."""
+
+    task: AnyTask = Field(default_factory=Text, description="kind of work")
+    context: int | None = Field(None, ge=2, description="tokens a sequence; none: the model's own", json_schema_extra=_DATA)
+    batch_size: int = Field(8, ge=1, description="sequences (packed: rows) a micro-batch", json_schema_extra=_DATA)
+    packing: bool = Field(False, description="fill rows with several whole documents", json_schema_extra=_DATA)
+    bucketing: bool = Field(True, description="batch rows of like length together", json_schema_extra=_DATA)
+    techniques: tuple[AnyTechnique, ...] = Field((), description="applied in this order")
+    train: TrainSettings = Field(default_factory=TrainSettings, description="the training itself")
+    measuring: Measuring = Field(default_factory=Measuring, description="the final evaluation")
+    decoding: Decoding | None = Field(None, description="how the final evaluation generates; none: the task's choice")
+    dry_run: bool = Field(
+        False, description="show tokenised examples, memory and time, and stop", json_schema_extra={"section": "common"}
+    )
+
+    @abstractmethod
+    def start(self, parts: Parts, device: torch.device) -> Start:
+        """Build or load the model to train."""
+
+    @abstractmethod
+    def objective(self, start: Start, data: Encoded, parts: Parts, run: Run | None) -> AnyObjective:
+        """What to learn; ``run`` is None on a dry run, when nothing may be written."""
+
+    @property
+    def folder(self) -> Path:
+        """Run folder: ``out``, or one named after the recipe, so that the same command finds its own run again."""
+        if self.out is not None:
+            return Path(self.out)
+        return Path("runs") / f"{self.verb}-{hashlib.sha256(dump(self).encode()).hexdigest()[:8]}"
+
+    def run(self, session: Session) -> Report:
+        """Train, save, measure, report.
+
+        Raises:
+            LimbeckError: the data, the model or the techniques do not fit; the loss diverged; Ctrl-C.
+        """
+        torch.manual_seed(self.seed)
+        device = device_of(self.device)
+        parts = self.parts(self.task)
+        start = self.start(parts, device)
+        data = self._encode(parts, start)
+        torch.manual_seed(self.seed)
+        model = apply_all(self.techniques, start.model, self._calibration(data, start))
+        stream = self._stream(data.train, start, data.context)
+        if self.dry_run:
+            return dry_run(self, model, start.tokenizer, data.train, data.report, stream, session)
+        with Run.create(self.folder, self) as run:
+            if run.finished:
+                session.say(run.describe())
+                values = run.report()
+                return Report(values, show_report(values))
+            run.provenance(seed=self.seed, data={k: v["hash"] for k, v in parts.describe().items()})
+            session.say(f"{self.verb}: {run.describe()}")
+            objective = self.objective(start, data, parts, run)
+            result = self._train(model, objective, stream, data, start, run, device, session)
+            return self._conclude(model, start, parts, data, result, run, session)
+
+    def _encode(self, parts: Parts, start: Start) -> Encoded:
+        context = min(self.context or start.model.config.context, start.model.config.context)
+        examples, report = self.task.encode(parts.train, start.tokenizer, context)
+        valid: list[Example] = []
+        if parts.valid is not None:
+            valid, _ = self.task.encode(parts.valid, start.tokenizer, context)
+        return Encoded(examples, valid, report, context)
+
+    def _stream(self, examples: Sequence[Example], start: Start, context: int) -> Batches:
+        return Batches(
+            examples,
+            batch_size=self.batch_size,
+            context=context,
+            pad_id=start.tokenizer.pad_id,
+            packing=self.packing,
+            bucketing=self.bucketing and not self.packing,
+            shuffle=True,
+            seed=self.seed,
+        )
+
+    def _fixed(self, examples: Sequence[Example], start: Start, context: int) -> list[Batch]:
+        """Batches in an order that nothing changes, for evaluation and calibration."""
+        if not examples:
+            return []
+        batches = Batches(
+            examples,
+            batch_size=self.measuring.batch_size,
+            context=context,
+            pad_id=start.tokenizer.pad_id,
+            bucketing=True,
+            shuffle=False,
+        )
+        return [batches.at(i) for i in range(batches.per_epoch)]
+
+    def _calibration(self, data: Encoded, start: Start) -> list[Batch]:
+        """The first training rows, for techniques that look at activations; drawn only if there is one."""
+        if not self.techniques:
+            return []
+        return self._fixed(data.train[: 8 * self.measuring.batch_size], start, data.context)
+
+    def _train(
+        self,
+        model: Decoder,
+        objective: AnyObjective,
+        stream: Batches,
+        data: Encoded,
+        start: Start,
+        run: Run,
+        device: torch.device,
+        session: Session,
+    ) -> TrainResult:
+        held_out = HeldOut(self.task.objective(), self._fixed(data.valid, start, data.context))
+        return train(
+            model.to(device),
+            objective,
+            stream,
+            self.train,
+            evaluations=[held_out] if data.valid else [],
+            run=run,
+            seed=self.seed,
+            precision=self.dtype,
+            device=device,
+            progress=session.progress,
+        )
+
+    def _conclude(
+        self,
+        model: Decoder,
+        start: Start,
+        parts: Parts,
+        data: Encoded,
+        result: TrainResult,
+        run: Run,
+        session: Session,
+    ) -> Report:
+        trainable = model.count_parameters(trainable=True)
+        model, residues = finish_all(self.techniques, model.eval())
+        save_bundle(model, start.tokenizer, run.model, generation=start.generation, residues=residues)
+        values: dict[str, Any] = {
+            "verb": self.verb,
+            "run": str(run.path),
+            "start": {"source": start.source, **start.facts},
+            "data": {**parts.describe(), "encoding": data.report},
+            "training": result,
+        }
+        final = parts.final
+        if final is not None:
+            name, rows = final
+            session.say(f"measuring on {len(rows)} {name} rows")
+            values |= measure(
+                model, start.tokenizer, self.task, rows, name, self.measuring, self.decoding, run.scores / f"{name}.jsonl"
+            )
+        values["cost"] = cost_of(model, run.model, trainable=trainable)
+        report = Report(values, show_report(values))
+        run.finish(values)
+        return report

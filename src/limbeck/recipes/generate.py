@@ -1,0 +1,123 @@
+"""``limbeck generate``: continue prompts, streamed as they are written."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import Field
+from rich.text import Text as RichText
+
+from limbeck.data.readers import read
+from limbeck.data.tokenizer import Tokenizer
+from limbeck.decode.generate import Generation, OnText, generate
+from limbeck.decode.settings import Decoding
+from limbeck.errors import ConfigError, DataError
+from limbeck.formats.load import load_bundle
+from limbeck.recipes.parts import device_of, dtype_of
+from limbeck.recipes.recipe import Recipe, Report, Session
+from limbeck.storage import write_json
+
+__all__ = ["Generate"]
+
+
+class Generate(Recipe):
+    """Continue one prompt, or every row of a file."""
+
+    verb: ClassVar[str] = "generate"
+    summary: ClassVar[str] = "continue prompts with a model"
+
+    model: str = Field(description="a folder, a run or a Hub id", json_schema_extra={"positional": True})
+    prompt: str = Field("", description="text to continue; empty: from the begin token", json_schema_extra={"positional": True})
+    prompts: str | None = Field(None, description="file of prompts instead: a path or toy:NAME")
+    field: str = Field("text", description="field of the prompts' rows that is the prompt")
+    limit: int | None = Field(None, ge=1, description="only the first rows of the file")
+    batch_size: int = Field(16, ge=1, description="sequences decoded together")
+    decoding: Decoding = Field(default_factory=Decoding, description="how new tokens are chosen")
+
+    def run(self, session: Session) -> Report:
+        """Generate; one prompt is streamed, several are printed when done."""
+        bundle = load_bundle(self.model, dtype_of(self.dtype), device_of(self.device))
+        names, texts = self._texts()
+        prompts = [self._ids(bundle.tokenizer, text) for text in texts]
+        ends = _ends(bundle.generation, bundle.tokenizer)
+        stream = len(prompts) == 1 and self.decoding.outputs == 1
+        if stream:
+            session.write(texts[0])
+        started = time.perf_counter()
+        out = generate(
+            bundle.model,
+            bundle.tokenizer,
+            prompts,
+            self.decoding,
+            batch_size=self.batch_size,
+            end_ids=ends,
+            on_text=_writer(session) if stream else None,
+        )
+        seconds = time.perf_counter() - started
+        if stream:
+            session.write("\n")
+        tokens = sum(g.tokens for some in out for g in some)
+        values: dict[str, Any] = {
+            "verb": self.verb,
+            "model": self.model,
+            "decoding": self.decoding.model_dump(mode="json"),
+            "generations": [_plain(n, t, g) for n, t, some in zip(names, texts, out, strict=True) for g in some],
+            "tokens": tokens,
+            "seconds": seconds,
+            "tokens_per_second": tokens / seconds if seconds > 0 else None,
+        }
+        if self.out is not None:
+            write_json(Path(self.out) / "generations.json", values)
+        body = [] if stream else [_shown(t, g) for t, some in zip(texts, out, strict=True) for g in some]
+        rate = f"{tokens} tokens in {seconds:.2f} s"
+        return Report(values, (*body, RichText(rate, style="dim")))
+
+    def _texts(self) -> tuple[list[str], list[str]]:
+        if self.prompts is None:
+            return ["prompt"], [self.prompt]
+        if self.prompt:
+            raise ConfigError("a prompt and a file of prompts were given: give one")
+        rows = read(self.prompts, required=[self.field], limit=self.limit)
+        return [r.id for r in rows], [str(r.value(self.field)) for r in rows]
+
+    def _ids(self, tokenizer: Tokenizer, text: str) -> list[int]:
+        ids = tokenizer.encode(text)
+        first = tokenizer.bos_id if tokenizer.bos_id is not None else tokenizer.eos_id
+        if tokenizer.begins_with_bos or not ids:
+            return [first, *ids]
+        return ids
+
+
+def _ends(generation: dict[str, Any], tokenizer: Tokenizer) -> Sequence[int]:
+    """End tokens of the model's generation defaults, else the tokenizer's."""
+    given = generation.get("eos_token_id", tokenizer.eos_id)
+    ends = [given] if isinstance(given, int) else list(given or [tokenizer.eos_id])
+    if not all(isinstance(e, int) for e in ends):
+        raise DataError(f"eos_token_id of the generation config must be token ids, not {given!r}")
+    return ends
+
+
+def _writer(session: Session) -> OnText:
+    def write(prompt: int, sample: int, text: str) -> None:
+        session.write(text)
+
+    return write
+
+
+def _plain(name: str, prompt: str, g: Generation) -> dict[str, Any]:
+    return {
+        "id": name,
+        "prompt": prompt,
+        "text": g.text,
+        "stopped": g.stopped,
+        "tokens": g.tokens,
+        "log_prob": g.log_prob,
+        "ids": list(g.ids),
+    }
+
+
+def _shown(prompt: str, g: Generation) -> RichText:
+    return RichText.assemble((prompt, "dim"), g.text, (f"  [{g.stopped}, {g.tokens} tokens]\n", "cyan"))

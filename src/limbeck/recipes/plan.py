@@ -1,0 +1,83 @@
+"""``--dry-run``: what a training would see, need and take, without training."""
+
+from __future__ import annotations
+
+import copy
+import time
+from typing import Any
+
+import torch
+from rich.console import RenderableType
+
+from limbeck.data.batch import Batch
+from limbeck.data.batches import Batches
+from limbeck.losses.terms import total
+from limbeck.measure.cost import peak_memory_bytes
+from limbeck.model.decoder import Decoder
+from limbeck.objectives.objective import AnyObjective
+from limbeck.recipes.recipe import facts
+from limbeck.train.settings import TrainSettings
+
+__all__ = ["expect", "expectation_table"]
+
+_MB = 1e6
+
+
+def expect(model: Decoder, objective: AnyObjective, stream: Batches, settings: TrainSettings) -> dict[str, Any]:
+    """Time two micro-batches on a copy of ``model`` and say what the whole training would need.
+
+    Returns:
+        ``steps``, ``tokens``, ``seconds`` (of the training steps alone), ``state_bytes`` (weights, gradients and
+        AdamW's two moments, in fp32) and ``activation_bytes`` (growth of the process's peak in the trial).
+    """
+    steps = settings.total_steps(stream.per_epoch)
+    described = stream.describe()
+    trial = copy.deepcopy(model).train()
+    parameters, trainable = model.count_parameters(), model.count_parameters(trainable=True)
+    state = 4 * (parameters + 3 * trainable)
+    before = peak_memory_bytes()
+    _micro_batch(trial, objective, stream.at(0))
+    batches = [stream.at(i) for i in range(1, 3)]
+    started = time.perf_counter()
+    for batch in batches:
+        _micro_batch(trial, objective, batch)
+    seconds = (time.perf_counter() - started) / sum(int(b.real.sum()) for b in batches)
+    tokens_per_epoch = float(described["tokens"])
+    tokens = tokens_per_epoch * steps * settings.accumulation / stream.per_epoch
+    return {
+        "steps": steps,
+        "tokens": round(tokens),
+        "seconds": seconds * tokens,
+        "tokens_per_second": 1 / seconds,
+        "parameters": parameters,
+        "trainable": trainable,
+        "state_bytes": state,
+        "activation_bytes": max(0, peak_memory_bytes() - before),
+        "flops": 3 * tokens * model.flops_per_token(batches[0].ids.shape[1]),
+    }
+
+
+def _micro_batch(model: Decoder, objective: AnyObjective, batch: Batch) -> None:
+    batch = batch.to(model.device)
+    loss = total(objective(model, batch), objective.counts(batch))
+    if loss.requires_grad:
+        loss.backward()  # type: ignore[no-untyped-call]
+    if batch.ids.is_cuda:
+        torch.cuda.synchronize()
+    model.zero_grad(set_to_none=True)
+
+
+def expectation_table(expected: dict[str, Any]) -> RenderableType:
+    """The same for people."""
+    minutes = expected["seconds"] / 60
+    return facts(
+        "expected",
+        [
+            ("steps", f"{expected['steps']:,}"),
+            ("tokens", f"{expected['tokens']:,}"),
+            ("time", f"{minutes:.1f} min at {expected['tokens_per_second']:,.0f} tokens/s, measured on two micro-batches"),
+            ("parameters", f"{expected['parameters']:,}, trainable {expected['trainable']:,}"),
+            ("memory", f"{expected['state_bytes'] / _MB:,.0f} MB of state + {expected['activation_bytes'] / _MB:,.0f} MB at work"),
+            ("arithmetic", f"{expected['flops']:.3g} FLOP"),
+        ],
+    )

@@ -1,0 +1,344 @@
+"""A run is a directory: its recipe, metrics, checkpoints, model, provenance and report."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from limbeck import config, storage
+from limbeck.errors import ConfigError, DataError, RunError
+
+__all__ = ["Run", "machine", "same_but_time", "source", "versions"]
+
+_PACKAGES = ("limbeck", "torch", "numpy", "tokenizers", "safetensors", "huggingface_hub", "datasets", "pydantic")
+
+
+class Run:
+    """The folder of one run.
+
+    Attributes:
+        path: the folder.
+        resumed: ``create`` found this recipe's run begun there before.
+    """
+
+    def __init__(self, path: Path, *, resumed: bool = False) -> None:
+        self.path, self.resumed = path, resumed
+        self._events: Any = None
+        self._purge: int | None = None
+        self._lock: int | None = None
+
+    @classmethod
+    def create(cls, path: Path, recipe: config.Config) -> Run:
+        """Begin a run in ``path``, or go on with the same recipe's run there (see ``resumed`` and ``finished``).
+
+        Raises:
+            ConfigError: the folder holds another recipe's run, or files that are no run.
+            RunError: another process is writing this run.
+            StorageError: the folder cannot be written.
+        """
+        file, text = path / "recipe.yaml", config.dump(recipe)
+        if path.exists() and not path.is_dir():
+            raise ConfigError(f"{path} is a file: give a folder for the run")
+        resumed = file.exists()
+        if resumed:
+            _check_same(path, _read_yaml(file), yaml.safe_load(text))
+        elif path.exists() and any(not p.name.startswith(".") for p in path.iterdir()):
+            raise ConfigError(f"folder {path} is not empty and holds no run: give an empty or a new one")
+        run = cls(path, resumed=resumed)
+        with storage.writing(path):
+            path.mkdir(parents=True, exist_ok=True)
+            run._take_lock()
+            storage.sweep(path)
+            storage.settle(run.model)
+            for folder in (run.checkpoints, run.scores):
+                folder.mkdir(exist_ok=True)
+        if not resumed:
+            storage.write_text(file, text)
+        return run
+
+    @classmethod
+    def open(cls, path: Path) -> Run:
+        """Open a run to read; nothing is written.
+
+        Raises:
+            DataError: there is no run in ``path``.
+        """
+        if not (path / "recipe.yaml").is_file():
+            raise DataError(f"{path} is no run folder: it holds no recipe.yaml")
+        return cls(path)
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Finish the TensorBoard events and let another process write here."""
+        if self._events is not None:
+            self._events.close()
+            self._events = None
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of training checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def model(self) -> Path:
+        """Folder of the finished model."""
+        return self.path / "model"
+
+    @property
+    def scores(self) -> Path:
+        """Folder of per-item scores, one file an evaluation."""
+        return self.path / "scores"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Folder of TensorBoard events."""
+        return self.path / "tensorboard"
+
+    @property
+    def metrics_file(self) -> Path:
+        """``metrics.jsonl``: one JSON object a line, each with its ``step``."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def finished(self) -> bool:
+        """The report is written: there is nothing left to do."""
+        return (self.path / "report.json").is_file()
+
+    def describe(self) -> str:
+        """Say in one sentence how far the run is."""
+        if self.finished:
+            return f"run {self.path} is finished: its report is {self.path / 'report.json'}"
+        if self.resumed:
+            return f"run {self.path} was begun before and goes on from its last checkpoint"
+        return f"run {self.path} is new"
+
+    def recipe(self) -> dict[str, Any]:
+        """Read the recipe back as plain values.
+
+        Raises:
+            DataError: the file is not YAML.
+        """
+        return _read_yaml(self.path / "recipe.yaml")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Read every whole line of ``metrics.jsonl``; a line that a kill tore is left out."""
+        if not self.metrics_file.exists():
+            return []
+        text = self.metrics_file.read_text(encoding="utf-8")
+        return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+    def report(self) -> dict[str, Any]:
+        """Read the report.
+
+        Raises:
+            DataError: the run is not finished, or the file is damaged.
+        """
+        file = self.path / "report.json"
+        if not file.exists():
+            raise DataError(f"run {self.path} has no report yet: run its command again to finish it")
+        return _read_json(file)
+
+    def log(self, step: int, **metrics: float | None) -> None:
+        """Append one line to ``metrics.jsonl`` and its numbers to TensorBoard. Values that are not finite become null.
+
+        Raises:
+            StorageError: the line cannot be written.
+        """
+        line = {"step": step, **storage.plain(metrics)}
+        with storage.writing(self.metrics_file), self.metrics_file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
+        with storage.writing(self.tensorboard):
+            for name, value in line.items():
+                if name != "step" and isinstance(value, int | float):
+                    self._writer().add_scalar(name, value, step)
+
+    def flush(self) -> int:
+        """Sync ``metrics.jsonl`` to the disk and return its size in bytes, as a checkpoint records it."""
+        if not self.metrics_file.exists():
+            return 0
+        with storage.writing(self.metrics_file), self.metrics_file.open("rb+") as file:
+            os.fsync(file.fileno())
+        return self.metrics_file.stat().st_size
+
+    def rewind(self, size_bytes: int, step: int) -> None:
+        """Cut ``metrics.jsonl`` back to ``size_bytes`` and hide TensorBoard events after ``step``: a resumed run writes
+        those again, so the file ends like an uninterrupted run's. Size 0 and step -1: from the beginning.
+        """
+        self._purge = step + 1
+        if self.metrics_file.exists() and self.metrics_file.stat().st_size > size_bytes:
+            with storage.writing(self.metrics_file):
+                os.truncate(self.metrics_file, size_bytes)
+
+    def write_json(self, name: str, value: Any) -> Path:
+        """Write ``value`` atomically as JSON under ``name`` within the folder and return its path."""
+        storage.write_json(self.path / name, value)
+        return self.path / name
+
+    def finish(self, report: Mapping[str, Any]) -> None:
+        """Write the report; with it the run is finished."""
+        self.write_json("report.json", report)
+
+    def provenance(self, *, seed: int, data: Mapping[str, str]) -> dict[str, Any]:
+        """Write ``provenance.json``: versions, source, seed, data hashes, machine. A later session adds to ``resumed``.
+
+        Args:
+            seed: of the run.
+            data: content hash of each data set, by its role.
+
+        Raises:
+            DataError: the run was begun with other data or another seed.
+        """
+        file = self.path / "provenance.json"
+        session = {
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "versions": versions(),
+            "source": source(),
+            "machine": machine(),
+        }
+        if not file.exists():
+            out: dict[str, Any] = {"seed": seed, "data": dict(data), **session, "resumed": []}
+        else:
+            out = _read_json(file)
+            _check_data(self.path, out, seed, data)
+            out["resumed"] = [*out.get("resumed", []), session]
+        storage.write_json(file, out)
+        return out
+
+    def _writer(self) -> Any:
+        if self._events is None:
+            from torch.utils.tensorboard import SummaryWriter  # seconds to import: only a run that logs pays
+
+            self._events = SummaryWriter(str(self.tensorboard), purge_step=self._purge)
+        return self._events
+
+    def _take_lock(self) -> None:
+        """Hold a lock that dies with the process, so that two of the same command cannot mix their lines."""
+        self._lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            self.close()
+            raise RunError(f"another process is writing run {self.path}: wait for it, or give another folder") from None
+
+
+def same_but_time(line: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a metrics line without its wall-clock fields (``seconds``, ``..._seconds``, ``..._per_second``)."""
+    return {k: v for k, v in line.items() if not k.endswith(("seconds", "per_second"))}
+
+
+def versions() -> dict[str, str]:
+    """Version of Python and of each package that the numbers depend on; those not installed are left out."""
+    out = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            out[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return out
+
+
+def source() -> dict[str, Any]:
+    """Commit of the checkout that this source lies in, and whether it was changed since; None where it is none."""
+    here = Path(__file__)
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(here.parent), *arguments], capture_output=True, text=True, timeout=20, check=False
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    # An installed copy may lie inside somebody else's checkout: only a tracked file speaks for its commit.
+    commit = git("rev-parse", "HEAD") if git("ls-files", "--error-unmatch", here.name) is not None else None
+    if commit is None:
+        return {"commit": None, "changed": None}
+    return {"commit": commit, "changed": bool(git("status", "--porcelain", "--untracked-files=no"))}
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers were made on: processor, cores, memory, GPUs, platform; no name of host or user."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    out: dict[str, Any] = {
+        "cpu": _cpu_model(),
+        "cores": usable,
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "gpus": [],
+    }
+    torch = sys.modules.get("torch")  # who has not imported torch computed nothing on it
+    if torch is not None:
+        out["threads"] = torch.get_num_threads()
+        out["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return out
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _check_same(path: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+    differences = _differences(there, here)
+    if differences:
+        shown = "; ".join(differences[:4]) + (f"; and {len(differences) - 4} more" if len(differences) > 4 else "")
+        raise ConfigError(f"folder {path} holds another run ({shown}): give another folder, or the same recipe")
+
+
+def _differences(there: Any, here: Any, name: str = "") -> list[str]:
+    if isinstance(there, Mapping) and isinstance(here, Mapping):
+        keys = [*there, *(k for k in here if k not in there)]
+        return [d for k in keys for d in _differences(there.get(k), here.get(k), f"{name}.{k}" if name else str(k))]
+    return [] if there == here else [f"{name or 'recipe'} is {there!r} there and {here!r} here"]
+
+
+def _check_data(path: Path, known: Mapping[str, Any], seed: int, data: Mapping[str, str]) -> None:
+    if known.get("seed") != seed:
+        raise DataError(f"run {path} was begun with seed {known.get('seed')}, not {seed}: give another folder")
+    for role in sorted({*known.get("data", {}), *data}):
+        if known["data"].get(role) != data.get(role):
+            raise DataError(f"the {role} data changed since run {path} was begun: give another folder to start afresh")
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise DataError(f"{file} cannot be read: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise DataError(f"{file} holds no recipe")
+    return values
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file} cannot be read: {error}") from None
+    if not isinstance(values, dict):
+        raise DataError(f"{file} holds no JSON object")
+    return values

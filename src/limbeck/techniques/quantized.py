@@ -1,0 +1,155 @@
+"""What all quantizers share: which matrices they take, on which grid, and the walk that puts codes in their place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import nn
+
+from limbeck.errors import TechniqueError, nearest
+from limbeck.kernels.packed_layout import Codes
+from limbeck.model.decoder import Decoder
+from limbeck.model.linear import Linear
+from limbeck.model.quantized import QuantizedEmbedding, QuantizedLinear, QuantizedWeight, is_quantized
+from limbeck.model.surgery import find, matches, replace
+from limbeck.techniques.grid import Grid, encode
+from limbeck.techniques.technique import Technique
+
+__all__ = ["Matrix", "Quantizer", "install", "matrices", "refuse_quantized", "round_all"]
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """One weight to quantize.
+
+    Attributes:
+        name: dotted name of the module; of the embedding where the head is tied to it.
+        module: the module, linear or embedding.
+        grid: the numbers it may take.
+    """
+
+    name: str
+    module: nn.Linear | nn.Embedding
+    grid: Grid
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of codes and scales on this grid."""
+        return self.grid.layout(*self.module.weight.shape).bytes
+
+
+class Quantizer(Technique):
+    """Base of the techniques that put weights on grids; also their own residue: the grids rebuild the deployed model.
+
+    Linear layers, the token embedding and the head are quantized; a tied head shares the embedding's codes. Learned
+    positions stay as they are (under 1 % of a model, and GGUF keeps them too) unless an override names them.
+    """
+
+    bits: Literal[4, 8] | None = Field(None, description="short for grid: 4 is int4 in groups of 32, 8 is int8 by channel")
+    grid: Annotated[Grid, Field(validate_default=True)] = Grid()
+    embeddings: bool = Field(True, description="quantize the token embedding, and with it a tied head")
+    head: bool = Field(True, description="quantize an untied head")
+    overrides: dict[str, Grid | None] = Field(
+        default_factory=dict, description="grids by pattern of module names, first match wins; null leaves a module as it is"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_bits(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("bits") in (4, 8) and "grid" not in values:
+            return {**values, "grid": {"format": f"int{values['bits']}"}}
+        return values
+
+    @model_validator(mode="after")
+    def _bits_agree(self) -> Quantizer:
+        if self.bits is not None and self.bits != self.grid.bits:
+            raise ValueError(f"bits {self.bits} and grid {self.grid.format} disagree: give one of them")
+        return self
+
+    def grid_of(self, name: str) -> Grid | None:
+        """Grid of the module called ``name``; None: it stays as it is."""
+        for pattern, grid in self.overrides.items():
+            if matches(name, (pattern,)):
+                return grid
+        if name == "embed":
+            return self.grid if self.embeddings else None
+        if name == "head":
+            return self.grid if self.head else None
+        return None if name == "positions" else self.grid
+
+    def deployed_skeleton(self, model: Decoder) -> Decoder:
+        """Empty quantized modules in place of the weights, which are dropped unread; on "meta" no memory is touched."""
+        install(
+            model,
+            matrices(model, self),
+            lambda m: m.grid.layout(*m.module.weight.shape).empty(m.module.weight.device),
+        )
+        return model
+
+
+def refuse_quantized(model: Decoder, who: str) -> None:
+    """Stop a second quantization.
+
+    Raises:
+        TechniqueError: the model holds quantized weights.
+    """
+    if is_quantized(model):
+        raise TechniqueError(f"the model is quantized already: give {who} the full-precision model it came from")
+
+
+def matrices(model: Decoder, plan: Quantizer) -> list[Matrix]:
+    """The weights that ``plan`` quantizes, in the model's order.
+
+    Raises:
+        TechniqueError: the model is quantized already, an override matches no module, or nothing is left to quantize.
+    """
+    refuse_quantized(model, plan.name)
+    tied = _tied(model)  # then the head is the embedding, and has no grid of its own
+    found = find(model, lambda _, m: isinstance(m, nn.Linear | nn.Embedding) and not (tied and m is model.head))
+    for pattern in plan.overrides:
+        if not any(matches(name, (pattern,)) for name in found):
+            hint = nearest(pattern, found)
+            raise TechniqueError(f"override '{pattern}' of {plan.name} matches no linear layer or embedding{hint}")
+    out = []
+    for name, module in found.items():
+        assert isinstance(module, nn.Linear | nn.Embedding)
+        grid = plan.grid_of(name)
+        if grid is not None:
+            out.append(Matrix(name, module, grid))
+    if not out:
+        raise TechniqueError(f"{plan.name} was told to leave every weight of the model as it is")
+    return out
+
+
+def _tied(model: Decoder) -> bool:
+    return isinstance(model.embed, nn.Embedding) and getattr(model.head, "weight", None) is model.embed.weight
+
+
+@torch.no_grad()
+def install(model: Decoder, chosen: list[Matrix], make: Callable[[Matrix], Codes]) -> None:
+    """Replace each matrix by a module on its codes, one at a time, so that only one is in memory twice."""
+    by_name = {m.name: m for m in chosen}
+    tied = _tied(model)
+
+    def build(name: str, module: nn.Module) -> nn.Module:
+        matrix = by_name[name]
+        weight = QuantizedWeight(make(matrix), matrix.module.weight.dtype)
+        module.register_parameter("weight", None)  # frees it now: the walk holds the old modules to its end
+        if isinstance(module, nn.Embedding):
+            return QuantizedEmbedding(weight)
+        assert isinstance(module, nn.Linear)
+        parts = module.parts if isinstance(module, Linear) else {"out": module.out_features}
+        return QuantizedLinear(weight, parts, module.bias)
+
+    replace(model, lambda name, _: name in by_name, build)
+    if tied and isinstance(model.embed, QuantizedEmbedding):
+        model.head = QuantizedLinear(model.embed.quantized, model.head.parts, None, borrowed=True)
+
+
+def round_all(model: Decoder, plan: Quantizer, clip: Literal["none", "search"]) -> None:
+    """Round every matrix of ``plan`` to the nearest numbers of its grid."""
+    install(model, matrices(model, plan), lambda m: encode(m.module.weight, m.grid, clip))

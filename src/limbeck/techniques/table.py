@@ -1,0 +1,31 @@
+"""Every technique by name: the line that registers it here enrols it in the shared laws of the tests."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Union
+
+from pydantic import Field
+
+from limbeck.techniques.depth import Depth
+from limbeck.techniques.freeze import Freeze
+from limbeck.techniques.lora import LoRA
+from limbeck.techniques.technique import Technique
+
+__all__ = ["TECHNIQUES", "AnyTechnique", "describe"]
+
+TECHNIQUES: dict[str, type[Technique]] = {
+    Depth.name: Depth,
+    Freeze.name: Freeze,
+    LoRA.name: LoRA,
+}
+"""Name -> class."""
+
+if TYPE_CHECKING:
+    AnyTechnique = Technique
+else:
+    AnyTechnique = Annotated[Union[tuple(TECHNIQUES.values())], Field(discriminator="kind")]  # noqa: UP007
+
+
+def describe() -> dict[str, str]:
+    """Name -> the first line of what each technique says of itself."""
+    return {name: (kind.__doc__ or "").strip().partition("\n")[0] for name, kind in TECHNIQUES.items()}

@@ -1,0 +1,213 @@
+"""The dtype of the computation: plain, or bf16 weights in the model with fp32 masters in the optimizer."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from limbeck.errors import CheckpointError, ConfigError
+from limbeck.train.distributed import full, like
+
+__all__ = ["Precision", "Weights", "fastest", "join_halves", "split_halves"]
+
+Precision = Literal["fp32", "bf16", "fp64"]
+
+
+class Weights:
+    """The trained tensors in the optimizer's precision, and the model that they drive.
+
+    fp32 and fp64: ``trained`` are the model's own parameters. bf16: the model's parameters are bf16 and ``trained`` are
+    their fp32 masters, so no step casts weights in the forward; each micro-batch's bf16 gradient is added to the
+    master's fp32 gradient the moment it is whole and freed. Frozen parameters have no master: the 16 bits that bf16
+    drops lie beside them, so that ``release`` gives them back bit for bit at no more than fp32's memory.
+
+    Attributes:
+        trained: name -> tensor that the optimizer steps; a tied weight is there once.
+    """
+
+    def __init__(self, model: nn.Module, precision: Precision) -> None:
+        self.model, self.precision = model, precision
+        self._wide = torch.float64 if precision == "fp64" else torch.float32
+        _cast(model, self._wide)
+        named = dict(model.named_parameters())
+        self._own = {n: p for n, p in named.items() if p.requires_grad}
+        self._frozen = {n: p for n, p in named.items() if not p.requires_grad}
+        if not self._own:
+            raise ConfigError("there is nothing to train: every parameter of the model is frozen")
+        self._halves: dict[str, Tensor] = {}
+        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
+        self.trained: dict[str, nn.Parameter] = self._own
+        if precision == "bf16":
+            self._narrow()
+
+    def _narrow(self) -> None:
+        self.trained = {n: nn.Parameter(p.detach()) for n, p in self._own.items()}  # takes over the fp32 storage
+        for name, p in self._own.items():
+            p.data = p.data.to(torch.bfloat16)
+            hook = p.register_post_accumulate_grad_hook(_collector(self.trained[name]))  # type: ignore[no-untyped-call]
+            self._hooks.append(hook)
+        for name, p in self._frozen.items():
+            if p.dtype == torch.float32:
+                self._split(name, p, p.data)
+
+    def _split(self, name: str, p: nn.Parameter, wide: Tensor) -> None:
+        p.data, low = split_halves(wide)
+        self._halves.pop(name, None)
+        if bool(low.any()):  # weights that were bf16 before have nothing to keep
+            self._halves[name] = low
+
+    @torch.no_grad()
+    def publish(self) -> None:
+        """After an optimizer step: round the masters into the model."""
+        if self.trained is not self._own:
+            torch._foreach_copy_(list(self._own.values()), list(self.trained.values()))
+
+    def clear_gradients(self, keep: bool) -> None:
+        """Zero the gradient buffers, or free them unless ``keep``."""
+        for p in self.trained.values():
+            if keep and p.grad is not None:
+                p.grad.zero_()
+            else:
+                p.grad = None
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Whole tensors in full precision: what training changes (trained, buffers), and what it does not (frozen)."""
+        changing = {n: full(p) for n, p in self.trained.items()} | self._buffers()
+        frozen = {n: full(p) for n, p in self._frozen.items()}
+        for name, p in frozen.items():
+            if name in self._halves:
+                frozen[name] = join_halves(p, self._halves[name])
+            elif p.is_floating_point():
+                frozen[name] = p.to(self._wide)
+        return changing, frozen
+
+    @torch.no_grad()
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Put back what ``state`` returned: both parts in one mapping, or the first alone.
+
+        Raises:
+            CheckpointError: a trained tensor is missing, or a shape differs; nothing was changed then.
+        """
+        changing: dict[str, Tensor] = {**self.trained, **self._buffers()}
+        for name, here in {**changing, **self._frozen}.items():
+            if name not in tensors:
+                if name in changing:
+                    raise CheckpointError(f"key '{name}' is missing")
+            elif tensors[name].shape != here.shape:
+                raise CheckpointError(f"key '{name}' has shape {_shape(tensors[name])}, the model's is {_shape(here)}")
+        extra = sorted(set(tensors) - set(changing) - set(self._frozen))
+        if extra:
+            raise CheckpointError(f"key '{extra[0]}' belongs to no weight of this model")
+        for name, here in changing.items():
+            here.detach().copy_(like(here, tensors[name]))
+        for name, p in self._frozen.items():
+            if name in tensors and p.dtype == torch.bfloat16:
+                self._split(name, p, tensors[name].to(p.device, torch.float32))
+            elif name in tensors:
+                p.detach().copy_(like(p, tensors[name]))
+        self.publish()
+
+    def release(self) -> None:
+        """End: the model holds the masters themselves, frozen weights bit for bit, and no hook. Gradients are freed."""
+        for hook in self._hooks:
+            hook.remove()
+        for name, p in self._own.items():
+            p.grad = None
+            p.data = self.trained[name].data
+        for name, half in self._halves.items():
+            self._frozen[name].data = join_halves(self._frozen[name].data, half)
+        self._halves.clear()
+        self.trained = self._own
+        _cast(self.model, self._wide)
+
+    def _buffers(self) -> dict[str, Tensor]:
+        """Buffers that belong to the saved state, each once."""
+        saved = self.model.state_dict(keep_vars=True)
+        return {n: b for n, b in self.model.named_buffers() if n in saved}
+
+
+def _cast(model: nn.Module, dtype: torch.dtype) -> None:
+    """Cast floating parameters, not buffers: scales and tables keep the precision their owner chose."""
+    for p in model.parameters():
+        if p.is_floating_point() and p.dtype != dtype:
+            p.data = p.data.to(dtype)
+
+
+def _collector(master: nn.Parameter) -> Callable[[Tensor], None]:
+    def collect(p: Tensor) -> None:
+        assert p.grad is not None
+        if master.grad is None:
+            master.grad = p.grad.to(master.dtype)
+        else:
+            master.grad.add_(p.grad)
+        p.grad = None
+
+    return collect
+
+
+def split_halves(wide: Tensor) -> tuple[Tensor, Tensor]:
+    """Split fp32 into its nearest bf16 and the int16 of low bits that bf16 drops; ``join_halves`` undoes it exactly.
+
+    Nearest with ties toward zero: bf16 is the high half, plus one where the low half is above the middle.
+    """
+    bits = wide.contiguous().view(torch.int32)
+    low = bits & 0xFFFF
+    high = (bits >> 16) + (low > 0x8000).int()
+    return _short(high).view(torch.bfloat16), _short(low)
+
+
+def join_halves(narrow: Tensor, low_bits: Tensor) -> Tensor:
+    """Rebuild the fp32 tensor that ``split_halves`` took apart."""
+    low = low_bits.int() & 0xFFFF
+    high = narrow.contiguous().view(torch.int16).int() - (low > 0x8000).int()
+    return ((high << 16) | low).view(torch.float32)
+
+
+def _short(bits: Tensor) -> Tensor:
+    """Keep the low 16 bits of an int32 tensor, as int16."""
+    return ((bits << 16) >> 16).to(torch.int16)
+
+
+def _shape(tensor: Tensor) -> str:
+    return "x".join(map(str, tensor.shape)) or "scalar"
+
+
+def fastest(
+    model: nn.Module, step: Callable[[nn.Module, Weights], None], device: torch.device
+) -> dict[Precision, float]:
+    """Time one forward, backward and update in fp32 and in bf16 on throwaway copies of ``model``.
+
+    Args:
+        model: left as it is.
+        step: runs one of them on a copy.
+        device: whose queue to wait for.
+
+    Returns:
+        Seconds of the faster of two timed steps (after an untimed one) for each precision, the fastest first.
+    """
+    seconds: dict[Precision, float] = {}
+    choices: tuple[Precision, ...] = ("fp32", "bf16")
+    for precision in choices:
+        twin = copy.deepcopy(model)
+        weights = Weights(twin, precision)
+        step(twin, weights)
+        best = float("inf")
+        for _ in range(2):
+            _wait(device)
+            start = time.perf_counter()
+            step(twin, weights)
+            _wait(device)
+            best = min(best, time.perf_counter() - start)
+        seconds[precision] = best
+        weights.release()
+    return dict(sorted(seconds.items(), key=lambda item: item[1]))
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import huggingface_hub
+import pytest
+from huggingface_hub import errors
+
+from limbeck.errors import ModelError
+from limbeck.formats.hub import resolve
+from limbeck.formats.load import load_bundle
+from tests.reference.checkpoints import save
+
+ANSWER = SimpleNamespace(headers={}, request=None, status_code=404)
+
+
+def refused(name, *words):
+    with pytest.raises(ModelError) as caught:
+        resolve(str(name))
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message, message
+
+
+def test_a_model_folder_and_a_run_folder(tmp_path):
+    save("gpt2", tmp_path / "run" / "model")
+    assert resolve(str(tmp_path / "run" / "model")) == tmp_path / "run" / "model"
+    assert resolve(str(tmp_path / "run")) == tmp_path / "run" / "model"
+
+
+def test_home_is_expanded(tmp_path, monkeypatch):
+    save("gpt2", tmp_path / "m")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert resolve("~/m") == tmp_path / "m"
+
+
+def test_a_folder_without_a_model(tmp_path):
+    refused(tmp_path, "config.json", str(tmp_path))
+
+
+def test_a_file_is_no_folder(tmp_path):
+    (tmp_path / "x.safetensors").write_bytes(b"")
+    refused(tmp_path / "x.safetensors", "is a file")
+
+
+def test_a_mistyped_path_offers_its_neighbour(tmp_path):
+    (tmp_path / "teacher").mkdir()
+    refused(tmp_path / "techer", "does not exist", f"did you mean '{tmp_path / 'teacher'}'")
+    refused(tmp_path / "no" / "where", "does not exist")
+    refused("./a folder", "does not exist")
+
+
+def test_the_hub_is_asked_for_no_pickle(tmp_path, monkeypatch):
+    save("gpt2", tmp_path)
+    asked = {}
+
+    def fetch(name, **options):
+        asked.update(options, name=name)
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    assert resolve("owner/name") == tmp_path
+    assert asked["name"] == "owner/name"
+    from fnmatch import fnmatch
+
+    def fetched(file):
+        kept = any(fnmatch(file, p) for p in asked["allow_patterns"])
+        return kept and not any(fnmatch(file, p) for p in asked["ignore_patterns"])
+
+    wanted = ["config.json", "model.safetensors", "model.safetensors.index.json", "merges.txt", "tokenizer.model"]
+    unwanted = ["pytorch_model.bin", "model.pt", "x.pkl", "tf_model.h5", "onnx/config.json", "original/model.safetensors"]
+    assert all(map(fetched, wanted)) and not any(map(fetched, unwanted))
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (errors.RepositoryNotFoundError("no\nsuch", response=ANSWER), ["neither a folder here nor a model on the Hub"]),
+        (errors.GatedRepoError("terms", response=ANSWER), ["gated", "hf auth login"]),
+        (errors.LocalEntryNotFoundError("offline"), ["cache has no copy", "HF_HUB_OFFLINE"]),
+        (errors.HfHubHTTPError("500\nserver", response=ANSWER), ["cannot be fetched: 500 server"]),
+        (errors.OfflineModeIsEnabled("offline"), ["cannot be fetched: offline"]),
+        (RuntimeError("transport broke"), ["cannot be fetched: transport broke"]),
+        (OSError(28, "No space left on device"), ["cannot be fetched", "No space left"]),
+    ],
+)
+def test_each_failure_of_the_hub_is_one_sentence(error, words, monkeypatch):
+    def fail(name, **options):
+        raise error
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    refused("owner/name", "owner/name", *words)
+
+
+def test_a_hub_model_with_pickles_alone(tmp_path, monkeypatch):
+    (tmp_path / "config.json").write_text("{}")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **options: str(tmp_path))
+    refused("owner/name", "no safetensors", "pickled")
+    (tmp_path / "config.json").unlink()
+    refused("owner/name", "no config.json")
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """A Hub cache as huggingface_hub lays it out, read offline (conftest sets HF_HUB_OFFLINE)."""
+    home = tmp_path / "hub"
+    snapshot = home / "models--owner--tiny" / "snapshots" / ("0" * 40)
+    save("gpt2", snapshot)
+    refs = home / "models--owner--tiny" / "refs"
+    refs.mkdir()
+    (refs / "main").write_text("0" * 40)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(home))
+    assert huggingface_hub.constants.is_offline_mode()
+    return snapshot
+
+
+def test_offline_the_cache_is_read(cache):
+    assert resolve("owner/tiny") == cache
+    assert load_bundle("owner/tiny").model.config.layers == 2
+
+
+def test_offline_and_not_cached(cache):
+    refused("owner/other", "owner/other", "cache has no copy")
+    refused("gpt2", "gpt2", "cache has no copy")

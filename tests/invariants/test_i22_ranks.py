@@ -1,0 +1,69 @@
+"""I22: two processes equal one, DDP and FSDP2: global gradients and loss traces to fp32 rounding."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from limbeck.run import same_but_time
+from limbeck.train.distributed import World
+from tests.reference import ranks
+
+ROOT = Path(__file__).parents[2]
+
+
+def two_ranks(kind: str, folder: Path) -> list[dict[str, Any]]:
+    folder.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*command, "-m", "tests.reference.ranks", kind, str(folder)],
+        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [torch.load(folder / f"outcome-{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "tolerance"), [("ddp", 2e-6), ("fsdp", 2e-6), ("bf16", 2e-2), ("fsdp_bf16", 2e-2)]
+)
+def test_two_processes_equal_one(kind: str, tolerance: float, tmp_path: Path) -> None:
+    reference = "bf16" if kind.endswith("bf16") else "ddp"
+    one = ranks.observe(reference, tmp_path / "one", World())
+    first, second = two_ranks(kind, tmp_path / "two")
+    assert len(one["gradients"]) == len(first["gradients"]) == ranks.STEPS
+    for mine, theirs, others in zip(one["gradients"], first["gradients"], second["gradients"], strict=True):
+        norm = torch.stack([g.norm() for g in mine]).norm()
+        assert norm > 0.05  # the gradients are there to be compared
+        for a, b, c in zip(mine, theirs, others, strict=True):
+            assert (a - b).norm() <= tolerance * norm
+            assert torch.equal(b, c)
+    for ours, theirs in zip(one["metrics"], first["metrics"], strict=True):
+        ours, theirs = same_but_time(ours), same_but_time(theirs)
+        assert ours.keys() == theirs.keys()
+        assert theirs == pytest.approx(ours, rel=tolerance, abs=tolerance)
+    assert first["real_tokens"] == one["real_tokens"]
+    for name, value in first["weights"].items():
+        assert torch.equal(value, second["weights"][name])
+        assert not torch.equal(value, dict(ranks.tiny(dropout=0.1).named_parameters())[name])
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_two_killed_processes_resume_to_the_same_end(kind: str, tmp_path: Path) -> None:
+    for outcome in two_ranks(kind, tmp_path):
+        assert outcome["resumed_alike"]
+        whole = [same_but_time(line) for line in outcome["metrics"]]
+        assert [same_but_time(line) for line in outcome["resumed_metrics"]] == whole
+
+
+def test_a_signal_or_an_error_on_one_rank_ends_both(tmp_path: Path) -> None:
+    first, second = two_ranks("failures", tmp_path)
+    assert "stopped after step 2 of 4" in first["stopped"]
+    assert first["stopped"] == second["stopped"]
+    assert first["sentences"][1] == "StorageError: the disk is full"
+    assert second["sentences"] == ["StorageError: the disk is full", "RunError: rank 0 stopped: the disk is full"]

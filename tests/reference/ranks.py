@@ -1,0 +1,131 @@
+"""What one rank of several does in the tests; run by torchrun, or alone: ``ranks.py KIND FOLDER``. Rank 0 writes the outcome."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from limbeck.config import Config
+from limbeck.errors import Interrupted, LimbeckError, StorageError
+from limbeck.run import Run
+from limbeck.train.distributed import World, full, group
+from limbeck.train.loop import TrainResult, train
+from limbeck.train.settings import TrainSettings
+from tests.reference.training import HeldOut, PlainNextToken, Random, same, tiny, weights
+
+STEPS = 4
+KINDS: dict[str, dict[str, Any]] = {
+    "ddp": {"precision": "fp32"},
+    "bf16": {"precision": "bf16"},
+    "fsdp": {"precision": "fp32", "shard": True},
+    "fsdp_bf16": {"precision": "bf16", "shard": True},
+}
+
+
+class Recipe(Config):
+    """A recipe that says only what kind of training it is."""
+
+    kind: str
+
+
+class Killed(Exception):
+    """Stands for a kill."""
+
+
+def settings(kind: str, ranks: int) -> TrainSettings:
+    """Four micro-batches a step, however many ranks share them. A large eps keeps Adam from blowing up rounding."""
+    return TrainSettings(
+        steps=STEPS, accumulation=4 // ranks, learning_rate=1e-2, eps=1e-2, clip_norm=0.5, log_every=1,
+        evaluate_every=2, checkpoint_every=2, restore_best=False, **KINDS[kind],
+    )  # fmt: skip
+
+
+def open_run(folder: Path, kind: str, here: World) -> Run:
+    """Rank 0 makes the folder, the others open it."""
+    if here.main:
+        run = Run.create(folder, Recipe(kind=kind))
+    here.on_main(lambda: None)
+    return run if here.main else Run.open(folder)
+
+
+def fit(kind: str, folder: Path, here: World, on_step: Any = None) -> tuple[Any, TrainResult]:
+    """Train a tiny model in ``folder``."""
+    model = tiny(dropout=0.1)
+    with open_run(folder, kind, here) as run:
+        result = train(
+            model, PlainNextToken(0.1), Random(), settings(kind, here.size), evaluations=[HeldOut()], run=run,
+            seed=7, on_step=on_step, progress=False,
+        )  # fmt: skip
+    return model, result
+
+
+def observe(kind: str, folder: Path, here: World) -> dict[str, Any]:
+    """Train once, and once more killed and resumed; returns losses, gradients, and whether the two ended alike."""
+    gradients: list[list[torch.Tensor]] = []
+
+    def record(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        gradients.append([full(p.grad).clone() for g in optimizer.param_groups for p in g["params"]])
+
+    hook = register_optimizer_step_pre_hook(record)
+    model, result = fit(kind, folder / "whole", here)
+    hook.remove()
+
+    def kill(step: int, _: Mapping[str, float]) -> None:
+        if step == 3:
+            raise Killed
+
+    try:
+        fit(kind, folder / "killed", here, kill)
+        raise AssertionError("it was to be killed")
+    except Killed:
+        pass
+    again, resumed = fit(kind, folder / "killed", here)
+    assert resumed.resumed_from == 2
+    return {
+        "gradients": gradients,
+        "metrics": Run.open(folder / "whole").metrics(),
+        "resumed_metrics": Run.open(folder / "killed").metrics(),
+        "resumed_alike": same(weights(model), weights(again)),
+        "real_tokens": result.real_tokens,
+        "weights": weights(model),
+    }
+
+
+def failures(folder: Path, here: World) -> dict[str, Any]:
+    """A signal that reaches one rank stops both; an error of rank 0 is an error of both."""
+
+    def ask(step: int, _: Mapping[str, float]) -> None:
+        if step == 2 and here.rank == here.size - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    out: dict[str, Any] = {}
+    try:
+        fit("ddp", folder / "stopped", here, ask)
+    except Interrupted as error:
+        out["stopped"] = str(error)
+
+    def refuse() -> None:
+        raise StorageError("the disk is full")
+
+    sentence = ""
+    try:
+        here.on_main(refuse)
+    except LimbeckError as error:
+        sentence = f"{type(error).__name__}: {error}"
+    out["sentences"] = [here.share(sentence), sentence]
+    return out
+
+
+if __name__ == "__main__":
+    name, where = sys.argv[1], Path(sys.argv[2])
+    torch.set_num_threads(1)
+    with group() as here:
+        outcome = failures(where, here) if name == "failures" else observe(name, where, here)
+        torch.save(outcome, where / f"outcome-{here.rank}.pt")

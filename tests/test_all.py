@@ -1,0 +1,61 @@
+"""Every module says what it offers, and every public thing says what it is."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import pkgutil
+from pathlib import Path
+
+import pytest
+
+import limbeck
+
+MODULES = sorted(m.name for m in pkgutil.walk_packages(limbeck.__path__, "limbeck."))
+LEAVES = [m.name for m in pkgutil.walk_packages(limbeck.__path__, "limbeck.") if not m.ispkg]
+PACKAGES = sorted(set(MODULES) - set(LEAVES))
+
+
+def test_there_are_modules_to_look_at() -> None:
+    assert {"limbeck.cli", "limbeck.model.decoder"} <= set(LEAVES)
+
+
+@pytest.mark.parametrize("name", LEAVES)
+def test_every_module_offers_names_that_exist_and_are_documented(name: str) -> None:
+    module = importlib.import_module(name)
+    assert (module.__doc__ or "").strip(), "the module has no docstring"
+    offered = module.__all__
+    assert len(set(offered)) == len(offered)
+    for public in offered:
+        thing = getattr(module, public)
+        if inspect.isclass(thing) or inspect.isfunction(thing):
+            assert (thing.__doc__ or "").strip(), f"{public} has no docstring"
+            if thing.__module__ == name and inspect.isclass(thing):
+                bare = [
+                    method
+                    for method, value in vars(thing).items()
+                    if not method.startswith("_") and inspect.isfunction(value) and not (value.__doc__ or "").strip()
+                ]
+                assert bare == [], f"{public}: no docstring on {', '.join(bare)}"
+
+
+@pytest.mark.parametrize("name", LEAVES)
+def test_every_public_definition_is_offered(name: str) -> None:
+    module = importlib.import_module(name)
+    defined = {
+        public
+        for public, thing in vars(module).items()
+        if not public.startswith("_")
+        if (inspect.isclass(thing) or inspect.isfunction(thing)) and thing.__module__ == name
+    }
+    assert defined <= set(module.__all__), "public in name, but not in __all__"
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_packages_hold_nothing(name: str) -> None:
+    """What a package's ``__init__`` imported would be imported for everybody; import from the defining module."""
+    file = importlib.import_module(name).__file__
+    assert file is not None
+    body = ast.parse(Path(file).read_text(encoding="utf-8")).body
+    assert all(isinstance(node, ast.Expr) for node in body)

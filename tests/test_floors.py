@@ -1,0 +1,103 @@
+"""The house of docs/architecture.md: imports go down or sideways within a room, never up, never in a circle."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import limbeck
+
+SOURCE = Path(limbeck.__file__).parent
+
+FLOORS = [
+    {"errors"}, {"config"}, {"storage"}, {"run", "losses", "kernels"}, {"data"}, {"model"}, {"techniques"}, {"formats"},
+    {"objectives"}, {"decode"}, {"train"}, {"measure"}, {"tasks"}, {"synth"}, {"recipes"}, {"study"}, {"command"},
+    {"integrations", "schema"}, {"cli"}, {"__main__"},
+]  # fmt: skip
+FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+
+# who | must not import | but may
+BANS = [
+    ("losses.*", "*", "losses.* kernels.*"),
+    ("kernels.*", "*", "losses.* kernels.*"),
+    ("model.*", "data.*", "data.batch"),
+    ("techniques.*", "data.*", "data.batch"),
+    ("objectives.*", "techniques.*", ""),
+    ("train.*", "objectives.*", "objectives.objective"),
+    ("train.*", "techniques.*", "techniques.technique"),
+    ("measure.*", "train.*", ""),
+    ("tasks.*", "train.*", ""),
+    ("*", "cli", ""),
+    ("*", "integrations.*", ""),
+]
+
+
+def imports(file: Path) -> Iterator[str]:
+    """Modules of the project that a file imports anywhere, also inside functions, without the leading ``limbeck.``."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative imports hide the floors"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            while name.startswith("limbeck.") and name.removeprefix("limbeck.") not in MODULES:
+                name = name.rpartition(".")[0]  # an imported name: the module it stands in
+            if name.startswith("limbeck."):
+                yield name.removeprefix("limbeck.")
+
+
+def module(file: Path) -> str:
+    return ".".join(file.relative_to(SOURCE).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {module(f): f for f in sorted(SOURCE.rglob("*.py")) if f != SOURCE / "__init__.py"}
+EDGES = {name: set(imports(file)) for name, file in MODULES.items()}
+
+
+def room(name: str) -> str:
+    return name.partition(".")[0]
+
+
+def test_every_room_has_a_floor() -> None:
+    assert {room(m) for m in MODULES} <= FLOOR.keys()
+
+
+def test_no_import_goes_up() -> None:
+    up = [(a, b) for a, seen in EDGES.items() for b in seen if room(a) != room(b) and FLOOR[room(a)] <= FLOOR[room(b)]]
+    assert [pair for pair in up if not {room(pair[0]), room(pair[1])} <= {"losses", "kernels"}] == []
+
+
+def test_no_import_goes_in_a_circle() -> None:
+    tuple(TopologicalSorter(EDGES).static_order())  # raises CycleError, which names the circle
+
+
+@pytest.mark.parametrize(("who", "banned", "allowed"), BANS, ids=lambda v: v or "-")
+def test_bans(who: str, banned: str, allowed: str) -> None:
+    broken = [
+        f"{a} imports {b}"
+        for a, seen in EDGES.items()
+        for b in seen
+        if fnmatchcase(a, who) and fnmatchcase(b, banned)
+        if not any(fnmatchcase(b, one) for one in allowed.split()) and a != "__main__"  # python -m limbeck
+    ]
+    assert broken == []
+
+
+def test_no_technique_imports_another() -> None:
+    """What techniques share (the protocol, the grid) stands in modules that the table does not name."""
+    concrete = EDGES["techniques.table"] - {"techniques.technique"}
+    others = {a: seen & concrete for a, seen in EDGES.items() if room(a) == "techniques" and a != "techniques.table"}
+    assert {a: seen for a, seen in others.items() if seen} == {}
+
+
+def test_the_reading_of_imports_finds_some() -> None:
+    assert "errors" in EDGES["config"] and "command.flags" in EDGES["cli"] and "recipes.table" in EDGES["cli"]
+    assert EDGES["losses.terms"] == set()
