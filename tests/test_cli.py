@@ -93,7 +93,9 @@ def test_hyphens_and_underscores_are_one(run: Run, spelling: str) -> None:
     assert values["train"]["optim"]["learning_rate"] == 0.5
 
 
-@pytest.mark.parametrize(("flag", "value"), [("--packing", True), ("--no-packing", False), ("--no-train.packing", False)])
+@pytest.mark.parametrize(
+    ("flag", "value"), [("--packing", True), ("--no-packing", False), ("--no-train.packing", False)]
+)
 def test_switches_have_two_sides(run: Run, flag: str, value: bool) -> None:
     assert yaml.safe_load(run("toy", flag, "--print-config").out)["train"]["packing"] is value
 
@@ -164,7 +166,14 @@ def test_help_lists_verbs_and_flags(run: Run) -> None:
     assert "toy  shows every shape" in run("--help").out
     assert run().out == run("--help").out
     text = run("toy", "--help").out
-    for part in ("Shows 'every' shape.", "WORDS", "--steps INT", "technique lora:", "--lora.rank INT", "--print-config"):
+    for part in (
+        "Shows 'every' shape.",
+        "WORDS",
+        "--steps INT",
+        "technique lora:",
+        "--lora.rank INT",
+        "--print-config",
+    ):
         assert part in text
     assert "not part of the help" not in text
     assert run("--version").out == f"limbeck {__version__}\n"
@@ -202,7 +211,11 @@ def test_a_reader_that_leaves_is_not_told() -> None:
     reading, writing = os.pipe()
     os.close(reading)
     done = subprocess.run(
-        [sys.executable, "-m", "limbeck", "info", "--help"], stdout=writing, stderr=subprocess.PIPE, text=True, timeout=120
+        [sys.executable, "-m", "limbeck", "info", "--help"],
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=120,
     )
     os.close(writing)
     assert (done.returncode, done.stderr) == (1, "")

@@ -77,9 +77,13 @@ def sentence(values: dict[str, Any]) -> str:
         ({"name": "a", "low": 10}, "x.yaml does not fit together: low is above high"),
         (
             {"name": "a", "inner": {"steps": "many"}},
-            "'inner.steps' in x.yaml: input should be a valid integer, unable to parse string as an integer (got 'many')",
+            "'inner.steps' in x.yaml: input should be a valid integer, unable to parse string as an integer "
+            "(got 'many')",
         ),
-        ({"name": "a", "inner": {"rate": float("nan")}}, "'inner.rate' in x.yaml: input should be a finite number (got nan)"),
+        (
+            {"name": "a", "inner": {"rate": float("nan")}},
+            "'inner.rate' in x.yaml: input should be a finite number (got nan)",
+        ),
     ],
 )
 def test_every_problem_is_a_sentence_that_names_its_place(values: dict[str, Any], wanted: str) -> None:
@@ -159,7 +163,16 @@ def test_an_empty_file_is_an_empty_mapping(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("1e-4", 1e-4), ("-2.E+3", -2000.0), (".5e1", 5.0), ("1.5", 1.5), ("3", 3), ("'1e-4'", "1e-4"), ("e4", "e4"), ("1e", "1e")],
+    [
+        ("1e-4", 1e-4),
+        ("-2.E+3", -2000.0),
+        (".5e1", 5.0),
+        ("1.5", 1.5),
+        ("3", 3),
+        ("'1e-4'", "1e-4"),
+        ("e4", "e4"),
+        ("1e", "1e"),
+    ],
 )
 def test_exponents_are_numbers(text: str, value: object) -> None:
     got = parse(text, "x")
@@ -172,7 +185,24 @@ def test_merge_keys_are_no_repetition() -> None:
 
 
 texts = st.text(st.characters(exclude_categories=("Cs",)), max_size=12) | st.sampled_from(
-    ["1e5", "no", "null", "~", "1:30", "0x1f", "2024-01-01", "<<", "=", "a: b", "# c", "- d", "1_000", "089", "", "\r\n\x85"]
+    [
+        "1e5",
+        "no",
+        "null",
+        "~",
+        "1:30",
+        "0x1f",
+        "2024-01-01",
+        "<<",
+        "=",
+        "a: b",
+        "# c",
+        "- d",
+        "1_000",
+        "089",
+        "",
+        "\r\n\x85",
+    ]
 )
 
 

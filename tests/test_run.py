@@ -99,7 +99,8 @@ def test_metrics_are_lines_and_events(tmp_path: Path) -> None:
         size = run.flush()
         assert size == run.metrics_file.stat().st_size
     assert run.metrics()[1] == {"step": 1, "train/nll": 0.1 + 0.2, "seconds": 1.0, "valid/bad": None, "a": None}
-    assert same_but_time({"step": 1, "seconds": 1, "a_seconds": 2, "tokens_per_second": 3, "x": 4}) == {"step": 1, "x": 4}
+    timed = {"step": 1, "seconds": 1, "a_seconds": 2, "tokens_per_second": 3, "x": 4}
+    assert same_but_time(timed) == {"step": 1, "x": 4}
     events = EventAccumulator(str(run.tensorboard)).Reload()
     assert events.Tags()["scalars"] == ["valid/nll", "train/nll", "seconds"]
     assert events.Scalars("valid/nll")[0].value == 2.0
@@ -146,8 +147,8 @@ def test_provenance_tells_what_the_numbers_rest_on(tmp_path: Path) -> None:
 def test_the_commit_is_that_of_a_checkout_and_of_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def git(*arguments: str) -> str:
         who = ["-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false"]
-        done = subprocess.run(["git", "-C", str(tmp_path), *who, *arguments], capture_output=True, text=True, check=True)
-        return done.stdout.strip()
+        command = ["git", "-C", str(tmp_path), *who, *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     for name in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"):
         monkeypatch.delenv(name, raising=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from safetensors import SafetensorError
 
 from limbeck import storage
+from limbeck.config import Config
 from limbeck.errors import StorageError
 
 
@@ -24,6 +26,20 @@ def test_text_and_json_come_back(tmp_path: Path) -> None:
     back = json.loads((tmp_path / "b.json").read_text())
     assert back == {"path": "x", "n": 0.1, "t": 3, "nan": None, "list": [1, [True]]}
     assert sorted(p.name for p in tmp_path.iterdir()) == ["b.json", "deep"]
+
+
+def test_dataclasses_and_configs_are_mappings() -> None:
+    @dataclass
+    class Pair:
+        name: str
+        inner: object
+
+    class Inner(Config):
+        rate: float = 0.5
+
+    assert storage.plain(Pair("a", Inner())) == {"name": "a", "inner": {"rate": 0.5}}
+    with pytest.raises(TypeError, match="type"):
+        storage.plain(Pair)
 
 
 def test_a_value_without_json_form_is_refused(tmp_path: Path) -> None:

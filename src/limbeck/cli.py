@@ -78,8 +78,9 @@ def _resolve(verb: str, flags: Sequence[Flag], typed: Mapping[str, Any]) -> Reci
     from limbeck.recipes.table import recipe
 
     given = []
-    for flag, text in typed["values"]:
-        given.append((flag, text if isinstance(text, bool) else converted(flag, (text,) if isinstance(text, str) else text)))
+    for flag, typed_as in typed["values"]:
+        texts = (typed_as,) if isinstance(typed_as, str) else typed_as
+        given.append((flag, typed_as if isinstance(typed_as, bool) else converted(flag, texts)))
     file = typed["config_file"]
     values = read(Path(file)) if file is not None else {}
     where = f"the flags of '{verb}'" if file is None else f"{file} and the flags" if given else file

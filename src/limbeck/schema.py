@@ -43,7 +43,9 @@ def page(verb: str, about: Mapping[str, Any]) -> str:
     if arguments:
         lines += _table("Arguments", "", arguments)
     for title, group in sections(flags):
-        lines += _table("Common" if title == COMMON else title[:1].upper() + title[1:] or "Options", group[0].intro, group)
+        lines += _table(
+            "Common" if title == COMMON else title[:1].upper() + title[1:] or "Options", group[0].intro, group
+        )
     return "\n".join(lines).rstrip() + "\n"
 
 

@@ -30,7 +30,9 @@ def test_a_long_message_is_cut() -> None:
     assert len(failure_of(ValueError("x" * 9999)).message) < 2100
 
 
-def test_the_traceback_is_shown_when_asked_for(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_traceback_is_shown_when_asked_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("LIMBECK_TRACEBACK", "1")
     assert failure_of(ValueError("x")) == Failure("unexpected ValueError: x", 1)
     assert "ValueError: x" in capsys.readouterr().err

@@ -89,7 +89,15 @@ def test_bounds_sections_and_null(flags: dict[str, Flag]) -> None:
 
 
 def test_shown_as_typed() -> None:
-    assert [shown(v) for v in (None, True, False, 0.5, 1e-8, 3, "x")] == ["none", "true", "false", "0.5", "1e-08", "3", "x"]
+    assert [shown(v) for v in (None, True, False, 0.5, 1e-8, 3, "x")] == [
+        "none",
+        "true",
+        "false",
+        "0.5",
+        "1e-08",
+        "3",
+        "x",
+    ]
 
 
 def test_a_field_without_a_type_takes_yaml() -> None:

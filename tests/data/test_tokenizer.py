@@ -286,7 +286,9 @@ def test_gpt2_ids_equal_those_of_transformers(real_data: Path) -> None:
     theirs = GPT2Tokenizer(vocab=vocabulary, merges=[tuple(x.split()) for x in lines if x])
     assert ours.vocab_size == 50257 and ours.eos_id == 50256
     texts = [t for t in PROBES if END_OF_TEXT not in t]
-    texts.append((real_data / "tinystories" / "valid.txt").read_text(encoding="utf-8")[:20_000].replace(END_OF_TEXT, ""))
+    texts.append(
+        (real_data / "tinystories" / "valid.txt").read_text(encoding="utf-8")[:20_000].replace(END_OF_TEXT, "")
+    )
     for text in texts:
         assert ours.encode(text) == theirs.encode(text)
         assert ours.decode(ours.encode(text)) == text

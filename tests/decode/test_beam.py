@@ -2,13 +2,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.reference.slow_decode import slow_beam
-from tests.reference.small_tokenizer import byte_level
-from tests.reference.twins import gpt2_config, hf_twin, llama_config, random_decoder
 
 from limbeck.data.batch import Batch
 from limbeck.decode.generate import generate
 from limbeck.decode.settings import Decoding
+from tests.reference.slow_decode import slow_beam
+from tests.reference.small_tokenizer import byte_level
+from tests.reference.twins import gpt2_config, hf_twin, llama_config, random_decoder
 
 TOKENIZER = byte_level()
 V = 16  # rows of the models: a small vocabulary ends often

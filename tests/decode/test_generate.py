@@ -3,15 +3,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from tests.reference.slow_decode import slow_draw, slow_generate
-from tests.reference.small_tokenizer import byte_level, metaspace
-from tests.reference.twins import gpt2_config, hf_twin, llama_config, random_decoder
 
 from limbeck.decode.generate import fit_prompts, generate
 from limbeck.decode.sample import uniforms
 from limbeck.decode.settings import Decoding
 from limbeck.errors import ConfigError, DataError, RunError
 from limbeck.model.patterns import Causal, Sliding
+from tests.reference.slow_decode import slow_draw, slow_generate
+from tests.reference.small_tokenizer import byte_level, metaspace
+from tests.reference.twins import gpt2_config, hf_twin, llama_config, random_decoder
 
 TOKENIZER = byte_level()
 V = TOKENIZER.vocab_size

@@ -5,7 +5,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.reference.slow_decode import slow_draw
 from transformers.generation.logits_process import (
     MinPLogitsWarper,
     RepetitionPenaltyLogitsProcessor,
@@ -25,6 +24,7 @@ from limbeck.decode.sample import (
     uniforms,
 )
 from limbeck.decode.settings import Decoding
+from tests.reference.slow_decode import slow_draw
 
 
 def logits(seed: int, rows: int = 3, vocab: int = 40) -> torch.Tensor:

@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.reference.small_tokenizer import byte_level, metaspace
 
 from limbeck.decode.text import GrowingText, find_stop, held_back
+from tests.reference.small_tokenizer import byte_level, metaspace
 
 TEXTS = st.text(alphabet="abc\n 🌊éà.", max_size=30)
 STOPS = st.lists(st.text(alphabet="abc\n 🌊é", min_size=1, max_size=3), max_size=3)

@@ -69,7 +69,14 @@ def test_the_hub_is_asked_for_no_pickle(tmp_path, monkeypatch):
         return kept and not any(fnmatch(file, p) for p in asked["ignore_patterns"])
 
     wanted = ["config.json", "model.safetensors", "model.safetensors.index.json", "merges.txt", "tokenizer.model"]
-    unwanted = ["pytorch_model.bin", "model.pt", "x.pkl", "tf_model.h5", "onnx/config.json", "original/model.safetensors"]
+    unwanted = [
+        "pytorch_model.bin",
+        "model.pt",
+        "x.pkl",
+        "tf_model.h5",
+        "onnx/config.json",
+        "original/model.safetensors",
+    ]
     assert all(map(fetched, wanted)) and not any(map(fetched, unwanted))
 
 

@@ -229,7 +229,8 @@ def test_a_writer_killed_half_way_leaves_the_earlier_model(earlier):
             if len(done) == 2:
                 os.kill(os.getpid(), signal.SIGKILL)
         weights.save_file = killed
-        save_bundle(random_decoder(gpt2_config({VOCAB})), byte_level({VOCAB}), Path({str(folder)!r}), shard_bytes=20_000)
+        model = random_decoder(gpt2_config({VOCAB}))
+        save_bundle(model, byte_level({VOCAB}), Path({str(folder)!r}), shard_bytes=20_000)
     """
     root = Path(__file__).resolve().parents[2]
     environment = {**os.environ, "PYTHONPATH": str(root)}
@@ -255,11 +256,15 @@ def test_a_replacement_cut_short_between_its_renames_is_mended_by_loading(earlie
     folder, expected = earlier
     folder.rename(folder.with_name(".out.old"))
     assert torch.equal(logits(load_bundle(str(folder)).model), expected)
+    run = folder.parent / "run"
+    run.mkdir()
+    folder.rename(run / ".model.old")
+    assert torch.equal(logits(load_bundle(str(run)).model), expected)
 
 
 def test_loading_holds_one_copy_of_the_model(tmp_path):
     """Peak memory grows by the model and a tensor, not by two models; measured in a fresh process."""
-    model = random_decoder(gpt2_config(VOCAB, width=512, layers=8, heads=8))
+    model = random_decoder(gpt2_config(VOCAB, width=384, layers=6, heads=6))
     size = model.count_bytes()
     save_bundle(model, byte_level(VOCAB), tmp_path / "out")
     script = f"""
@@ -273,7 +278,7 @@ def test_loading_holds_one_copy_of_the_model(tmp_path):
         def watch():
             while not stop.is_set():
                 peak[0] = max(peak[0], anonymous())
-                time.sleep(0.002)
+                time.sleep(0.005)
         thread = threading.Thread(target=watch)
         thread.start()
         kept = load_bundle({str(tmp_path / "out")!r})

@@ -1,4 +1,4 @@
-"""I8: chunked losses equal the plain full-logit loss in value and in every gradient, and never hold the logits whole."""
+"""I8: chunked losses equal the plain full-logit loss in value and every gradient, and never hold the logits whole."""
 
 from __future__ import annotations
 

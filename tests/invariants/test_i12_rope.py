@@ -16,9 +16,7 @@ from limbeck.model.positions import Rotary, half_split_rows, interleaved_rows, i
 from tests.reference.slow_decoder import slow_angles
 from tests.reference.twins import llama_config
 
-SCALED = Rope(
-    theta=500.0, scaling=Llama3Scaling(factor=8, low_freq_factor=1, high_freq_factor=4, original_context=64)
-)
+SCALED = Rope(theta=500.0, scaling=Llama3Scaling(factor=8, low_freq_factor=1, high_freq_factor=4, original_context=64))
 ROPES = st.sampled_from([Rope(), Rope(theta=1e6), SCALED])
 WIDTHS = st.sampled_from([2, 4, 8, 16])
 
@@ -47,7 +45,7 @@ def test_scores_depend_on_relative_position_alone(rope, width, query, key, shift
 
 
 @given(ROPES, st.sampled_from([2, 6]), st.integers(0, 2**31))
-def test_a_full_turn_of_no_pair_is_an_identity_at_position_zero_only(rope, width, seed):
+def test_position_zero_is_the_identity_and_position_one_is_not(rope, width, seed):
     x = torch.randn(1, width, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     assert torch.equal(turned(rope, x, torch.tensor([0])), x)
     assert not torch.allclose(turned(rope, x, torch.tensor([1])), x)

@@ -115,6 +115,7 @@ def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
 
 def test_a_torn_line_of_metrics_is_cut(tmp_path: Path) -> None:
     weights, _, metrics = fit(tmp_path / "whole")
+
     class Killed(BaseException):
         pass
 

@@ -115,6 +115,17 @@ def test_a_tied_head_that_differs_from_its_embedding(tmp_path):
     _refused(tmp_path, CheckpointError, "lm_head.weight", "tie_word_embeddings")
 
 
+def test_a_tied_head_of_another_shape_or_dtype(tmp_path):
+    save("gpt2", tmp_path)
+    embedding = load_file(tmp_path / FILE)["transformer.wte.weight"]
+    edit_weights(tmp_path, lambda t: {**t, "lm_head.weight": embedding[:-1].clone()})
+    _refused(tmp_path, CheckpointError, "lm_head.weight", "tie_word_embeddings")
+    edit_weights(tmp_path, lambda t: {**t, "lm_head.weight": embedding.int()})
+    _refused(tmp_path, CheckpointError, "lm_head.weight", "I32")
+    edit_weights(tmp_path, lambda t: {**t, "lm_head.weight": embedding.double()})
+    assert load_bundle(str(tmp_path)).model.config.tied
+
+
 @pytest.mark.parametrize(
     ("values", "word"),
     [

@@ -90,9 +90,7 @@ def test_z_loss_beside_the_likelihood(expected: Weights) -> None:
 @pytest.mark.parametrize("temperature", [1.0, 0.7, 3.0])
 def test_divergence_to_a_dense_teacher(name: str, skew: float | None, temperature: float) -> None:
     c = case()
-    got = fused.fused_divergence(
-        c.hidden, c.weight, c.comparison(name, temperature, skew), bias=c.bias, chunk_rows=6
-    )
+    got = fused.fused_divergence(c.hidden, c.weight, c.comparison(name, temperature, skew), bias=c.bias, chunk_rows=6)
     logits = c.hidden @ c.weight.T + c.bias
     want = slow.plain_divergence(name, logits, c.teacher_logits, c.mask, temperature, skew or 0.0)
     close([got, *grads(got, c.leaves())], [want, *grads(want, c.leaves())], 1e-10)
@@ -164,9 +162,7 @@ def test_one_of_two_sums_alone() -> None:
     nll, kl = fused.fused_distill(c.hidden, c.weight, c.labels, c.comparison(), bias=c.bias, chunk_rows=8)
     want = slow.plain_nll(c.hidden, c.weight, c.labels, c.bias)
     close(list(torch.autograd.grad(nll, c.leaves(), retain_graph=True)), grads(want, c.leaves()), 1e-10)
-    want = slow.plain_divergence(
-        "forward_kl", c.hidden @ c.weight.T + c.bias, c.teacher_logits, c.mask, 1.0, 0.0
-    )
+    want = slow.plain_divergence("forward_kl", c.hidden @ c.weight.T + c.bias, c.teacher_logits, c.mask, 1.0, 0.0)
     close(grads(kl, c.leaves()), grads(want, c.leaves()), 1e-10)
 
 
@@ -251,9 +247,7 @@ def test_sequences(frozen: bool) -> None:
     sequence = torch.arange(23) // 6
     labels = c.labels.clone()
     labels[sequence == 2] = IGNORE  # one sequence has nothing
-    got = fused.fused_sequence_log_probs(
-        leaves[0], leaves[1], labels, sequence, 4, bias=leaves[2], chunk_rows=5
-    )
+    got = fused.fused_sequence_log_probs(leaves[0], leaves[1], labels, sequence, 4, bias=leaves[2], chunk_rows=5)
     want = torch.stack(
         [-slow.plain_nll(leaves[0], leaves[1], labels.where(sequence == i, IGNORE), leaves[2]) for i in range(4)]
     )
@@ -333,7 +327,5 @@ def test_under_autocast_the_products_are_narrow_and_the_gradients_are_not() -> N
         loss = fused.fused_nll(c.hidden, c.weight, c.labels, bias=c.bias, chunk_rows=16)
     assert loss.dtype == torch.float32
     close(grads(loss, c.leaves()), grads(slow.plain_nll(c.hidden, c.weight, c.labels, c.bias), c.leaves()), 1e-2)
-    narrow = fused.fused_nll(
-        c.hidden.bfloat16(), c.weight.bfloat16(), c.labels, bias=c.bias.bfloat16(), chunk_rows=16
-    )
+    narrow = fused.fused_nll(c.hidden.bfloat16(), c.weight.bfloat16(), c.labels, bias=c.bias.bfloat16(), chunk_rows=16)
     assert loss == narrow

@@ -87,7 +87,9 @@ def test_what_no_family_says_is_refused(tmp_path: Path) -> None:
 def test_a_wrong_file_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, other = saved(tmp_path / "m"), saved(tmp_path / "other")
     real = export.load_bundle
-    monkeypatch.setattr(export, "load_bundle", lambda name, *rest: real(name if name == str(source) else str(other), *rest))
+    monkeypatch.setattr(
+        export, "load_bundle", lambda name, *rest: real(name if name == str(source) else str(other), *rest)
+    )
     with pytest.raises(RunError, match="differs from"):
         Export(model=str(source), out=str(tmp_path / "hf")).run(Session.silent())
 

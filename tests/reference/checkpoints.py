@@ -104,7 +104,7 @@ def edit_config(folder: Path, **values) -> None:
 
 
 def hub_spelling(folder: Path, *, head: bool = False) -> None:
-    """Respell a GPT-2 folder as the Hub's gpt2: bare keys, the causal mask as a buffer; with ``head`` the tied head too."""
+    """Respell a GPT-2 folder as the Hub's gpt2: bare keys, causal masks as buffers; with ``head`` the tied head too."""
 
     def respell(tensors):
         bare = {key.removeprefix("transformer."): tensor for key, tensor in tensors.items()}

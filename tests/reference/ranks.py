@@ -1,4 +1,4 @@
-"""What one rank of several does in the tests; run by torchrun, or alone: ``ranks.py KIND FOLDER``. Rank 0 writes the outcome."""
+"""What one rank of several does in the tests; a program for torchrun (KIND FOLDER), or called for one rank alone."""
 
 from __future__ import annotations
 

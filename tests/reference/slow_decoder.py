@@ -32,7 +32,9 @@ def slow_angles(config, position: int) -> list[float]:
             if wavelength > s.original_context / s.low_freq_factor:
                 frequency = frequency / s.factor
             elif wavelength >= s.original_context / s.high_freq_factor:
-                smooth = (s.original_context / wavelength - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor)
+                smooth = (s.original_context / wavelength - s.low_freq_factor) / (
+                    s.high_freq_factor - s.low_freq_factor
+                )
                 frequency = (1 - smooth) * frequency / s.factor + smooth * frequency
         angles.append(position * frequency)
     return angles

@@ -89,7 +89,9 @@ class Toy(Recipe):
     techniques: tuple[Technique, ...] = Field((), description="applied in order")
     side: Side = Right(size=5)
     pattern: Side | tuple[Side, ...] | None = None
-    columns: dict[str, str] = Field(default_factory=dict, description="ours=theirs", json_schema_extra={"section": "data"})
+    columns: dict[str, str] = Field(
+        default_factory=dict, description="ours=theirs", json_schema_extra={"section": "data"}
+    )
     shares: dict[str, float] = Field({"a": 0.5}, json_schema_extra={"section": "data"})
     layers: int | tuple[int, ...] = Field((0, 2), description="which layers")
     stop: tuple[str, ...] = Field((), json_schema_extra={"verbatim": True})

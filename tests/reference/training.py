@@ -87,7 +87,7 @@ class HeldOut:
         for index in range(self.first, self.first + self.size):
             batch = Random().at(index)
             terms = PlainNextToken()(model, batch)
-            total, count = total + float(terms["nll"].sum), count + terms["nll"].count
+            total, count = total + terms["nll"].sum.item(), count + terms["nll"].count
         return {"valid/nll": total / count, "valid/draw": float(torch.rand(()))}
 
 

@@ -152,9 +152,7 @@ DAMAGES = [
 
 
 @pytest.mark.parametrize(("damage", "words"), DAMAGES)
-def test_a_damaged_one_gives_way_to_the_one_before(
-    damage: Callable[[Path], None], words: str, tmp_path: Path
-) -> None:
+def test_a_damaged_one_gives_way_to_the_one_before(damage: Callable[[Path], None], words: str, tmp_path: Path) -> None:
     kit, checkpoints = Kit(), Checkpoints(tmp_path)
     kit.save(checkpoints, 1)
     saved = weights(kit.model)

@@ -12,10 +12,8 @@ from tests.reference.training import same, tiny
 
 
 def test_matrices_decay_and_nothing_else() -> None:
-    names = decayed(tiny())
-    assert names == {
-        f"blocks.{i}.{part}.weight" for i in range(2) for part in ("attention.qkv", "attention.out", "ffn.up", "ffn.down")
-    }
+    names, matrices = decayed(tiny()), ("attention.qkv", "attention.out", "ffn.up", "ffn.down")
+    assert names == {f"blocks.{i}.{part}.weight" for i in range(2) for part in matrices}
     assert decayed(tiny(), decay_embeddings=True) == names | {"embed.weight", "positions.weight"}
 
 

@@ -30,6 +30,6 @@ def test_pairs_have_two_parts() -> None:
 
 
 def test_seeds_are_stable_and_apart() -> None:
-    assert derive(1, "dropout", 2) == derive(1, "dropout", 2) == 5107661353399671463
+    assert derive(1, "dropout", 2) == derive(1, "dropout", 2) == 6175434376661844309
     seeds = {derive(s, what, i) for s in range(10) for what in ("dropout", "evaluate") for i in range(100)}
     assert len(seeds) == 2000 and all(0 <= s < 2**63 for s in seeds)

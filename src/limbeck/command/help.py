@@ -15,7 +15,7 @@ _WIDEST = 34
 
 
 def sections(flags: Sequence[Flag]) -> list[tuple[str, list[Flag]]]:
-    """Group flags under their headings: those without one first, the common ones last, each union's members in order."""
+    """Group flags under their headings: those without one first, then sections, unions' members, the common ones."""
     groups: dict[str, list[Flag]] = {}
     for flag in flags:
         if not flag.positional:
@@ -31,8 +31,9 @@ def entry(flag: Flag) -> str:
     shortest = flag.spellings[0]
     if flag.form == "switch":
         return f"{shortest} / --no-{shortest[2:]}"
-    choices = flag.choices and sum(len(shown(c)) + 1 for c in flag.choices) > _WIDEST
-    return f"{shortest} {'KIND' if choices and flag.form in ('union', 'unions') else 'NAME' if choices else flag.metavar}"
+    if sum(len(shown(c)) + 1 for c in flag.choices) > _WIDEST:  # listed in the description instead
+        return f"{shortest} {'KIND' if flag.form in ('union', 'unions') else 'NAME'}"
+    return f"{shortest} {flag.metavar}"
 
 
 def described(flag: Flag) -> str:

@@ -157,4 +157,6 @@ def _set(values: dict[str, Any], path: tuple[str, ...], value: Any, given: set[t
             at[key] = {}
         at = at[key]
     old = at.get(path[-1])
-    at[path[-1]] = {**old, **value} if isinstance(old, dict) and isinstance(value, dict) and "kind" not in value else value
+    if isinstance(old, dict) and isinstance(value, dict) and "kind" not in value:  # a member is set whole
+        value = {**old, **value}
+    at[path[-1]] = value

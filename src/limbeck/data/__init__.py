@@ -1,1 +1,1 @@
-
+"""The data room; see docs/architecture.md."""

@@ -84,7 +84,7 @@ class EncodingReport:
         examples: examples made; a long document makes several.
         tokens: tokens in them.
         target_tokens: tokens learned, i.e. predicted from the token before.
-        truncated: ids of rows that were cut to the context.
+        truncated: ids of pairs that were cut to the context and kept.
         too_long: ids of rows left out by ``truncate="drop"``.
         empty: ids of rows left out because nothing was left to learn.
     """
@@ -155,10 +155,13 @@ def encode_pair(
 
     Raises:
         DataError: a field the row does not have; too long a row under ``truncate="drop"``.
-        NothingToLearnError: no target is left (I6).
+        NothingToLearnError: the answer is blank, or no target is left within the context (I6).
     """
     prompt = tokenizer.encode(template.render_prompt(row, source))
-    answer = tokenizer.encode(template.render_answer(row, source), continues=bool(prompt))
+    text = template.render_answer(row, source)
+    if not text.strip():
+        raise _nothing(_where(row, source), context)
+    answer = tokenizer.encode(text, continues=bool(prompt))
     first = _bos(tokenizer, bos)
     fitted = _fit(first, prompt, answer + _end(tokenizer, end_token), context, truncate)
     where = _where(row, source)
@@ -260,14 +263,14 @@ def encode_rows(
             if fitted is None:
                 too_long.append(row.id)
                 continue
-            if whole > context:
-                truncated.append(row.id)
-            made = [_example(index, row.id, *fitted)]
+            made = [_example(index, row.id, *fitted)] if answer else []
         made = [example for example in made if example.predictions]
         if not made and on_empty == "error":
             raise _nothing(_where(row, rows.source), context)
         if not made:
             empty.append(row.id)
+        elif template is not None and whole > context:
+            truncated.append(row.id)
         examples += made
     if not examples:
         raise DataError(
@@ -293,8 +296,9 @@ def _tokens(
             answers = [template.render_answer(row, rows.source) for row in some]
             alone = tokenizer.encode_many(answers)
             after = tokenizer.encode_many(answers, continues=True)
-            for row, prompt, a, b in zip(some, prompts, alone, after, strict=True):
-                yield row, prompt, b if prompt else a
+            for row, prompt, text, a, b in zip(some, prompts, answers, alone, after, strict=True):
+                learned = b if prompt else a
+                yield row, prompt, learned if text.strip() else []  # a blank answer teaches nothing but to stop
 
 
 def _fit(
@@ -347,6 +351,6 @@ def _where(row: Row, source: str) -> str:
 
 def _nothing(where: str, context: int) -> NothingToLearnError:
     return NothingToLearnError(
-        f"{where} has nothing to learn: no target token is left within the context of {context}; "
-        "shorten its prompt, raise the context, or leave such rows out"
+        f"{where} has nothing to learn: its text is blank, or no target is left in a context of {context} tokens; "
+        "fill it in, shorten its prompt, raise the context, or leave such rows out"
     )

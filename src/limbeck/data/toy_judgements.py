@@ -118,7 +118,7 @@ _INTENTS: dict[str, tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]] = {
 
 
 def paraphrase(random: Random) -> Iterator[dict[str, Any]]:
-    """Endless pairs, fields ``sentence1``, ``sentence2`` and ``is_duplicate``: 1 in 45 % of them.
+    """Endless pairs, fields ``sentence1``, ``sentence2`` and ``is_duplicate``: 1 in two of five.
 
     The others share the topic or the kind of question, so that words in common do not give the answer away.
     """
@@ -126,7 +126,7 @@ def paraphrase(random: Random) -> Iterator[dict[str, Any]]:
         topics, intents = _INTENTS[random.choice(tuple(_INTENTS))]
         topic, other_topic = two(random, topics)
         intent, other_intent = two(random, intents)
-        duplicate = random.random() < 0.45
+        duplicate = random.random() < 0.5
         if duplicate:
             first, second = two(random, intent)
             second_topic = topic

@@ -1,1 +1,1 @@
-
+"""The formats room; see docs/architecture.md."""

@@ -172,6 +172,8 @@ def family_of(config: DecoderConfig) -> tuple[str | None, str]:
     Returns:
         The family and an empty string, or None and what no family can say.
     """
+    if config.classes is not None:
+        return None, "a head of classes"
     patterns = {config.pattern_at(i) for i in range(config.layers)}
     if config.positions == "learned" and config.norm == "layer" and not config.gated:
         return _why(

@@ -34,7 +34,8 @@ def resolve(name: str) -> Path:
             reached and the cache has no copy.
     """
     folder = Path(name).expanduser()
-    storage.settle(folder)  # where a kill cut short the replacement of an earlier model
+    for place in (folder, folder / "model"):
+        storage.settle(place)  # where a kill cut short the replacement of an earlier model
     if folder.is_dir():
         return _in_folder(folder)
     if folder.exists():

@@ -11,7 +11,7 @@ import torch
 from limbeck.errors import CheckpointError, ModelError
 from limbeck.formats.families import config_from, config_to, family_of
 from limbeck.formats.keys import hub_prefix, ignored, pieces
-from limbeck.formats.pieces import check, fill, meta, write_order
+from limbeck.formats.pieces import check, check_dtype, fill, meta, write_order
 from limbeck.formats.weights import SHARD_BYTES, Weights, write_weights
 from limbeck.model.config import DecoderConfig
 from limbeck.model.decoder import Decoder
@@ -20,6 +20,7 @@ from limbeck.storage import write_json
 __all__ = ["read_model", "write_model"]
 
 HEAD = "lm_head.weight"
+_ROWS = 4096  # compared at a time, so that no second copy in fp32 arises
 
 
 def read_model(
@@ -62,7 +63,13 @@ def _bare(config: DecoderConfig, dtype: torch.dtype) -> Decoder:
 
 def _check_tied(weights: Weights, embedding: str) -> None:
     """A head written beside the embedding it is tied to must be the same; else one of two models is meant."""
-    if not torch.equal(weights.read(HEAD), weights.read(embedding)):
+    for key in (HEAD, embedding):
+        check_dtype(key, weights.headers[key], torch.float32)
+    head, embed = weights.read(HEAD), weights.read(embedding)
+    same = head.shape == embed.shape and all(
+        torch.equal(head[at : at + _ROWS].float(), embed[at : at + _ROWS].float()) for at in range(0, len(head), _ROWS)
+    )
+    if not same:
         raise CheckpointError(
             f"'{HEAD}' in {weights.headers[HEAD].file} differs from '{embedding}', but its config.json ties them: "
             'set "tie_word_embeddings": false there if the head is its own'

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from limbeck.errors import CheckpointError
 from limbeck.formats.weights import Header, Weights
 
-__all__ = ["Piece", "check", "fill", "meta", "places", "write_order"]
+__all__ = ["Piece", "check", "check_dtype", "fill", "meta", "places", "write_order"]
 
 _FLOATS = {"F64", "F32", "F16", "BF16"}
 _NAMES = {
@@ -74,8 +74,12 @@ def check(pieces: Iterable[Piece], weights: Weights, ignored: Callable[[str], bo
         raise CheckpointError(f"{file} holds the key '{extra[0]}'{more} that its config.json has no place for")
 
 
-def _check_dtype(key: str, header: Header, wanted: torch.dtype) -> None:
-    """Floats cast to floats; anything else must be what the place is."""
+def check_dtype(key: str, header: Header, wanted: torch.dtype) -> None:
+    """Floats cast to floats; anything else must be what the place is.
+
+    Raises:
+        CheckpointError: it does not load into ``wanted``.
+    """
     fits = header.dtype in _FLOATS if wanted.is_floating_point else header.dtype == _NAMES.get(wanted)
     if not fits:
         wanted_name = str(wanted).removeprefix("torch.")
@@ -106,11 +110,11 @@ def fill(model: nn.Module, pieces: Sequence[Piece], weights: Weights, device: to
     Beside the model itself at most one parameter's pages of the file are held. Tied parameters stay tied.
 
     Raises:
-        CheckpointError: a tensor's dtype does not fit its place, or its bytes cannot be read.
+        CheckpointError: a tensor's dtype does not fit its place.
     """
     targets = places(model)
     for piece in pieces:
-        _check_dtype(piece.key, weights.headers[piece.key], targets[piece.name].dtype)
+        check_dtype(piece.key, weights.headers[piece.key], targets[piece.name].dtype)
     homes = _homes(model)
     for name, group in itertools.groupby(pieces, key=lambda piece: piece.name):
         old = targets[name]

@@ -75,37 +75,50 @@ class Gradients:
 class _WeightGradient:
     """Sum over chunks of ``grad_logits.T @ hidden``; in wide arithmetic, but where one chunk is all there is."""
 
-    def __init__(self, like: Tensor, single: bool) -> None:
-        exact = single or like.dtype == wide(like.dtype)
-        self.sum = torch.empty_like(like, dtype=like.dtype if exact else wide(like.dtype))
-        self.piece = None if exact else torch.empty_like(like)
-        self.empty = True
+    def __init__(self, like: Tensor, dtype: torch.dtype, chunks: int) -> None:
+        self.like, self.dtype, self.chunks, self.done = like, dtype, chunks, 0
+        self.sum: Tensor | None = None
+        self.piece: Tensor | None = None
+        self.narrow = like.dtype != wide(like.dtype)
 
     def add(self, grad_logits: Tensor, hidden: Tensor) -> None:
-        if self.piece is None:
-            if self.empty:
-                torch.mm(grad_logits.t(), hidden, out=self.sum)
+        self.done += 1
+        if not self.narrow:
+            if self.sum is None:
+                self.sum = torch.mm(grad_logits.t(), hidden)
             else:
                 self.sum.addmm_(grad_logits.t(), hidden)
+            return
+        if self.sum is None and self.dtype == self.like.dtype and self.chunks <= 2:
+            self.sum = torch.mm(grad_logits.t(), hidden)  # one piece, or the first of two: their sum is rounded once
+            return
+        if self.piece is None:
+            self.piece = torch.empty_like(self.like)
+        torch.mm(grad_logits.t(), hidden, out=self.piece)
+        if self.sum is None:
+            self.sum = self.piece.to(wide(self.like.dtype))
         else:
-            torch.mm(grad_logits.t(), hidden, out=self.piece)
-            if self.empty:
-                self.sum.copy_(self.piece)
-            else:
-                _add_in_blocks(self.sum, self.piece)
-        self.empty = False
+            _add_in_blocks(self.sum, self.piece)
 
     def result(self) -> Tensor:
-        return self.sum.zero_() if self.empty else self.sum
+        if self.sum is None:
+            return torch.zeros_like(self.like, dtype=self.dtype)
+        if self.piece is not None and self.dtype == self.piece.dtype != self.sum.dtype:
+            return self.piece.copy_(self.sum)
+        return self.sum.to(self.dtype)
 
 
 def _add_in_blocks(total: Tensor, piece: Tensor) -> None:
-    """``total += piece`` across dtypes: widened block by block in cache, three times as fast here as a mixed add."""
-    rows = max(1, _TILE_ELEMENTS // max(piece.shape[1], 1))
-    block = torch.empty((min(rows, piece.shape[0]), piece.shape[1]), dtype=total.dtype, device=total.device)
+    """``total += piece`` in wide arithmetic, block by block in cache: three times as fast here as a mixed add."""
+    rows, dtype = max(1, _TILE_ELEMENTS // max(piece.shape[1], 1)), wide(piece.dtype)
+    block = torch.empty((min(rows, piece.shape[0]), piece.shape[1]), dtype=dtype, device=piece.device)
     for a in range(0, piece.shape[0], rows):
-        part = piece[a : a + rows]
-        total[a : a + rows].add_(block[: part.shape[0]].copy_(part))
+        part, into = piece[a : a + rows], total[a : a + rows]
+        wide_part = block[: part.shape[0]].copy_(part)
+        if into.dtype == dtype:
+            into.add_(wide_part)
+        else:
+            into.copy_(wide_part.add_(into.to(dtype)))
 
 
 class _Teacher:
@@ -157,11 +170,12 @@ class _Pass:
         p, w = problem, problem.weight
         self.problem, self.weights, self.wanted = p, weights, wanted
         self.rows, self.device, self.wide = p.hidden.shape[0], p.hidden.device, wide(w.dtype)
-        dense = p.comparison is not None and isinstance(p.comparison.teacher, Dense)
-        self.chunk = p.chunk_rows or chunk_size(self.rows, w.shape[0] * w.dtype.itemsize * (2 if dense else 1))
+        self.chunk = p.chunk_rows or chunk_size(self.rows, w.shape[0] * w.dtype.itemsize)
         self.chunk = max(1, min(self.chunk, self.rows))
         accelerator = self.device.type != "cpu"
-        self.tile = self.chunk if accelerator else max(1, min(self.chunk, _TILE_ELEMENTS // w.shape[0]))
+        dense = p.comparison is not None and isinstance(p.comparison.teacher, Dense)
+        elements = _TILE_ELEMENTS // 4 if dense else _TILE_ELEMENTS  # so many tiles are alive beside a dense teacher's
+        self.tile = self.chunk if accelerator else max(2, min(self.chunk, elements // w.shape[0]))
         self.buffer = torch.empty((self.chunk, w.shape[0]), dtype=w.dtype, device=self.device)
         self.teacher = None
         if p.comparison is not None and isinstance(p.comparison.teacher, Dense):
@@ -185,10 +199,9 @@ class _Pass:
         if self.weights is not None:
             grads.hidden = None if want.hidden is None else torch.empty_like(p.hidden)
             grads.bias = None if want.bias is None else self._new(p.weight.shape[0]).zero_()
-        single = self.chunk == self.rows
         weight_grad = None
         if self.weights is not None and want.weight is not None:
-            weight_grad = _WeightGradient(p.weight, single and want.weight.dtype == p.weight.dtype)
+            weight_grad = _WeightGradient(p.weight, want.weight.dtype, math.ceil(self.rows / self.chunk))
         for a in range(0, self.rows, self.chunk):
             b = min(a + self.chunk, self.rows)
             logits = _project(hidden[a:b], p.weight, p.bias, self.buffer[: b - a])
@@ -203,7 +216,7 @@ class _Pass:
             if weight_grad is not None:
                 weight_grad.add(logits, (hidden[a:b] * factor).to(p.weight.dtype))
         if weight_grad is not None and want.weight is not None:
-            grads.weight = weight_grad.result().to(want.weight.dtype)
+            grads.weight = weight_grad.result()
         if grads.bias is not None and want.bias is not None:
             grads.bias = grads.bias.to(want.bias.dtype)
         return self.losses, grads

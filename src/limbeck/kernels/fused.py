@@ -14,7 +14,7 @@ So memory is that of one gradient whatever the number of losses, and a wrong exp
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -60,15 +60,24 @@ class Losses(NamedTuple):
 
 @dataclass(slots=True)
 class _Saved:
-    """What the forward leaves for the backward besides tensors under autograd's care."""
+    """What the forward leaves for the backward besides tensors under autograd's care.
+
+    ``problem`` holds the weight as it is given; its cast to the products' ``dtype`` lives during a pass alone.
+    """
 
     problem: Problem
+    dtype: torch.dtype
     expected: Weights | None
     grads: Gradients | None
 
+    def run(self, weights: RowWeights | None, wanted: Gradients) -> tuple[RowWeights, Gradients]:
+        p = self.problem
+        bias = None if p.bias is None else p.bias.to(self.dtype)
+        return run(replace(p, weight=p.weight.to(self.dtype), bias=bias), weights, wanted)
+
 
 def _row_weights(problem: Problem, weights: Weights) -> RowWeights:
-    n, dtype = problem.hidden.shape[0], wide(problem.weight.dtype)
+    n, dtype = problem.hidden.shape[0], wide(problem.hidden.dtype)
 
     def full(value: float) -> Tensor:
         return torch.full((n,), value, dtype=dtype, device=problem.hidden.device)
@@ -105,7 +114,7 @@ class _Rows(torch.autograd.Function):
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         problem = saved.problem
         weights = _row_weights(problem, saved.expected) if any(needs) and saved.expected is not None else None
-        losses, grads = run(problem, weights, _wanted(hidden, weight, bias, needs))
+        losses, grads = saved.run(weights, _wanted(hidden, weight, bias, needs))
         ctx.set_materialize_grads(False)
         ctx.needs, ctx.saved = needs, saved
         if any(needs):
@@ -126,7 +135,7 @@ class _Rows(torch.autograd.Function):
             if scaled is not None:
                 return scaled.hidden, scaled.weight, scaled.bias, None, None
         grads = None
-        _, fresh = run(saved.problem, came, _wanted(hidden, weight, bias, ctx.needs))
+        _, fresh = saved.run(came, _wanted(hidden, weight, bias, ctx.needs))
         return fresh.hidden, fresh.weight, fresh.bias, None, None
 
 
@@ -200,12 +209,11 @@ def fused_rows(
     """
     if labels is None and (comparison is None or z):
         raise ValueError("a fused loss needs labels for a likelihood or z-loss, or a comparison for a divergence")
-    dtype = compute_dtype(hidden)
-    cast_bias = None if bias is None else bias.detach().to(dtype)
-    problem = Problem(hidden.detach(), weight.detach().to(dtype), cast_bias, labels, z, comparison, chunk_rows)
+    held_bias = None if bias is None else bias.detach()
+    problem = Problem(hidden.detach(), weight.detach(), held_bias, labels, z, comparison, chunk_rows)
     on = torch.is_grad_enabled()
     needs = (on and hidden.requires_grad, on and weight.requires_grad, on and bias is not None and bias.requires_grad)
-    rows = _Rows.apply(hidden, weight, bias, _Saved(problem, expected, None), needs)  # type: ignore[no-untyped-call]
+    rows = _Rows.apply(hidden, weight, bias, _Saved(problem, compute_dtype(hidden), expected, None), needs)  # type: ignore[no-untyped-call]
     return Losses(*rows)
 
 

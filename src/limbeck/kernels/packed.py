@@ -1,11 +1,11 @@
 """Matrix products with quantized weights: packed kernels for few rows, one dequantization for many, a plain reference.
 
-What runs, by the number of rows of the input (tokens of a call), was measured at GPT-2 small's shapes on two cores
-(``docs/quantized-layout.md``): torch's packed kernels win up to ``FEW_ROWS`` and lose beyond, because they have no matrix
-units there; then the weight is written out once in bf16, a block of rows at a time into memory that is kept, and multiplied.
+Which one runs depends on the number of rows of the input (tokens of a call), as measured at GPT-2 small's shapes
+(``docs/quantized-layout.md``): torch's packed kernels win up to ``FEW_ROWS`` and lose beyond, as they use no matrix
+units; there the weight is written out in bf16, a block of rows at a time into memory that is kept, and multiplied.
 
-Backends pack once, at first use, from the neutral layout (``kernels/packed_layout.py``): int8 runs from the neutral codes
-as they are; int4 keeps a second, reordered copy of its codes (half a byte a weight) for the packed kernel alone.
+Backends pack once, at first use, from the neutral layout (``kernels/packed_layout.py``). int8 runs from the neutral
+codes as they are; int4 keeps a second, reordered copy of its codes (half a byte a weight) for the packed kernel alone.
 """
 
 from __future__ import annotations
@@ -70,6 +70,7 @@ class Prepared:
 
     def __init__(self, codes: Codes) -> None:
         self.codes = codes
+        self._int8: Tensor | None = None
         self._int4: tuple[Tensor, Tensor, int] | None = None
 
     def supports_packed(self) -> bool:
@@ -84,8 +85,18 @@ class Prepared:
             return whole_rows
         return layout.kind == "int4" and (whole_rows or layout.span in _INT4_GROUPS)
 
+    def int8(self) -> Tensor:
+        """(R, C') int8 codes for torch's kernel, which reads 16 columns at a time, past the end too: so padded."""
+        missing = -self.codes.layout.columns % 16
+        if not missing:
+            return self.codes.codes
+        if self._int8 is None:
+            with torch.inference_mode(False), torch.no_grad():
+                self._int8 = F.pad(self.codes.codes, (0, missing))
+        return self._int8
+
     def int4(self) -> tuple[Tensor, Tensor, int]:
-        """Packed codes, (K / group, N, 2) bf16 scales and zeros, and group, padded as torch's int4 kernels want them."""
+        """Packed codes, (K / group, N, 2) bf16 scales and zeros, and group, padded as torch's kernels want them."""
         if self._int4 is None:
             with torch.inference_mode(False), torch.no_grad():
                 self._int4 = _pack_int4(self.codes)
@@ -134,7 +145,7 @@ def choose(prepared: Prepared, rows: int, dtype: torch.dtype) -> Dispatch:
         if prepared.supports_packed():
             return "packed"
         if pinned == "packed":
-            _say_once(f"no packed kernel for {kind} weights of this layout on this machine: they are dequantized instead")
+            _say_once(f"no packed kernel for {kind} weights of this layout here: they are dequantized instead")
     return "dequantize"
 
 
@@ -147,8 +158,8 @@ def linear(x: Tensor, prepared: Prepared, bias: Tensor | None = None) -> Tensor:
         bias: (R,), or None.
 
     Returns:
-        (..., R) in ``x``'s dtype, or autocast's. Where a gradient is needed the arithmetic is the reference's, unless a path
-        is pinned; its backward decodes W again and keeps nothing.
+        (..., R) in ``x``'s dtype, or autocast's. Where a gradient is needed the arithmetic is the reference's, unless
+        a path is pinned; its backward decodes W again and keeps nothing.
     """
     if torch.is_autocast_enabled(x.device.type):
         x = x.to(torch.get_autocast_dtype(x.device.type))
@@ -156,7 +167,7 @@ def linear(x: Tensor, prepared: Prepared, bias: Tensor | None = None) -> Tensor:
     y: Tensor
     if torch.is_grad_enabled() and x.requires_grad:
         path: Dispatch = "reference" if current() == "auto" else choose(prepared, flat.shape[0], x.dtype)
-        y = _Product.apply(flat, prepared, path)
+        y = _Product.apply(flat, prepared, path)  # type: ignore[no-untyped-call]
     else:
         y = _product(flat, prepared, choose(prepared, flat.shape[0], x.dtype))
     if bias is not None:
@@ -198,13 +209,15 @@ def _packed(x: Tensor, prepared: Prepared) -> Tensor:
         assert codes.scales is not None
         # scales are applied in x's own dtype afterwards: in the kernel they would be rounded to bf16
         ones = torch.ones(layout.rows, dtype=torch.bfloat16, device=x.device)
-        y = torch._weight_int8pack_mm(half, codes.codes, ones).to(x.dtype)
-        return _scaled(y, x, codes)
-    weight, scales, group = prepared.int4()
+        weight = prepared.int8()
+        y = torch._weight_int8pack_mm(F.pad(half, (0, weight.shape[1] - layout.columns)), weight, ones)
+        return _scaled(y.to(x.dtype), x, codes)
+    packed, scales, group = prepared.int4()
     half = F.pad(half, (0, scales.shape[0] * group - layout.columns))
     kernel = torch.ops.aten._weight_int4pack_mm if x.is_cuda else torch.ops.aten._weight_int4pack_mm_for_cpu
-    y = kernel(half, weight, group, scales)
-    return y[:, : layout.rows].to(x.dtype)
+    y = kernel(half, packed, group, scales)
+    out: Tensor = y[:, : layout.rows].to(x.dtype)
+    return out
 
 
 def _scaled(y: Tensor, x: Tensor, codes: Codes) -> Tensor:
@@ -249,7 +262,7 @@ def _write(codes: Codes, out: Tensor, scale: bool) -> None:
         if begin == end:
             continue
         groups = slice(begin // span, begin // span + (end - begin) // width)
-        view = out[:, begin:end].unflatten(1, (-1, width))
+        view = out[:, begin:end].view(out.shape[0], -1, width)
         view.mul_(codes.scales[:, groups, None].to(out.dtype))
         if codes.zeros is not None:
             view.add_(codes.zeros[:, groups, None].to(out.dtype))

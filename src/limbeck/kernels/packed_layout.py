@@ -8,8 +8,8 @@ Every quantizer writes it, every file stores it, every backend packs from it (``
 - ``zeros``: of the shape and dtype of ``scales``; only where ``offset``.
 
 A number is ``code * scale`` where symmetric (int4: ``(nibble - 8) * scale``) and ``code * scale + zero`` with an offset
-(int4: ``nibble * scale + zero``): a zero is the value of code 0, as in Q4_1. Nothing is padded: the last group of a row may
-be short and the last nibble of an odd row is 0.
+(int4: ``nibble * scale + zero``): a zero is the value of code 0, as in Q4_1. Nothing is padded: the last group of a
+row may be short, and the last nibble of an odd row is 0.
 """
 
 from __future__ import annotations

@@ -58,10 +58,11 @@ def compare_dense(tile: Tensor, teacher: Tensor, scale: Tensor | None, compariso
         tile.mul_(1 / t)
         teacher.mul_(1 / t)
     student, target = torch.log_softmax(tile, dim=1), torch.log_softmax(teacher, dim=1, out=teacher)
-    value, slope = comparison.divergence.value_and_slope(student, target)
+    value, slope, total = comparison.divergence.value_and_slope(student, target)
     if scale is not None:
+        factor = (scale / t)[:, None]
         torch.exp(student, out=tile)
-        tile.mul_(-slope.sum(dim=1, keepdim=True)).add_(slope).mul_((scale / t)[:, None])
+        torch.addcmul(slope.mul_(factor), tile, total[:, None] * factor, value=-1, out=tile)
     return value
 
 
@@ -86,10 +87,9 @@ def compare_topk(tile: Tensor, teacher: TopK, scale: Tensor | None, comparison: 
     rest = rest.clamp_min(torch.finfo(tile.dtype).tiny)  # all other tokens may underflow
     if has_tail:
         student = torch.cat((student, rest.log() - log_total), dim=1)
-    value, slope = comparison.divergence.value_and_slope(student, target)
+    value, slope, total = comparison.divergence.value_and_slope(student, target)
     if scale is not None:
-        k, factor = teacher.ids.shape[1], (scale / t)[:, None]
-        total_slope = slope.sum(dim=1, keepdim=True)
+        k, factor, total_slope = teacher.ids.shape[1], (scale / t)[:, None], total[:, None]
         top = (slope[:, :k] - student[:, :k].exp() * total_slope) * factor
         if has_tail:
             tile.mul_((slope[:, k:] / rest - total_slope * (-log_total).exp()) * factor)

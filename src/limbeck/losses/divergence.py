@@ -102,10 +102,11 @@ class Divergence(ABC):
         """(N,) nats from log-probabilities (N, V) of both; differentiable in both."""
 
     @abstractmethod
-    def value_and_slope(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-        """The (N,) value and (N, V) its derivative in each student log-probability, taken as free variables.
+    def value_and_slope(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The (N,) value, (N, V) its derivative in each student log-probability taken alone, and the (N,) sum of those.
 
-        The derivative in the logits under ``student = log_softmax(logits)`` is ``slope - softmax * slope.sum()``.
+        The derivative in the logits under ``student = log_softmax(logits)`` is ``slope - softmax * sum``. The slope is
+        the caller's to overwrite.
         """
 
 
@@ -116,9 +117,10 @@ class ForwardKL(Divergence):
     def value(self, student: Tensor, teacher: Tensor) -> Tensor:  # noqa: D102 - see the base
         return (teacher.exp() * (teacher - student)).sum(dim=-1)
 
-    def value_and_slope(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
+    def value_and_slope(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # noqa: D102
         p = teacher.exp()
-        return (teacher - student).mul_(p).sum(dim=-1), p.neg_()
+        value = (teacher - student).mul_(p).sum(dim=-1)
+        return value, p.neg_(), torch.full_like(value, -1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,11 +130,11 @@ class ReverseKL(Divergence):
     def value(self, student: Tensor, teacher: Tensor) -> Tensor:  # noqa: D102
         return (student.exp() * (student - teacher)).sum(dim=-1)
 
-    def value_and_slope(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
+    def value_and_slope(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # noqa: D102
         q = student.exp()
         slope = (student - teacher).mul_(q)
         value = slope.sum(dim=-1)
-        return value, slope.add_(q)
+        return value, slope.add_(q), value + 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,12 +158,13 @@ class JSD(Divergence):
         kl_teacher = (teacher.exp() * (teacher - mixture)).sum(dim=-1)
         return self.beta * kl_teacher + (1 - self.beta) * (student.exp() * (student - mixture)).sum(dim=-1)
 
-    def value_and_slope(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
+    def value_and_slope(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # noqa: D102
         mixture = self._mixture(student, teacher)
         kl_teacher = (teacher - mixture).mul_(teacher.exp()).sum(dim=-1)
         # The terms of dM cancel, since beta p + (1 - beta) q = m: only (1 - beta) q (log q - log m) is left.
         slope = (student - mixture).mul_(student.exp()).mul_(1 - self.beta)
-        return self.beta * kl_teacher + slope.sum(dim=-1), slope
+        total = slope.sum(dim=-1)
+        return self.beta * kl_teacher + total, slope, total
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,11 +185,12 @@ class SkewKL(Divergence):
     def value(self, student: Tensor, teacher: Tensor) -> Tensor:  # noqa: D102
         return (teacher.exp() * (teacher - self._mixture(student, teacher))).sum(dim=-1)
 
-    def value_and_slope(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
+    def value_and_slope(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # noqa: D102
         mixture, p = self._mixture(student, teacher), teacher.exp()
         value = (teacher - mixture).mul_(p).sum(dim=-1)
         # p (1 - alpha) q / m, the quotient in logs: q and m may both underflow.
-        return value, (student - mixture).add_(math.log1p(-self.alpha)).exp_().mul_(p).neg_()
+        slope = (student - mixture).add_(math.log1p(-self.alpha)).exp_().mul_(p).neg_()
+        return value, slope, slope.sum(dim=-1)
 
 
 _NAMES: dict[str, type[Divergence]] = {"forward_kl": ForwardKL, "reverse_kl": ReverseKL, "jsd": JSD, "skew_kl": SkewKL}

@@ -8,16 +8,14 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
 from pydantic import Field, model_validator
-from torch import Tensor, nn
 
 from limbeck.config import Config
-from limbeck.data.batch import Example, collate
-from limbeck.data.tokenizer import Tokenizer
-from limbeck.decode.session import evaluating
+from limbeck.data.batch import Example
+from limbeck.data.tokenizer import TextStream, Tokenizer
 from limbeck.errors import ConfigError, DataError
-from limbeck.kernels.head import head_sequence_log_probs
+from limbeck.measure.likelihood import nll_sums
 from limbeck.measure.scores import Scores
 from limbeck.measure.statistic import Statistic, ratio
 from limbeck.model.decoder import Decoder
@@ -25,6 +23,7 @@ from limbeck.model.decoder import Decoder
 __all__ = ["NATS_PER_TOKEN", "Perplexity", "PerplexityProtocol", "nats_per", "perplexity"]
 
 Unit = Literal["token", "word", "byte"]
+Floats = NDArray[np.float64]
 
 NATS_PER_TOKEN = ratio("nll", "tokens", name="nats per token", better="lower", unit="nats/token")
 """The figure that trains and compares models of one tokenizer."""
@@ -69,7 +68,7 @@ class PerplexityProtocol(Config):
         context = self.context or model.config.context
         if model.config.positions == "learned" and context > model.config.context:
             reach = model.config.context
-            raise ConfigError(f"a context of {context} tokens is more than the model's {reach} learned positions: lower it")
+            raise ConfigError(f"a context of {context} is more than the model's {reach} learned positions: lower it")
         if self.stride > context:
             raise ConfigError(f"a stride of {self.stride} skips tokens between windows of {context}: lower it")
         return self.model_copy(update={"context": context, "stride": self.stride or context})
@@ -126,7 +125,7 @@ class Perplexity:
             "nats_per_byte": self.nats_per("byte"),
             "bits_per_byte": self.bits_per_byte,
             "nll": self.total("nll"),
-            **{f"{name}": int(self.total(name)) for name in ("tokens", "text_tokens", "words", "bytes")},
+            **{name: int(self.total(name)) for name in ("tokens", "text_tokens", "words", "bytes")},
             "items": len(self.scores),
             "unscored": list(self.unscored),
             "truncated": self.truncated,
@@ -140,10 +139,10 @@ def nats_per(unit: Unit) -> Statistic:
     if unit == "token":
         return NATS_PER_TOKEN
 
-    def of_sums(sums: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    def of_sums(sums: Floats) -> Floats:
         nll, tokens, text_tokens, units = np.moveaxis(sums, -1, 0)
-        below = tokens * units
-        return np.divide(nll * text_tokens, below, out=np.zeros_like(below), where=below != 0)
+        below = np.asarray(tokens * units)
+        return np.asarray(np.divide(nll * text_tokens, below, out=np.zeros_like(below), where=below != 0))
 
     columns = ("nll", "tokens", "text_tokens", f"{unit}s")
     return Statistic(f"nats per {unit}", columns, of_sums, "lower", f"nats/{unit}")
@@ -173,14 +172,17 @@ def perplexity(
     if not documents:
         raise DataError("there is no text to measure perplexity on: its data set is empty")
     fitted = protocol.fitted(model)
-    items = list(_stream(tokenizer, documents, fitted) if fitted.mode == "stream" else _each(tokenizer, documents, fitted))
+    cut = _stream if fitted.mode == "stream" else _each
+    items = cut(tokenizer, documents, fitted)
     scored = [item for item in items if any(w.scored for w in item.windows)]
     if not scored:
         raise DataError("no token of these texts can be predicted: they are empty, or one token without a begin token")
-    nll = _score(model, [(n, w) for n, item in enumerate(scored) for w in item.windows if w.scored], batch_size)
+    examples = [_example(n, w) for n, item in enumerate(scored) for w in item.windows if w.scored]
+    nll = np.zeros(len(scored))
+    np.add.at(nll, [e.row for e in examples], nll_sums(model, examples, batch_size))
     scores = Scores.of(
         [item.id for item in scored],
-        nll=nll[: len(scored)],
+        nll=nll,
         tokens=[sum(w.scored for w in item.windows) for item in scored],
         text_tokens=[item.text_tokens for item in scored],
         words=[item.words for item in scored],
@@ -229,9 +231,10 @@ def _specials(tokenizer: Tokenizer, protocol: PerplexityProtocol) -> tuple[list[
     return [begin] if protocol.begin else [], [tokenizer.eos_id] if protocol.end else []
 
 
-def _each(tokenizer: Tokenizer, documents: Mapping[str, str], protocol: PerplexityProtocol) -> Iterator[_Item]:
+def _each(tokenizer: Tokenizer, documents: Mapping[str, str], protocol: PerplexityProtocol) -> list[_Item]:
     """Every document alone; a long one in several windows, unless it is to be truncated."""
     head, tail = _specials(tokenizer, protocol)
+    items = []
     for (name, text), body in zip(documents.items(), tokenizer.encode_many(list(documents.values())), strict=True):
         ids = [*head, *body, *tail]
         windows = [window for window, _, _ in _windows(ids, protocol)]
@@ -239,61 +242,37 @@ def _each(tokenizer: Tokenizer, documents: Mapping[str, str], protocol: Perplexi
         if cut:
             windows, ids = windows[:1], ids[: protocol.context]
             text = tokenizer.decode(ids[len(head) :])
-        yield _Item(name, windows, len(ids) - len(head), len(text.split()), len(text.encode()), cut)
+        items.append(_Item(name, windows, len(ids) - len(head), len(text.split()), len(text.encode()), cut))
+    return items
 
 
-def _stream(tokenizer: Tokenizer, documents: Mapping[str, str], protocol: PerplexityProtocol) -> Iterator[_Item]:
+def _stream(tokenizer: Tokenizer, documents: Mapping[str, str], protocol: PerplexityProtocol) -> list[_Item]:
     """All documents as one text; every window is an item, to which the text belongs that it is the first to hold."""
     head, tail = _specials(tokenizer, protocol)
     whole = protocol.separator.join(documents.values())
     ids = [*head, *tokenizer.encode(whole), *tail]
     cut = list(_windows(ids, protocol))
     texts = _pieces(tokenizer, [ids[a:b] for _, a, b in cut])
+    items: list[_Item] = []
     inside = False  # of a word, at the border of two windows
     for number, ((window, a, b), text) in enumerate(zip(cut, texts, strict=True)):
         words = len(text.split()) - (inside and text[:1].strip() != "")
         inside = text[-1:].strip() != "" if text else inside
         text_tokens = b - a - (len(head) if number == 0 else 0)
-        yield _Item(f"window:{number}", [window], text_tokens, words, len(text.encode()))
+        item = _Item(f"window:{number}", [window], text_tokens, words, len(text.encode()))
+        if not window.scored and items:  # a last token alone: its text counts, so it goes to the window before
+            last = items.pop()
+            sums = (last.text_tokens + text_tokens, last.words + words, last.bytes + item.bytes)
+            item = _Item(last.id, last.windows, *sums)
+        items.append(item)
+    return items
 
 
-def _pieces(tokenizer: Tokenizer, spans: Sequence[Sequence[int]]) -> Iterator[str]:
-    """Text of consecutive spans of tokens, whose concatenation is the text of all.
-
-    A character whose bytes lie on both sides of a border goes to the later span; a span is read behind the last token
-    before it, since a Llama tokenizer drops a space where a text begins.
-    """
-    held: list[int] = []
-    before: list[int] = []
-    for number, span in enumerate(spans):
-        ids = [*held, *span]
-        end = len(ids)
-        if number < len(spans) - 1:
-            end = next((e for e in range(end, max(0, end - 4), -1) if _whole(tokenizer, ids[:e])), end)
-        yield tokenizer.decode([*before, *ids[:end]])[len(tokenizer.decode(before)) :]
-        held, before = ids[end:], ids[max(0, end - 1) : end] or before
-
-
-def _whole(tokenizer: Tokenizer, ids: Sequence[int]) -> bool:
-    return not tokenizer.decode(ids[-8:]).endswith("\ufffd")
-
-
-def _score(model: Decoder, windows: Sequence[tuple[int, _Window]], batch_size: int) -> np.ndarray[Any, Any]:
-    """Summed nats of each item; windows of near-equal length share a batch."""
-    order = sorted(range(len(windows)), key=lambda i: -len(windows[i][1].ids))
-    nll = np.zeros(1 + max(item for item, _ in windows))
-    with evaluating(model):
-        for at in range(0, len(order), batch_size):
-            some = [windows[i] for i in order[at : at + batch_size]]
-            batch = collate([[_example(item, window)] for item, window in some]).to(model.device)
-            labels = batch.next_token_labels()
-
-            def read(hidden: Tensor, head: nn.Module, labels: Tensor = labels) -> Tensor:
-                return head_sequence_log_probs(hidden, head, labels)
-
-            log_probs: Tensor = model(batch, read=read)
-            np.add.at(nll, [item for item, _ in some], -log_probs.to(torch.float64).cpu().numpy())
-    return nll
+def _pieces(tokenizer: Tokenizer, spans: Sequence[Sequence[int]]) -> list[str]:
+    """Text of consecutive spans of tokens; a character whose bytes lie on both sides of a border goes to the later."""
+    stream = TextStream(tokenizer)
+    texts = ["".join(stream.push(token) for token in span) for span in spans]
+    return [*texts[:-1], texts[-1] + stream.flush()] if texts else []
 
 
 def _example(item: int, window: _Window) -> Example:

@@ -133,7 +133,8 @@ class Scores:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"scores file {path} cannot be read: {error}") from None
-        for number, line in enumerate(text.splitlines(), start=1):
+        lines = text.split("\n")  # not splitlines: JSON leaves U+0085 and U+2028 as they are
+        for number, line in enumerate(lines[:-1] if lines[-1] == "" else lines, start=1):
             try:
                 row = json.loads(line)
             except ValueError:
@@ -168,7 +169,7 @@ def align(a: Scores, b: Scores, *, intersect: bool = False) -> tuple[Scores, Sco
     sides = (("first", lacking), ("second", more))
     parts = [f"{len(ids)} only in the {which} ({_some(ids)})" for which, ids in sides if ids]
     if parts:
-        raise DataError(f"the evaluations are of different items, {', '.join(parts)}: compare the shared ones, or unpaired")
+        raise DataError(f"the evaluations differ in items, {', '.join(parts)}: compare the shared ones, or unpaired")
     return a, b.select(a.ids)
 
 

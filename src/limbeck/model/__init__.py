@@ -1,1 +1,1 @@
-
+"""The model room; see docs/architecture.md."""

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from limbeck.config import Config
 from limbeck.model.patterns import AnyPattern, Causal
 
-__all__ = ["DecoderConfig", "Llama3Scaling", "Rope"]
+__all__ = ["Classes", "DecoderConfig", "Llama3Scaling", "Rope"]
 
 
 class Llama3Scaling(Config):
@@ -27,6 +27,21 @@ class Rope(Config):
 
     theta: float = Field(10000.0, gt=0)
     scaling: Llama3Scaling | None = None
+
+
+class Classes(Config):
+    """A head of classes in the place of the head of tokens; ``model.heads`` reads it."""
+
+    labels: tuple[str, ...] = Field(min_length=2, description="names of the classes, in the order of the head's rows")
+    pool: Literal["last", "mean"] = Field(
+        "last", description="what of a document is read: its last token, or the mean over its tokens"
+    )
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Classes:
+        if len(set(self.labels)) < len(self.labels):
+            raise ValueError(f"two classes have one name among {', '.join(self.labels)}")
+        return self
 
 
 class DecoderConfig(Config):
@@ -54,6 +69,7 @@ class DecoderConfig(Config):
     out_bias: bool = True
     ffn_bias: bool = True
     tied: bool = Field(True, description="the head is the embedding")
+    classes: Classes | None = Field(None, description="what the head tells instead of the next token")
     dropout: float = Field(0.0, ge=0, lt=1, description="on embeddings, attention weights and residual branches")
     pattern: AnyPattern | tuple[AnyPattern, ...] = Field(Causal(), description="attention pattern, or one a layer")
 
@@ -83,9 +99,16 @@ class DecoderConfig(Config):
             raise ValueError(f"{self.heads} query heads do not divide into {self.kv_heads} key/value heads")
         if self.positions == "rope" and self.head_width % 2:
             raise ValueError(f"rotary positions need an even head width, not {self.head_width}")
+        if self.classes is not None and self.tied:
+            raise ValueError("a head of classes has a weight of its own: set tied to false")
         if isinstance(self.pattern, tuple) and len(self.pattern) != self.layers:
             raise ValueError(f"{len(self.pattern)} attention patterns were given for {self.layers} layers")
         return self
+
+    @property
+    def head_rows(self) -> int:
+        """Rows of the head: ids, or classes."""
+        return self.vocab_size if self.classes is None else len(self.classes.labels)
 
     def pattern_at(self, layer: int) -> AnyPattern:
         """Attention pattern of one layer."""

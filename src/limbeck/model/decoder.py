@@ -97,7 +97,7 @@ class Decoder(nn.Module):
         self.positions = nn.Embedding(config.context, config.width) if config.positions == "learned" else None
         self.blocks = nn.ModuleList(Block(config, i) for i in range(config.layers))
         self.norm = _norm(config)
-        self.head = Linear(config.width, {"head": config.vocab_size}, bias=False)
+        self.head = Linear(config.width, {"head": config.head_rows}, bias=config.classes is not None)
         if config.tied:
             self.head.weight = self.embed.weight
         self.rotary = Rotary(config.rope, config.head_width, config.context) if config.positions == "rope" else None
@@ -207,7 +207,7 @@ class Decoder(nn.Module):
         q, kv = c.heads * c.head_width, c.kv_heads * c.head_width
         linear = c.width * (2 * q + 2 * kv) + c.width * c.ffn_width * (3 if c.gated else 2)
         seen = [min(context, c.pattern_at(i).slots(context)) for i in range(c.layers)]
-        return 2 * (c.layers * linear + c.width * c.vocab_size + sum(2 * q * s for s in seen))
+        return 2 * (c.layers * linear + c.width * c.head_rows + sum(2 * q * s for s in seen))
 
     def kv_bytes_per_token(self, dtype: torch.dtype | None = None) -> int:
         """Bytes of the keys and values of one token over all layers; a rolling pattern keeps only so many tokens."""

@@ -35,7 +35,9 @@ PRESETS: dict[str, dict[str, Any]] = {
 class Architecture(Config):
     """A fresh decoder: a preset and what to change of it. The vocabulary comes from the tokenizer."""
 
-    preset: Literal["toy", "toy-gpt2", "10m", "30m", "124m", "253m"] = Field("toy", description="named size to start from")
+    preset: Literal["toy", "toy-gpt2", "10m", "30m", "124m", "253m"] = Field(
+        "toy", description="named size to start from"
+    )
     layers: int | None = Field(None, ge=1, description="blocks")
     width: int | None = Field(None, ge=1, description="hidden size")
     heads: int | None = Field(None, ge=1, description="query heads")

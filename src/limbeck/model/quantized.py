@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.kernels.packed import Prepared, linear
-from limbeck.kernels.packed_layout import Codes, Layout
+from limbeck.kernels.packed_layout import Codes
 
 __all__ = ["QuantizedEmbedding", "QuantizedLinear", "QuantizedWeight", "is_quantized"]
 
@@ -82,6 +82,8 @@ class QuantizedLinear(nn.Module):
             in a state dict, so that the codes are stored once.
     """
 
+    bias: nn.Parameter | None
+
     def __init__(
         self, quantized: QuantizedWeight, parts: Mapping[str, int], bias: nn.Parameter | None, borrowed: bool = False
     ) -> None:
@@ -89,7 +91,8 @@ class QuantizedLinear(nn.Module):
         self.in_features, self.out_features = quantized.layout.columns, quantized.layout.rows
         self.parts = dict(parts)
         self.register_parameter("bias", bias)
-        self._borrowed: tuple[QuantizedWeight, ...] = (quantized,) if borrowed else ()  # a tuple hides it from nn.Module
+        # a tuple hides it from nn.Module, so that it is stored once
+        self._borrowed: tuple[QuantizedWeight, ...] = (quantized,) if borrowed else ()
         if not borrowed:
             self.own = quantized
 

@@ -1,1 +1,1 @@
-
+"""The recipes room; see docs/architecture.md."""

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
 
 from limbeck.data.tokenizer import check_alike
+from limbeck.errors import ConfigError
 from limbeck.formats.load import Bundle, load_bundle
 from limbeck.model.decoder import Decoder
 from limbeck.model.presets import Architecture
 from limbeck.objectives.distill import Distill as DistillObjective
 from limbeck.objectives.objective import AnyObjective
 from limbeck.objectives.teacher import LiveTeacher, Teacher
-from limbeck.objectives.teacher_cache import CachedTeacher, build_cache, compare_with_live
 from limbeck.recipes.fit import Encoded, Fit, Start
 from limbeck.recipes.parts import Parts
 from limbeck.run import Run
@@ -38,21 +37,31 @@ class Distill(Fit):
     summary: ClassVar[str] = "train a student from a teacher's distributions and the task's answers"
 
     teacher: str = Field(description="teacher: a folder, a run or a Hub id", json_schema_extra=_MODEL)
-    model: str | None = Field(None, description="student to start from: a folder, a run or a Hub id", json_schema_extra=_MODEL)
+    model: str | None = Field(
+        None, description="student to start from: a folder, a run or a Hub id", json_schema_extra=_MODEL
+    )
     architecture: Architecture | None = Field(None, description="a fresh student instead")
     alpha: float = Field(0.5, ge=0, description="weight of the cross-entropy on the answers", json_schema_extra=_TEACH)
     beta: float = Field(0.5, ge=0, description="weight of the divergence from the teacher", json_schema_extra=_TEACH)
-    temperature: float = Field(1.0, gt=0, description="T; the divergence is multiplied by T^2", json_schema_extra=_TEACH)
+    temperature: float = Field(
+        1.0, gt=0, description="T; the divergence is multiplied by T^2", json_schema_extra=_TEACH
+    )
     divergence: Literal["forward_kl", "reverse_kl", "jsd", "skew_kl"] = Field(
         "forward_kl", description="forward_kl is KL(teacher || student)", json_schema_extra=_TEACH
     )
-    on: Literal["all", "answers"] = Field("all", description="tokens that the divergence covers", json_schema_extra=_TEACH)
+    on: Literal["all", "answers"] = Field(
+        "all", description="tokens that the divergence covers", json_schema_extra=_TEACH
+    )
     teacher_top_k: int = Field(
-        0, ge=0, description="write the teacher's k likeliest tokens to disk once and learn from those; 0: run it live",
+        0,
+        ge=0,
+        description="write the teacher's k likeliest tokens to disk once and learn from those; 0: run it live",
         json_schema_extra=_TEACH,
     )
     teacher_cache: str | None = Field(
-        None, description="folder of the teacher on disk, shared by runs; none: inside the run", json_schema_extra=_TEACH
+        None,
+        description="folder of the teacher on disk, shared by runs; none: inside the run",
+        json_schema_extra=_TEACH,
     )
 
     @model_validator(mode="after")
@@ -101,5 +110,4 @@ class Distill(Fit):
         )
 
     def _on_disk(self, teacher: Bundle, data: Encoded, parts: Parts, run: Run) -> Teacher:
-        folder = Path(self.teacher_cache) if self.teacher_cache is not None else run.path / "teacher"
-        raise NotImplementedError
+        raise ConfigError("not yet")

@@ -14,13 +14,14 @@ from limbeck.errors import ConfigError, RunError
 from limbeck.formats.families import family_of
 from limbeck.formats.hub import resolve
 from limbeck.formats.load import load_bundle, save_bundle
-from limbeck.formats.weights import DTYPES
 from limbeck.model.decoder import Decoder
 from limbeck.recipes.info import stored_dtypes
 from limbeck.recipes.parts import device_of, dtype_of
 from limbeck.recipes.recipe import Recipe, Report, Session, facts
 
 __all__ = ["Agreement", "Export", "agreement"]
+
+_FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 Agreement = dict[str, float]
 
@@ -95,8 +96,8 @@ class Export(Recipe):
 
 def _stored(folder: Path) -> torch.dtype:
     """The dtype of a folder's weights: the commonest floating one, fp32 where there is none."""
-    counts = {k: n for k, n in stored_dtypes(folder).items() if DTYPES[k].is_floating_point}
-    return DTYPES[max(counts, key=counts.__getitem__)] if counts else torch.float32
+    counts = {k: n for k, n in stored_dtypes(folder).items() if k in _FLOATS}
+    return _FLOATS[max(counts, key=counts.__getitem__)] if counts else torch.float32
 
 
 def _probe(model: Decoder, seed: int) -> Batch:

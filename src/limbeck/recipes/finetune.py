@@ -22,7 +22,9 @@ class Finetune(Fit):
     verb: ClassVar[str] = "finetune"
     summary: ClassVar[str] = "train a model on a task, whole or through techniques such as LoRA"
 
-    model: str = Field(description="model to start from: a folder, a run or a Hub id", json_schema_extra={"section": "model"})
+    model: str = Field(
+        description="model to start from: a folder, a run or a Hub id", json_schema_extra={"section": "model"}
+    )
 
     def start(self, parts: Parts, device: torch.device) -> Start:
         """Load the model."""

@@ -18,14 +18,16 @@ from limbeck.data.batches import Batches
 from limbeck.data.prompts import EncodingReport
 from limbeck.data.tokenizer import Tokenizer
 from limbeck.decode.settings import Decoding
+from limbeck.errors import ConfigError
 from limbeck.formats.load import Bundle, save_bundle
+from limbeck.measure.cost import cost
 from limbeck.measure.held_out import HeldOut
 from limbeck.model.decoder import Decoder
 from limbeck.objectives.objective import AnyObjective
-from limbeck.recipes.measured import cost_of, measure, show_report
+from limbeck.recipes.measured import measure, show_report
 from limbeck.recipes.parts import DataSource, Parts, device_of
 from limbeck.recipes.plan import dry_run
-from limbeck.recipes.recipe import Recipe, Report, Session
+from limbeck.recipes.recipe import Recipe, Report, Session, plain
 from limbeck.run import Run
 from limbeck.tasks.table import AnyTask
 from limbeck.tasks.task import Measuring
@@ -75,7 +77,9 @@ class Fit(DataSource, Recipe):
     """Train a model on rows of a task and measure what came of it."""
 
     task: AnyTask = Field(default_factory=Text, description="kind of work")
-    context: int | None = Field(None, ge=2, description="tokens a sequence; none: the model's own", json_schema_extra=_DATA)
+    context: int | None = Field(
+        None, ge=2, description="tokens a sequence; none: the model's own", json_schema_extra=_DATA
+    )
     batch_size: int = Field(8, ge=1, description="sequences (packed: rows) a micro-batch", json_schema_extra=_DATA)
     packing: bool = Field(False, description="fill rows with several whole documents", json_schema_extra=_DATA)
     bucketing: bool = Field(True, description="batch rows of like length together", json_schema_extra=_DATA)
@@ -94,6 +98,23 @@ class Fit(DataSource, Recipe):
     @abstractmethod
     def objective(self, start: Start, data: Encoded, parts: Parts, run: Run | None) -> AnyObjective:
         """What to learn; ``run`` is None on a dry run, when nothing may be written."""
+
+    def settings(self, monitored: bool) -> TrainSettings:
+        """Settings of the loop: ``dtype`` names the precision; without validation rows there is nothing to monitor.
+
+        Raises:
+            ConfigError: training in fp16 was asked for, or patience without validation rows.
+        """
+        changes: dict[str, Any] = {}
+        if self.dtype == "fp16":
+            raise ConfigError("training in fp16 is not supported, as its gradients underflow: use bf16, fp32 or auto")
+        if self.dtype != "auto":
+            changes["precision"] = self.dtype
+        if not monitored:
+            if self.train.patience:
+                raise ConfigError("patience needs validation rows: give 'valid', or a validation share in 'fractions'")
+            changes["monitor"] = ""
+        return self.train.model_copy(update=changes)
 
     @property
     def folder(self) -> Path:
@@ -117,7 +138,9 @@ class Fit(DataSource, Recipe):
         model = apply_all(self.techniques, start.model, self._calibration(data, start))
         stream = self._stream(data.train, start, data.context)
         if self.dry_run:
-            return dry_run(self, model, start.tokenizer, data.train, data.report, stream, session)
+            settings = self.settings(bool(data.valid))
+            shown = [stream.at(0)], [row.id for row in parts.train]
+            return dry_run(model, start.tokenizer, self.objective(start, data, parts, None), stream, settings, *shown)
         with Run.create(self.folder, self) as run:
             if run.finished:
                 session.say(run.describe())
@@ -185,11 +208,10 @@ class Fit(DataSource, Recipe):
             model.to(device),
             objective,
             stream,
-            self.train,
+            self.settings(bool(data.valid)),
             evaluations=[held_out] if data.valid else [],
             run=run,
             seed=self.seed,
-            precision=self.dtype,
             device=device,
             progress=session.progress,
         )
@@ -211,7 +233,7 @@ class Fit(DataSource, Recipe):
             "verb": self.verb,
             "run": str(run.path),
             "start": {"source": start.source, **start.facts},
-            "data": {**parts.describe(), "encoding": data.report},
+            "data": {**parts.describe(), "encoding": data.report.describe()},
             "training": result,
         }
         final = parts.final
@@ -219,9 +241,16 @@ class Fit(DataSource, Recipe):
             name, rows = final
             session.say(f"measuring on {len(rows)} {name} rows")
             values |= measure(
-                model, start.tokenizer, self.task, rows, name, self.measuring, self.decoding, run.scores / f"{name}.jsonl"
+                model,
+                start.tokenizer,
+                self.task,
+                rows,
+                name,
+                self.measuring,
+                self.decoding,
+                run.scores / f"{name}.jsonl",
             )
-        values["cost"] = cost_of(model, run.model, trainable=trainable)
-        report = Report(values, show_report(values))
+        values["cost"] = cost(model, run.model, trainable=trainable)
+        values = plain(values)
         run.finish(values)
-        return report
+        return Report(values, show_report(values))

@@ -30,7 +30,9 @@ class Generate(Recipe):
     summary: ClassVar[str] = "continue prompts with a model"
 
     model: str = Field(description="a folder, a run or a Hub id", json_schema_extra={"positional": True})
-    prompt: str = Field("", description="text to continue; empty: from the begin token", json_schema_extra={"positional": True})
+    prompt: str = Field(
+        "", description="text to continue; empty: from the begin token", json_schema_extra={"positional": True}
+    )
     prompts: str | None = Field(None, description="file of prompts instead: a path or toy:NAME")
     field: str = Field("text", description="field of the prompts' rows that is the prompt")
     limit: int | None = Field(None, ge=1, description="only the first rows of the file")

@@ -154,7 +154,8 @@ def _model_rows(m: Mapping[str, Any]) -> list[tuple[str, object]]:
         ("techniques", ", ".join(r["kind"] for r in m["techniques"]) or "none"),
         ("context", f"{c['context']:,} tokens"),
         ("parameters", f"{m['parameters']:,}"),
-        ("on disk", f"{m['weights_bytes'] / _MB:,.2f} MB of weights ({stored}), folder {m['folder_bytes'] / _MB:,.2f} MB"),
+        ("on disk", f"{m['weights_bytes'] / _MB:,.2f} MB of weights ({stored}), "
+                    f"folder {m['folder_bytes'] / _MB:,.2f} MB"),
         ("in memory", f"{m['memory_bytes'] / _MB:,.2f} MB as {m['dtype']}"),
         ("arithmetic", f"{flops['forward'] / 1e6:,.2f} MFLOP a token that sees {flops['context']:,}"),
         ("cache", f"{m['kv_bytes_per_token']:,} bytes a token, {full_cache / _MB:,.2f} MB for the whole context"),

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 
 from limbeck.config import Config
-from limbeck.data.readers import Rows, read
+from limbeck.data.readers import Rows
 from limbeck.data.splits import split_rows
 from limbeck.errors import ConfigError, DataError
 from limbeck.tasks.task import Task
@@ -50,21 +50,22 @@ class DataSource(Config):
     columns: dict[str, str] = Field(
         default_factory=dict, description="our field = their column, e.g. question=prompt", json_schema_extra=_DATA
     )
-    separator: str = Field("<|endoftext|>", description="line between documents of a text file", json_schema_extra=_DATA)
+    separator: str = Field(
+        "<|endoftext|>", description="line between documents of a text file", json_schema_extra=_DATA
+    )
     split_by: str | None = Field(
         None, description="field whose equal values stay in one part; none: the task's choice", json_schema_extra=_DATA
     )
     fractions: tuple[float, float, float] = Field(
-        (0.7, 0.15, 0.15), description="train, valid and test shares of data that comes in one piece",
+        (0.7, 0.15, 0.15),
+        description="train, valid and test shares of data that comes in one piece",
         json_schema_extra=_DATA,
     )
     limit: int | None = Field(None, ge=1, description="read only so many rows of each source", json_schema_extra=_DATA)
 
     def rows(self, source: str, task: Task) -> Rows:
         """Read one source for ``task``."""
-        return read(
-            source, required=task.required, columns=self.columns or None, limit=self.limit, separator=self.separator
-        )
+        return task.read(source, columns=self.columns, limit=self.limit, separator=self.separator)
 
     def parts(self, task: Task) -> Parts:
         """Read every part; without ``valid`` and ``test`` the data is split by the hash of a field.

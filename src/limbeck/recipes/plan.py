@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,14 +12,16 @@ from rich.console import RenderableType
 
 from limbeck.data.batch import Batch
 from limbeck.data.batches import Batches
+from limbeck.data.preview import preview
+from limbeck.data.tokenizer import Tokenizer
 from limbeck.losses.terms import total
-from limbeck.measure.cost import peak_memory_bytes
+from limbeck.measure.cost import peak_memory
 from limbeck.model.decoder import Decoder
 from limbeck.objectives.objective import AnyObjective
-from limbeck.recipes.recipe import facts
+from limbeck.recipes.recipe import Report, facts
 from limbeck.train.settings import TrainSettings
 
-__all__ = ["expect", "expectation_table"]
+__all__ = ["dry_run", "expect"]
 
 _MB = 1e6
 
@@ -35,9 +38,9 @@ def expect(model: Decoder, objective: AnyObjective, stream: Batches, settings: T
     trial = copy.deepcopy(model).train()
     parameters, trainable = model.count_parameters(), model.count_parameters(trainable=True)
     state = 4 * (parameters + 3 * trainable)
-    before = peak_memory_bytes()
-    _micro_batch(trial, objective, stream.at(0))
     batches = [stream.at(i) for i in range(1, 3)]
+    with peak_memory(model.device) as peak:
+        _micro_batch(trial, objective, stream.at(0))
     started = time.perf_counter()
     for batch in batches:
         _micro_batch(trial, objective, batch)
@@ -52,7 +55,7 @@ def expect(model: Decoder, objective: AnyObjective, stream: Batches, settings: T
         "parameters": parameters,
         "trainable": trainable,
         "state_bytes": state,
-        "activation_bytes": max(0, peak_memory_bytes() - before),
+        "activation_bytes": max(0, peak.peak_bytes - peak.before_bytes),
         "flops": 3 * tokens * model.flops_per_token(batches[0].ids.shape[1]),
     }
 
@@ -67,17 +70,39 @@ def _micro_batch(model: Decoder, objective: AnyObjective, batch: Batch) -> None:
     model.zero_grad(set_to_none=True)
 
 
-def expectation_table(expected: dict[str, Any]) -> RenderableType:
-    """The same for people."""
+def dry_run(
+    model: Decoder,
+    tokenizer: Tokenizer,
+    objective: AnyObjective,
+    stream: Batches,
+    settings: TrainSettings,
+    shown: Sequence[Batch],
+    names: Sequence[str],
+) -> Report:
+    """Show ``shown`` token by token and what the training would need; nothing is written."""
+    expected = expect(model, objective, stream, settings)
+    values = {"dry_run": True, "data": stream.describe(), "expected": expected}
+    tables = [preview(batch, tokenizer, names=names) for batch in shown]
+    described = facts("data", [(k, f"{v:,}" if isinstance(v, int) else v) for k, v in stream.describe().items()])
+    return Report(values, (*tables, described, _table(expected)))
+
+
+def _table(expected: dict[str, Any]) -> RenderableType:
     minutes = expected["seconds"] / 60
     return facts(
         "expected",
         [
             ("steps", f"{expected['steps']:,}"),
             ("tokens", f"{expected['tokens']:,}"),
-            ("time", f"{minutes:.1f} min at {expected['tokens_per_second']:,.0f} tokens/s, measured on two micro-batches"),
+            (
+                "time",
+                f"{minutes:.1f} min at {expected['tokens_per_second']:,.0f} tokens/s, measured on two micro-batches",
+            ),
             ("parameters", f"{expected['parameters']:,}, trainable {expected['trainable']:,}"),
-            ("memory", f"{expected['state_bytes'] / _MB:,.0f} MB of state + {expected['activation_bytes'] / _MB:,.0f} MB at work"),
+            (
+                "memory",
+                f"{expected['state_bytes'] / _MB:,.0f} MB of state + {expected['activation_bytes'] / _MB:,.0f} MB at work",
+            ),
             ("arithmetic", f"{expected['flops']:.3g} FLOP"),
         ],
     )

@@ -29,10 +29,14 @@ class Pretrain(Fit):
 
     architecture: Architecture = Field(default_factory=Architecture, description="the decoder to build")
     tokenizer: str | None = Field(
-        None, description="folder, run or Hub id of a tokenizer; none: train one on the training rows", json_schema_extra=_MODEL
+        None,
+        description="folder, run or Hub id of a tokenizer; none: train one on the training rows",
+        json_schema_extra=_MODEL,
     )
     vocab_size: int = Field(4096, ge=257, description="entries of a tokenizer trained here", json_schema_extra=_MODEL)
-    packing: bool = Field(True, description="fill rows with several whole documents", json_schema_extra={"section": "data"})
+    packing: bool = Field(
+        True, description="fill rows with several whole documents", json_schema_extra={"section": "data"}
+    )
 
     @model_validator(mode="after")
     def _one_tokenizer(self) -> Pretrain:

@@ -22,7 +22,7 @@ __all__ = ["Dtype", "Recipe", "Report", "Session", "facts"]
 
 Dtype = Literal["auto", "fp32", "bf16", "fp16", "fp64"]
 
-_COMMON = {"section": "common"}
+_COMMON: dict[str, Any] = {"section": "common"}
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,9 @@ class Recipe(Config):
 
     out: str | None = Field(None, description="folder to write to", json_schema_extra=_COMMON)
     seed: int = Field(0, ge=0, description="seed of everything drawn at random", json_schema_extra=_COMMON)
-    device: str = Field("auto", description="auto, cpu, cuda or cuda:N; auto takes a GPU if any", json_schema_extra=_COMMON)
+    device: str = Field(
+        "auto", description="auto, cpu, cuda or cuda:N; auto takes a GPU if any", json_schema_extra=_COMMON
+    )
     dtype: Dtype = Field("auto", description="precision of the computation", json_schema_extra=_COMMON)
 
     @abstractmethod

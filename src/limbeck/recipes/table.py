@@ -9,7 +9,7 @@ from limbeck.recipes.recipe import Recipe
 __all__ = ["RECIPES", "recipe"]
 
 RECIPES: dict[str, str] = {
-    "demo": "limbeck.recipes.demo:Demo",
+    "demo": "limbeck.study.demo:Demo",
     "pretrain": "limbeck.recipes.pretrain:Pretrain",
     "finetune": "limbeck.recipes.finetune:Finetune",
     "distill": "limbeck.recipes.distill:Distill",
@@ -18,6 +18,7 @@ RECIPES: dict[str, str] = {
     "info": "limbeck.recipes.info:Info",
     "export": "limbeck.recipes.export:Export",
     "compare": "limbeck.recipes.compare:Compare",
+    "study": "limbeck.study.study:Study",
 }
 """verb -> ``module:Class``: the registration line of a verb, in the order in which the help lists them."""
 

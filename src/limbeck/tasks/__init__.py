@@ -1,1 +1,1 @@
-
+"""The tasks room; see docs/architecture.md."""

@@ -3,79 +3,43 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from pydantic import Field
 
 from limbeck.config import Config
 from limbeck.data.batch import Example
 from limbeck.data.prompts import EncodingReport
-from limbeck.data.readers import Rows
+from limbeck.data.readers import Rows, read
 from limbeck.data.tokenizer import Tokenizer
 from limbeck.decode.settings import Decoding
 from limbeck.measure.scores import Scores
-from limbeck.measure.stats import Interval
+from limbeck.measure.statistic import Statistic
 from limbeck.model.decoder import Decoder
 from limbeck.objectives.objective import AnyObjective
 
-__all__ = ["Measuring", "Metric", "Result", "Task"]
-
-
-@dataclass(frozen=True, slots=True)
-class Metric:
-    """One number with its uncertainty and what is needed to read it.
-
-    Attributes:
-        value: the figure over the whole set.
-        interval: bootstrap interval over items.
-        better: which direction is an improvement.
-        unit: such as ``nats/token`` or ``chrF``.
-        items: how many items it was measured on.
-        numerator: name of the per-item score that sums to the figure's numerator.
-        denominator: name of the per-item score of its denominator; None: the mean over items.
-    """
-
-    value: float
-    interval: Interval
-    better: Literal["lower", "higher"]
-    unit: str
-    items: int
-    numerator: str
-    denominator: str | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values for a report."""
-        return {
-            "value": self.value,
-            "low": self.interval.low,
-            "high": self.interval.high,
-            "level": self.interval.level,
-            "better": self.better,
-            "unit": self.unit,
-            "items": self.items,
-            "per_item": [self.numerator, self.denominator],
-        }
+__all__ = ["Measuring", "Result", "Task"]
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What an evaluation found.
+    """What an evaluation found; the figures are the task's ``statistics`` of the scores.
 
     Attributes:
-        metrics: name -> figure; the first one is the task's main figure.
         scores: one row an item, keyed by item id.
         protocol: everything that must be equal for two figures to be compared.
         samples: a few (prompt, generated, reference) triples to look at.
         notes: counted things that are not figures, such as truncated rows.
+        predictions: item id -> what was generated or chosen, in the items' order.
     """
 
-    metrics: Mapping[str, Metric]
     scores: Scores
     protocol: Mapping[str, Any]
     samples: Sequence[tuple[str, str, str]] = ()
     notes: Mapping[str, Any] = field(default_factory=dict)
+    predictions: Mapping[str, str] = field(default_factory=dict)
 
 
 class Measuring(Config):
@@ -101,6 +65,14 @@ class Task(Config):
     required: ClassVar[tuple[str, ...]]
     split_by: ClassVar[str | None] = None
 
+    def read(self, source: str, *, columns: Mapping[str, str], limit: int | None, separator: str) -> Rows:
+        """Read a data set; a task with a published format of its own reads that too.
+
+        Raises:
+            DataError: the source is missing, empty, or lacks a required field.
+        """
+        return read(source, required=self.required, columns=columns or None, limit=limit, separator=separator)
+
     @abstractmethod
     def encode(self, rows: Rows, tokenizer: Tokenizer, context: int) -> tuple[list[Example], EncodingReport]:
         """Tokenise rows for training, with the targets marked.
@@ -112,6 +84,10 @@ class Task(Config):
     @abstractmethod
     def objective(self) -> AnyObjective:
         """What to learn without a teacher."""
+
+    @abstractmethod
+    def statistics(self, columns: Collection[str]) -> tuple[Statistic, ...]:
+        """The figures of an evaluation that has these score columns; the first is the main one."""
 
     @abstractmethod
     def evaluate(

@@ -1,1 +1,1 @@
-
+"""The techniques room; see docs/architecture.md."""

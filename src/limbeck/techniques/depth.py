@@ -103,8 +103,10 @@ class Depth(Technique):
         Raises:
             TechniqueError: see ``choose``.
         """
-        plain = self.model_copy(update={"rule": "uniform"}) if self.rule == "importance" else self
-        return plain.apply(model)
+        if self.rule != "importance":
+            return self.apply(model)
+        self._check_patterns(model)
+        return self.model_copy(update={"rule": "uniform"}).apply(model)
 
     def stated_bytes(self, model: Decoder) -> int:
         """Bytes of ``model`` without the largest set of blocks that may have to stay."""

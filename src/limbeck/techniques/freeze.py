@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from limbeck.data.batch import Batch
 from limbeck.errors import TechniqueError, nearest
@@ -14,6 +14,12 @@ from limbeck.model.surgery import matches
 from limbeck.techniques.technique import Technique, train_everything, train_only
 
 __all__ = ["Freeze"]
+
+_NAMED = ("last_layer", "half", "no_embeddings")
+
+
+def _patterns(value: Any) -> Any:
+    return (value,) if isinstance(value, str) and value not in _NAMED else value
 
 
 class Freeze(Technique):
@@ -29,10 +35,12 @@ class Freeze(Technique):
     tolerance: ClassVar[dict[str, float]] = {"float32": 0.0, "float64": 0.0}
 
     kind: Literal["freeze"] = "freeze"
-    train: Literal["last_layer", "half", "no_embeddings"] | tuple[str, ...] = Field(
-        "last_layer",
-        description="last_layer: the last 'count' blocks; half: the upper half of the blocks, rounded up; "
-        "no_embeddings: everything else; or patterns of parameter or module names, such as blocks.3 or *.bias",
+    train: Annotated[Literal["last_layer", "half", "no_embeddings"] | tuple[str, ...], BeforeValidator(_patterns)] = (
+        Field(
+            "last_layer",
+            description="last_layer: the last 'count' blocks; half: the upper half of the blocks, rounded up; "
+            "no_embeddings: everything else; or patterns of parameter or module names, such as blocks.3 or *.bias",
+        )
     )
     count: int = Field(1, ge=1, description="blocks that last_layer trains")
 
@@ -73,7 +81,7 @@ class Freeze(Technique):
             hit = {own for name, own in every.items() if matches(name, (pattern, f"{pattern}.*"))}
             if not hit:
                 raise TechniqueError(
-                    f"freeze: the pattern '{pattern}' matches no parameter{nearest(pattern, every)}; "
+                    f"freeze: the pattern '{pattern}' matches no parameter{nearest(pattern, (*_NAMED, *every))}; "
                     "give names such as blocks.0, embed or *.bias"
                 )
             chosen |= hit

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from limbeck.data.batch import Batch
 from limbeck.model.decoder import Decoder
-from limbeck.techniques.quantized import Quantizer, matrices
+from limbeck.techniques.quantized import Quantizer, matrices, residue_of
 from limbeck.techniques.quantized_hessian import Settings, quantize_by_inputs
 from limbeck.techniques.technique import Technique
 
@@ -19,14 +19,14 @@ __all__ = ["GPTQ"]
 class GPTQ(Quantizer):
     """Quantize linear layers one after another, each on the inputs that the quantized layers before it give.
 
-    Embedding and tied head are rounded to nearest (or left, by ``embeddings=False``). Scales are fixed before a layer is
-    solved, by round-to-nearest's rule ("static groups"), so that any order of columns suits any granularity.
+    Embedding and tied head are rounded to nearest (or left, by ``embeddings=False``). Scales are fixed before a layer
+    is solved, by round-to-nearest's rule ("static groups"), so that any order of columns suits any granularity.
     """
 
     name: ClassVar[str] = "gptq"
 
     kind: Literal["gptq"] = "gptq"
-    clip: Literal["none", "search"] = Field("none", description="search: choose each range by least squared error first")
+    clip: Literal["none", "search"] = Field("none", description="search: choose ranges by least squared error")
     act_order: bool = Field(True, description="round the columns with the largest inputs first")
     damping: float = Field(0.01, gt=0, le=1, description="added to the Hessian's diagonal, as a share of its mean")
     block: int = Field(128, ge=1, description="columns corrected at once; a matter of speed alone")
@@ -46,8 +46,8 @@ class GPTQ(Quantizer):
         return model
 
     def finish(self, model: Decoder) -> tuple[Decoder, Technique | None]:
-        """Nothing is left to do."""
-        return model, self
+        """Nothing is left to do; the residue says on which grid each weight is."""
+        return model, residue_of(model, self)
 
     def training_skeleton(self, model: Decoder) -> Decoder:
         """The quantized modules, empty."""

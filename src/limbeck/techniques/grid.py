@@ -3,10 +3,10 @@
 A ``Grid`` says which numbers a weight may take. ``encode`` chooses scales and codes for a matrix; the neutral layout of
 the result and its decoding are in ``kernels/packed_layout.py``, so that what runs needs no technique.
 
-Rounding is to the nearest code, halves to even; scales are rounded to their stored dtype first, so that the codes are the
-best for the scales that are kept. The grids named ``q8_0``, ``q4_0`` and ``q4_1`` are those of GGUF files, and follow
-ggml's reference quantizers (ggml-quants.c) in every bit: fp32 arithmetic, codes by the scale before it is rounded to fp16,
-halves away from zero (Q8_0) or up (Q4_0, Q4_1).
+Rounding is to the nearest code, halves to even; scales are rounded to their stored dtype first, so that the codes are
+the best for the scales that are kept. The grids named ``q8_0``, ``q4_0`` and ``q4_1`` are those of GGUF files, and
+follow ggml's reference quantizers (ggml-quants.c) in every bit: fp32 arithmetic, codes by the scale before it is
+rounded to fp16, halves away from zero (Q8_0) or up (Q4_0, Q4_1).
 """
 
 from __future__ import annotations
@@ -22,7 +22,18 @@ from limbeck.config import Config
 from limbeck.errors import TechniqueError
 from limbeck.kernels.packed_layout import CODE_DTYPES, Codes, Layout, pack_int4
 
-__all__ = ["Grid", "Scales", "codes_of", "encode", "measure", "nearest_codes", "numbers_of", "search", "spread", "stored"]
+__all__ = [
+    "Grid",
+    "Scales",
+    "codes_of",
+    "encode",
+    "measure",
+    "nearest_codes",
+    "numbers_of",
+    "search",
+    "spread",
+    "stored",
+]
 
 Format = Literal[
     "fp64", "fp32", "bf16", "fp16", "fp8_e4m3", "fp8_e5m2", "int8", "int4", "q8_0", "q4_0", "q4_1"
@@ -37,12 +48,13 @@ _RATIOS = tuple(1 - 0.025 * i for i in range(25))  # 1.0 down to 0.4 of the larg
 class Grid(Config):
     """Which numbers a weight may take; a bare format name stands for its defaults.
 
-    Integers take int8 codes -128..127 (scale: largest magnitude / 127) or int4 codes -8..7 (/ 7); asymmetric ones 0..255 and
-    0..15 above the smallest value of the group. fp8 scales the largest magnitude to 448 (e4m3) or 57,344 (e5m2).
+    Integers take int8 codes -128..127 (scale: largest magnitude / 127) or int4 codes -8..7 (/ 7); asymmetric ones 256 or 16
+    even steps from the smallest value of a group to its largest. fp8 scales the largest magnitude to 448 (e4m3) or
+    57,344 (e5m2).
     """
 
     format: Format = "int8"
-    symmetric: bool = Field(True, description="zero is a code's value; false: scale and smallest value per group (integers)")
+    symmetric: bool = Field(True, description="zero is a code's value; false: integers with an offset")
     granularity: Literal["none", "tensor", "channel", "group"] = Field(
         "channel", description="what shares a scale; default: channel, group for int4 and GGUF, none for plain casts"
     )
@@ -217,30 +229,37 @@ def stored(scales: Tensor, zeros: Tensor | None, dtype: torch.dtype) -> Scales:
 
 
 def numbers_of(codes: Tensor, scales: Scales, grid: Grid) -> Tensor:
-    """Numbers that ``nearest_codes``'s codes stand for, in the dtype of ``scales.step``: what ``Codes.decode`` gives."""
+    """Numbers that ``nearest_codes``'s codes stand for, in the dtype of ``scales.step``; as ``Codes.decode`` gives."""
     numbers = codes.to(scales.step.dtype)
     if scales.low is not None:
         return numbers * scales.step + scales.low
     return (numbers - 8 if grid.kind == "int4" else numbers) * scales.step
 
 
+def _wide(scales: Scales, layout: Layout) -> Scales:
+    """The same with one step and low a column."""
+    low = None if scales.low is None else spread(scales.low, layout)
+    return Scales(scales.scales, scales.zeros, spread(scales.step, layout), low)
+
+
 def codes_of(weight: Tensor, grid: Grid, scales: Scales) -> Codes:
     """Round ``weight`` (R, C) to the grid under given scales, and pack."""
     layout = grid.layout(*weight.shape)
-    wide = Scales(*(None if x is None else spread(x, layout) for x in scales))  # type: ignore[arg-type]
-    codes = nearest_codes(weight, wide, grid, ggml=grid.gguf)
+    codes = nearest_codes(weight, _wide(scales, layout), grid, ggml=grid.gguf)
     return Codes(layout, pack_int4(codes) if grid.kind == "int4" else codes, scales.scales, scales.zeros)
 
 
 def search(weight: Tensor, grid: Grid) -> Scales:
-    """Scales that shrink each group's range to the ratio, of 25 between 1 and 0.4, with the least squared error."""
+    """Scales of each group's range times that ratio, of 25 between 1 and 0.4, which has the least squared error."""
     layout = grid.layout(*weight.shape)
     best = measure(weight, grid)
     ratio = torch.ones_like(best.step)
     least = torch.full_like(best.step, torch.inf)
     for r in _RATIOS:
-        tried = codes_of(weight, grid, measure(weight, grid, r)).decode(weight.dtype)
-        error = _sums((tried - weight) ** 2, layout)
+        tried = measure(weight, grid, r)
+        codes = nearest_codes(weight, _wide(tried, layout), grid, ggml=grid.gguf)
+        kept = _wide(stored(tried.scales, tried.zeros, weight.dtype), layout)
+        error = _sums((numbers_of(codes, kept, grid) - weight) ** 2, layout)
         better = error < least
         ratio, least = torch.where(better, torch.full_like(ratio, r), ratio), torch.where(better, error, least)
     return measure(weight, grid, ratio)

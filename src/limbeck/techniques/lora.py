@@ -73,20 +73,22 @@ class LoRALinear(nn.Module):
         self.in_features, self.out_features = _sizes(base)
         self.groups, self.parts, self.dropout = tuple(groups), dict(parts), dropout
         made: dict[str, Any] = {"dtype": dtype, "device": device}
-        self.lora_a = nn.ParameterDict({g.name: torch.empty(g.rank, self.in_features, **made) for g in self.groups})
-        self.lora_b = nn.ParameterDict({g.name: torch.zeros(g.size, g.rank, **made) for g in self.groups})
+        self.lora_a, self.lora_b = nn.ParameterDict(), nn.ParameterDict()
+        for g in self.groups:  # one by one: a mapping would be sorted
+            self.lora_a[g.name] = torch.empty(g.rank, self.in_features, **made)
+            self.lora_b[g.name] = torch.zeros(g.size, g.rank, **made)
 
     def _a(self) -> Tensor:
         """(ranks, in_features): every A, stacked, so that one matmul serves all groups."""
         return torch.cat([self.lora_a[g.name] for g in self.groups])
 
-    def _b(self) -> Tensor:
-        """(out_features, ranks): every scaled B in its rows and columns, zero elsewhere."""
+    def _b(self, dtype: torch.dtype | None = None) -> Tensor:
+        """(out_features, ranks): every B, scaled in ``dtype`` or its own, in its rows and columns; zero elsewhere."""
         ranks = sum(g.rank for g in self.groups)
         first: Tensor = self.lora_b[self.groups[0].name]
-        b, column = first.new_zeros(self.out_features, ranks), 0
+        b, column = first.new_zeros(self.out_features, ranks, dtype=dtype), 0
         for g in self.groups:
-            scaled, row = self.lora_b[g.name] * g.scale, 0
+            scaled, row = self.lora_b[g.name].to(b.dtype) * g.scale, 0
             for rows in g.rows:
                 b[rows, column : column + g.rank] = scaled[row : row + rows.stop - rows.start]
                 row += rows.stop - rows.start
@@ -98,14 +100,14 @@ class LoRALinear(nn.Module):
         y: Tensor = self.base(x)
         z = F.linear(F.dropout(x, self.dropout, self.training), self._a().to(x.dtype)).to(y.dtype)
         # One addmm with a block-diagonal B reads and writes the wide output once. The blocks off the diagonal are
-        # multiplied in vain, which costs less than a pass over the output a group for every rank in common use.
+        # multiplied in vain: little beside a pass over the output for each group at rank 8, a loss at rank 256.
         flat = torch.addmm(y.reshape(-1, self.out_features), z.reshape(-1, z.shape[-1]), self._b().to(y.dtype).t())
         return flat.view_as(y)
 
     @torch.no_grad()
     def merged(self) -> Tensor:
         """(out_features, in_features) weight with the adapter in it, summed in float64 and rounded once."""
-        a, b = self._a().double(), self._b().double()
+        a, b = self._a().double(), self._b(torch.float64)
         assert isinstance(self.base, nn.Linear)
         weight = self.base.weight
         return (weight.double() + b @ a).to(weight.dtype)
@@ -180,8 +182,8 @@ class LoRA(Technique):
         """Wrap the targeted layers, in place, and freeze all but the adapters.
 
         Raises:
-            TechniqueError: a target or pattern that matches nothing, a rank above a layer's sizes, a layer that has an
-                adapter, a tied head without ``untie``, or a quantized base with ``merge="always"``.
+            TechniqueError: a target or pattern that matches nothing, a rank above a layer's sizes, a model that has
+                adapters, a tied head without ``untie``, or a quantized base with ``merge="always"``.
         """
         self._wrap(model)
         train_only(model, self.trained(model))
@@ -197,11 +199,12 @@ class LoRA(Technique):
         return model
 
     def trained(self, model: Decoder) -> frozenset[str]:
-        """Names of the adapters' parameters."""
-        kinds = ("lora_a", "lora_b")
-        return frozenset(
-            f"{name}.{kind}.{group.name}" for name, m in adapters(model).items() for kind in kinds for group in m.groups
-        )
+        """Names of the adapters' parameters, and of a head of classes, which is new and has learned nothing yet."""
+        kinds, wrapped = ("lora_a", "lora_b"), adapters(model)
+        names = {f"{name}.{kind}.{group.name}" for name, m in wrapped.items() for kind in kinds for group in m.groups}
+        if model.config.classes is not None and "head" not in wrapped:
+            names |= {f"head.{name}" for name, p in model.head.named_parameters() if p.is_floating_point()}
+        return frozenset(names)
 
     def finish(self, model: Decoder) -> tuple[Decoder, Technique | None]:
         """Merge every adapter in place, or leave them all as the residue: never and where a base is quantized.
@@ -256,11 +259,13 @@ class LoRA(Technique):
 
     def _plan(self, model: Decoder) -> dict[str, tuple[Group, ...]]:
         """Layer name -> its groups; every check that can be made before anything changes."""
+        if taken := list(adapters(model)):
+            raise TechniqueError(
+                f"{taken[0]} has an adapter already, and LoRA finishes all there are: name every target in one LoRA, "
+                "with ranks and alphas of their own where they differ"
+            )
         linears, shared = _linears(model), _shared(model)
         chosen = self._targeted(linears, shared)
-        taken = [name for name in chosen if isinstance(linears[name], LoRALinear)]
-        if taken:
-            raise TechniqueError(f"{taken[0]} has an adapter already: finish that one before another LoRA is applied")
         tied = [name for name in chosen if _weight_id(linears[name]) in shared]
         if tied and self.merge != "never" and not self.untie:
             raise TechniqueError(

@@ -16,9 +16,8 @@ from limbeck.data.batch import IGNORE, Batch
 from limbeck.errors import TechniqueError
 from limbeck.kernels.packed import dispatch
 from limbeck.model.decoder import Decoder
-from limbeck.model.quantized import QuantizedWeight
 from limbeck.techniques.grid import Grid, encode
-from limbeck.techniques.quantized import Matrix, Quantizer, matrices, round_all
+from limbeck.techniques.quantized import Matrix, Quantizer, matrices, residue_of, round_all
 from limbeck.techniques.quantized_hessian import Settings, quantize_by_inputs
 from limbeck.techniques.technique import Technique
 
@@ -101,16 +100,7 @@ class Mixed(Quantizer):
 
     def finish(self, model: Decoder) -> tuple[Decoder, Technique | None]:
         """The residue names the grid of every weight, read from the model itself."""
-        with torch.device("meta"):
-            plain = Decoder(model.config)
-        chosen: dict[str, Grid | None] = {}
-        for matrix in matrices(plain, self):
-            held = next(
-                m for n, m in model.named_modules() if isinstance(m, QuantizedWeight) and n.startswith(f"{matrix.name}.")
-            )
-            grids = (matrix.grid, *self.candidates)
-            chosen[matrix.name] = next(g for g in grids if g.layout(held.layout.rows, held.layout.columns) == held.layout)
-        return model, self.model_copy(update={"overrides": {**chosen, **self.overrides}})
+        return model, residue_of(model, self, self.candidates, always=True)
 
     def training_skeleton(self, model: Decoder) -> Decoder:
         """The quantized modules, empty.
@@ -127,7 +117,7 @@ class Mixed(Quantizer):
             TechniqueError: the grids are not chosen yet.
         """
         if len(self.candidates) > 1 and any(self._is_free(m.name) for m in matrices(model, self)):
-            raise TechniqueError("these mixed grids are not chosen yet: rebuild from the residue of the quantized model")
+            raise TechniqueError("mixed grids are not chosen yet: rebuild from the residue of the quantized model")
         return super().deployed_skeleton(model)
 
 
@@ -172,7 +162,8 @@ def sensitivities(
             for i, matrix in enumerate(weights):
                 for k, grid in enumerate(candidates):
                     with _alone(matrix, grid, clip):
-                        costs[i, k] += _cost(full, F.log_softmax(model(batch)[keep].float(), dim=-1), labels[keep], cost)
+                        quantized = F.log_softmax(model(batch)[keep].float(), dim=-1)
+                    costs[i, k] += _cost(full, quantized, labels[keep], cost)
     model.train(training)
     if not tokens:
         raise TechniqueError("the calibration text of mixed precision predicts no token: give longer rows")
@@ -189,8 +180,8 @@ def _cost(full: Tensor, quantized: Tensor, labels: Tensor, cost: str) -> float:
 def allocate(costs: Sequence[Sequence[float]], sizes: Sequence[Sequence[int]], budget: int) -> list[int]:
     """One choice a row of least total cost whose sizes sum to at most ``budget``, by dynamic programming over bytes.
 
-    Exact where the bytes to spare, in units of their common divisor, make at most 32,768 steps; beyond that sizes are rounded
-    up to a step, so that the budget holds and at most one step a row of it stays unused.
+    Exact where the bytes to spare, in units of their common divisor, make at most 32,768 steps; beyond that sizes are
+    rounded up to a step, so that the budget holds and at most one step a row of it stays unused.
 
     Args:
         costs: (rows, choices).
@@ -218,4 +209,3 @@ def allocate(costs: Sequence[Sequence[float]], sizes: Sequence[Sequence[int]], b
         out.insert(0, k)
         at -= ceil(more[k] / unit)
     return out
-

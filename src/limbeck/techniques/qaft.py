@@ -18,7 +18,7 @@ from limbeck.model.linear import Linear
 from limbeck.model.quantized import QuantizedEmbedding, QuantizedLinear, QuantizedWeight
 from limbeck.model.surgery import replace
 from limbeck.techniques.grid import Grid, Scales, encode, nearest_codes, numbers_of, search, spread, stored
-from limbeck.techniques.quantized import Matrix, Quantizer, matrices
+from limbeck.techniques.quantized import Matrix, Quantizer, matrices, residue_of
 from limbeck.techniques.technique import Technique
 
 __all__ = ["QAFT", "FakeEmbedding", "FakeLinear", "FakeWeight"]
@@ -27,8 +27,8 @@ __all__ = ["QAFT", "FakeEmbedding", "FakeLinear", "FakeWeight"]
 class QAFT(Quantizer):
     """Fake quantization: forwards see the rounded weights, gradients pass to the weights behind them.
 
-    Rounding is passed straight through (Bengio et al. 2013). Scales follow the weights by round-to-nearest's rule at every
-    step, or are learned with LSQ's gradient (Esser et al. 2020, eq. 3), starting from the ranges of least squared error.
+    Rounding is passed straight through (Bengio et al. 2013). Scales follow the weights by round-to-nearest's rule at
+    every step, or are learned by LSQ's gradient (Esser et al. 2020, eq. 3) from the ranges of least squared error on.
     Any objective trains it; adapters may stand beside it. ``finish`` packs the very codes of the last forward (I18).
     """
 
@@ -52,13 +52,13 @@ class QAFT(Quantizer):
 
     def _install(self, model: Decoder, start: bool) -> Decoder:
         chosen = {m.name: m for m in matrices(model, self)}
-        if any(isinstance(m, FakeWeight) for m in model.modules()):
-            raise TechniqueError("the model is under quantization-aware fine-tuning already: finish that first")
         tied = model.head.weight is model.embed.weight
         if self.learned_scales:
             for m in chosen.values():
                 if m.grid.granularity == "none":
-                    raise TechniqueError(f"{m.name} is to be {m.grid.format}, which has no scale to learn: learned_scales=false")
+                    raise TechniqueError(
+                        f"{m.name} is to be {m.grid.format}, which has no scale: set learned_scales=false"
+                    )
 
         def build(name: str, module: nn.Module) -> nn.Module:
             weight = FakeWeight(chosen[name], self.learned_scales, start)
@@ -95,7 +95,7 @@ class QAFT(Quantizer):
 
         if not replace(model, lambda _, m: isinstance(m, FakeLinear | FakeEmbedding), build):
             raise TechniqueError("the model holds no fake quantization to pack: apply QAFT first")
-        return model, self
+        return model, residue_of(model, self)
 
 
 class FakeWeight(nn.Module):
@@ -107,10 +107,13 @@ class FakeWeight(nn.Module):
         grid, layout: what it is rounded to.
     """
 
+    scales: nn.Parameter | None
+    zeros: nn.Parameter | None
+
     def __init__(self, matrix: Matrix, learned: bool, start: bool) -> None:
         super().__init__()
         self.grid = matrix.grid
-        self.latent = matrix.module.weight
+        self.latent: Tensor = matrix.module.weight
         self.layout: Layout = self.grid.layout(*self.latent.shape)
         scales = zeros = None
         if learned:
@@ -119,7 +122,8 @@ class FakeWeight(nn.Module):
             first = search(_wide(self.latent.detach()), self.grid) if start else None
             scales = nn.Parameter(flat if first is None else first.scales.flatten().to(flat.dtype))
             if self.layout.offset:
-                zeros = nn.Parameter(torch.zeros_like(flat) if first is None else first.zeros.flatten().to(flat.dtype))  # type: ignore[union-attr]
+                low = None if first is None else first.zeros
+                zeros = nn.Parameter(torch.zeros_like(flat) if low is None else low.flatten().to(flat.dtype))
         self.register_parameter("scales", scales)
         self.register_parameter("zeros", zeros)
 
@@ -167,7 +171,7 @@ class FakeWeight(nn.Module):
     def _learned_value(self, latent: Tensor, scales: Tensor, zeros: Tensor | None) -> Tensor:
         assert self.layout.scale_dtype is not None
         shared = self.layout.span or self.latent.numel()
-        return _LSQ.apply(latent, scales, zeros, self.grid, self.layout.scale_dtype, shared)  # type: ignore[no-any-return]
+        return _LSQ.apply(latent, scales, zeros, self.grid, self.layout.scale_dtype, shared)  # type: ignore[no-any-return,no-untyped-call]
 
 
 def _spread(x: Tensor | None, layout: Layout) -> Tensor | None:
@@ -180,7 +184,7 @@ def _wide(weight: Tensor) -> Tensor:
 
 
 def _straight(latent: Tensor, value: Tensor) -> Tensor:
-    return _Straight.apply(latent, value)  # type: ignore[no-any-return]
+    return _Straight.apply(latent, value)  # type: ignore[no-any-return,no-untyped-call]
 
 
 class _Straight(torch.autograd.Function):
@@ -203,8 +207,9 @@ _EXTREMES: Mapping[str, tuple[float, float]] = {
 class _LSQ(torch.autograd.Function):
     """``round(clamp((w - z) / s)) s + z`` with LSQ's gradients.
 
-    For w: 1 within the range, 0 beyond (Esser et al. 2020, eq. 5). For s: round(v) - v within, the extreme code beyond (eq. 3), and for z: 0
-    within, 1 beyond, as in LSQ+ (Bhalgat et al. 2020); both times 1 / sqrt(weights that share the scale x largest code) (section 2.2).
+    For w: 1 within the range, 0 beyond (Esser et al. 2020, eq. 5). For s: round(v) - v within, the extreme code beyond
+    (eq. 3), and for z: 0 within, 1 beyond, as in LSQ+ (Bhalgat et al. 2020); both times
+    1 / sqrt(weights that share the scale x largest code) (section 2.2).
     """
 
     @staticmethod
@@ -239,7 +244,9 @@ class _LSQ(torch.autograd.Function):
 
 
 class FakeLinear(nn.Module):
-    """A linear layer on a ``FakeWeight``; not an ``nn.Linear``, so that adapters stay beside it and are never merged."""
+    """A linear layer on a ``FakeWeight``; no ``nn.Linear``, so that adapters stay beside it and are never merged."""
+
+    bias: nn.Parameter | None
 
     def __init__(
         self, fake: FakeWeight, parts: Mapping[str, int], bias: nn.Parameter | None, borrowed: bool = False
@@ -273,4 +280,3 @@ class FakeEmbedding(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         """(...) ids -> (..., C)."""
         return self.fake.rows(ids.reshape(-1)).view(*ids.shape, -1)
-

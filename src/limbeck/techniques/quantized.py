@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -19,7 +19,7 @@ from limbeck.model.surgery import find, matches, replace
 from limbeck.techniques.grid import Grid, encode
 from limbeck.techniques.technique import Technique
 
-__all__ = ["Matrix", "Quantizer", "install", "matrices", "refuse_quantized", "round_all"]
+__all__ = ["Matrix", "Quantizer", "install", "matrices", "refuse_quantized", "residue_of", "round_all"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +49,14 @@ class Quantizer(Technique):
     positions stay as they are (under 1 % of a model, and GGUF keeps them too) unless an override names them.
     """
 
-    bits: Literal[4, 8] | None = Field(None, description="short for grid: 4 is int4 in groups of 32, 8 is int8 by channel")
+    bits: Literal[4, 8] | None = Field(
+        None, description="short for a grid: 4 is int4 in groups of 32, 8 is int8 by channel"
+    )
     grid: Annotated[Grid, Field(validate_default=True)] = Grid()
     embeddings: bool = Field(True, description="quantize the token embedding, and with it a tied head")
     head: bool = Field(True, description="quantize an untied head")
     overrides: dict[str, Grid | None] = Field(
-        default_factory=dict, description="grids by pattern of module names, first match wins; null leaves a module as it is"
+        default_factory=dict, description="grids by pattern of names, first match wins; null leaves a module as it is"
     )
 
     @model_validator(mode="before")
@@ -81,6 +83,12 @@ class Quantizer(Technique):
             return self.grid if self.head else None
         return None if name == "positions" else self.grid
 
+    def stated_bytes(self, model: Decoder) -> int:
+        """Exact bytes of the quantized model, told from the full one."""
+        chosen = matrices(model, self)
+        dense = sum(m.module.weight.numel() * m.module.weight.itemsize for m in chosen)
+        return model.count_bytes() - dense + sum(m.bytes for m in chosen)
+
     def deployed_skeleton(self, model: Decoder) -> Decoder:
         """Empty quantized modules in place of the weights, which are dropped unread; on "meta" no memory is touched."""
         install(
@@ -89,6 +97,41 @@ class Quantizer(Technique):
             lambda m: m.grid.layout(*m.module.weight.shape).empty(m.module.weight.device),
         )
         return model
+
+
+def residue_of(model: Decoder, plan: Quantizer, grids: Iterable[Grid] = (), always: bool = False) -> Quantizer:
+    """``plan``, or where it does not describe ``model`` (any more) its like with the grid of every weight by name.
+
+    A plan that speaks of blocks by number ceases to describe a model that lost blocks since.
+
+    Args:
+        model: quantized, perhaps under adapters.
+        plan: by which it was quantized.
+        grids: others that its weights may be on.
+        always: name every grid in any case.
+    """
+    with torch.device("meta"):
+        plain = Decoder(model.config)
+    held = {name: m for name, m in model.named_modules() if isinstance(m, QuantizedWeight)}
+    known = [g for g in (*plan.overrides.values(), *grids, plan.grid) if g is not None]
+    found: dict[str, Grid | None] = {}
+    for name in _weights(plain):
+        weight = next((m for at, m in held.items() if at.startswith(f"{name}.")), None)
+        if weight is None:
+            found[name] = None
+            continue
+        layout, planned = weight.layout, plan.grid_of(name)
+        first = known if planned is None else [planned, *known]
+        found[name] = next(g for g in first if g.layout(layout.rows, layout.columns) == layout)
+    told = all(plan.grid_of(name) == grid for name, grid in found.items())
+    used = all(any(matches(name, (pattern,)) for name in found) for pattern in plan.overrides)
+    return plan if told and used and not always else plan.model_copy(update={"overrides": found})
+
+
+def _weights(model: Decoder) -> dict[str, nn.Module]:
+    """Linear layers and embeddings by name; a tied head is its embedding and has no place of its own."""
+    tied = _tied(model)
+    return find(model, lambda _, m: isinstance(m, nn.Linear | nn.Embedding) and not (tied and m is model.head))
 
 
 def refuse_quantized(model: Decoder, who: str) -> None:
@@ -108,8 +151,13 @@ def matrices(model: Decoder, plan: Quantizer) -> list[Matrix]:
         TechniqueError: the model is quantized already, an override matches no module, or nothing is left to quantize.
     """
     refuse_quantized(model, plan.name)
-    tied = _tied(model)  # then the head is the embedding, and has no grid of its own
-    found = find(model, lambda _, m: isinstance(m, nn.Linear | nn.Embedding) and not (tied and m is model.head))
+    found = _weights(model)
+    with torch.device("meta"):
+        shape = dict(Decoder(model.config).named_modules())
+    for name, module in model.named_modules():
+        known = shape.get(name)
+        if isinstance(known, nn.Linear | nn.Embedding) and not isinstance(module, nn.Linear | nn.Embedding):
+            raise TechniqueError(f"{name} holds more than a weight by now: {plan.name} goes before what was done to it")
     for pattern in plan.overrides:
         if not any(matches(name, (pattern,)) for name in found):
             hint = nearest(pattern, found)
@@ -147,7 +195,7 @@ def install(model: Decoder, chosen: list[Matrix], make: Callable[[Matrix], Codes
 
     replace(model, lambda name, _: name in by_name, build)
     if tied and isinstance(model.embed, QuantizedEmbedding):
-        model.head = QuantizedLinear(model.embed.quantized, model.head.parts, None, borrowed=True)
+        model.head = QuantizedLinear(model.embed.quantized, model.head.parts, None, borrowed=True)  # type: ignore[assignment]
 
 
 def round_all(model: Decoder, plan: Quantizer, clip: Literal["none", "search"]) -> None:

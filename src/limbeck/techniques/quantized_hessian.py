@@ -1,4 +1,4 @@
-"""GPTQ's arithmetic (Frantar et al. 2022): rounding one column after another, each correcting the error of those before."""
+"""GPTQ's arithmetic (Frantar et al. 2022): columns rounded one after another, the rest correcting each one's error."""
 
 from __future__ import annotations
 
@@ -47,11 +47,14 @@ def inverse_factor(hessian: Tensor, damping: float) -> Tensor:
         damped = hessian + damping * mean * torch.eye(hessian.shape[0], dtype=hessian.dtype, device=hessian.device)
         lower, failed = torch.linalg.cholesky_ex(damped)
         if not int(failed):
+            upper: Tensor
             upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
             if not int(failed) and bool(torch.isfinite(upper).all()):
                 return upper
         if damping >= 1:
-            raise TechniqueError("the inputs of a layer are not finite or not varied enough for GPTQ: give other calibration text")
+            raise TechniqueError(
+                "the inputs of a layer are not finite or too alike for GPTQ: give other calibration text"
+            )
         damping = min(1.0, 10 * max(damping, 1e-4))
 
 
@@ -60,8 +63,8 @@ def solve(weight: Tensor, hessian: Tensor, grid: Grid, settings: Settings) -> Co
     """Quantize ``weight`` (R, C) so that its outputs on the inputs behind ``hessian`` (C, C) change little.
 
     Scales are those of round-to-nearest on the original weight (static groups), so that columns may be taken in any
-    order: with ``act_order`` those of the largest inputs first. Columns are taken in blocks, and what lies behind a block
-    is corrected once a block (Frantar et al. 2022, algorithm 1).
+    order: with ``act_order`` those of the largest inputs first. What lies behind a block of columns is corrected once a
+    block (Frantar et al. 2022, algorithm 1).
     """
     if grid.granularity == "none":
         return encode(weight, grid)
@@ -111,7 +114,7 @@ def quantize_by_inputs(model: Decoder, chosen: list[Matrix], calibration: Sequen
     tokens = sum(int(b.real.sum()) for b in calibration)
     needed = max((int(m.module.weight.shape[1]) for m in linear), default=0)
     if tokens < needed:
-        raise TechniqueError(f"GPTQ needs at least {needed} tokens of calibration text for this model, not {tokens}: give more")
+        raise TechniqueError(f"GPTQ needs at least {needed} tokens of calibration text here, not {tokens}: give more")
     training = model.training
     model.eval()
     try:
@@ -159,7 +162,7 @@ def _entry(model: Decoder, batch: Batch) -> tuple[Tensor, View]:
 
 
 def _hessian(module: nn.Module, reals: Sequence[Tensor], run: Callable[[int], object]) -> Tensor:
-    """Mean of x x^T over the real tokens that enter ``module`` while ``run(k)`` forwards the k-th batch: (C, C) float64."""
+    """(C, C) float64 mean of x x^T over the real tokens that enter ``module`` while ``run(k)`` forwards batch k."""
     total: list[Tensor] = []
     now = 0
 

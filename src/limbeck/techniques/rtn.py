@@ -9,7 +9,7 @@ from pydantic import Field
 
 from limbeck.data.batch import Batch
 from limbeck.model.decoder import Decoder
-from limbeck.techniques.quantized import Quantizer, round_all
+from limbeck.techniques.quantized import Quantizer, residue_of, round_all
 from limbeck.techniques.technique import Technique
 
 __all__ = ["RTN"]
@@ -18,8 +18,8 @@ __all__ = ["RTN"]
 class RTN(Quantizer):
     """Quantize linear layers, embedding and head by rounding; needs no data. It is its own residue.
 
-    What it makes can be a frozen base for adapters (QLoRA, Dettmers et al. 2023: ``(RTN(bits=4), LoRA(rank=8))``); merging an
-    adapter into it is refused, as there is no weight to merge into.
+    What it makes can be a frozen base for adapters (QLoRA, Dettmers et al. 2023: ``(RTN(bits=4), LoRA(rank=8))``);
+    merging an adapter into it is refused, as there is no weight to merge into.
     """
 
     name: ClassVar[str] = "rtn"
@@ -37,8 +37,8 @@ class RTN(Quantizer):
         return model
 
     def finish(self, model: Decoder) -> tuple[Decoder, Technique | None]:
-        """Nothing is left to do."""
-        return model, self
+        """Nothing is left to do; the residue says on which grid each weight is."""
+        return model, residue_of(model, self)
 
     def training_skeleton(self, model: Decoder) -> Decoder:
         """The quantized modules, empty."""

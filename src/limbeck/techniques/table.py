@@ -8,7 +8,11 @@ from pydantic import Field
 
 from limbeck.techniques.depth import Depth
 from limbeck.techniques.freeze import Freeze
+from limbeck.techniques.gptq import GPTQ
 from limbeck.techniques.lora import LoRA
+from limbeck.techniques.mixed import Mixed
+from limbeck.techniques.qaft import QAFT
+from limbeck.techniques.rtn import RTN
 from limbeck.techniques.technique import Technique
 
 __all__ = ["TECHNIQUES", "AnyTechnique", "describe"]
@@ -16,7 +20,11 @@ __all__ = ["TECHNIQUES", "AnyTechnique", "describe"]
 TECHNIQUES: dict[str, type[Technique]] = {
     Depth.name: Depth,
     Freeze.name: Freeze,
+    GPTQ.name: GPTQ,
     LoRA.name: LoRA,
+    Mixed.name: Mixed,
+    QAFT.name: QAFT,
+    RTN.name: RTN,
 }
 """Name -> class."""
 

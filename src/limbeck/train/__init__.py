@@ -1,1 +1,1 @@
-
+"""The train room; see docs/architecture.md."""

@@ -168,7 +168,7 @@ def full(tensor: Tensor) -> Tensor:
 
 def like(parameter: Tensor, whole: Tensor) -> Tensor:
     """A copy of ``whole`` with the dtype, device and sharding of ``parameter``."""
-    value = whole.to(parameter.device, parameter.dtype, copy=True)
+    value = whole.detach().to(parameter.device, parameter.dtype, copy=True)
     if isinstance(parameter, DTensor):
         return distribute_tensor(value, parameter.device_mesh, parameter.placements)
     return value

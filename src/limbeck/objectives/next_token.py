@@ -1,0 +1,52 @@
+"""The next token: pretraining, and fine-tuning with answer masks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from limbeck.data.batch import IGNORE, Batch
+from limbeck.errors import ConfigError
+from limbeck.kernels.fused import Losses, Weights
+from limbeck.kernels.head import head_losses
+from limbeck.losses.terms import Counts, Term, Terms
+
+__all__ = ["NextToken"]
+
+
+@dataclass(frozen=True, slots=True)
+class NextToken:
+    """Negative log-likelihood of every target token, given those before it in its document.
+
+    Terms: ``nll``, and ``z`` (the squared log-partition over the same tokens) where ``z_loss`` is not 0.
+
+    Attributes:
+        z_loss: weight of the squared log-partition (PaLM, 2022, section 5: 1e-4), which keeps logits from drifting.
+    """
+
+    z_loss: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.z_loss < float("inf"):
+            raise ConfigError(f"z_loss is {self.z_loss:g}: a weight must be 0 or more")
+
+    def counts(self, batch: Batch) -> Counts:
+        """Target tokens, the denominator of every term."""
+        tokens = float((batch.next_token_labels() != IGNORE).sum())
+        return {"nll": tokens, "z": tokens} if self.z_loss else {"nll": tokens}
+
+    def __call__(self, model: nn.Module, batch: Batch) -> Terms:
+        """Sums over the batch's target tokens, in nats."""
+        labels = batch.next_token_labels()
+        tokens = float((labels != IGNORE).sum())
+        expected = Weights(nll=1 / max(tokens, 1), z=self.z_loss / max(tokens, 1))
+        sums: Losses = model(
+            batch,
+            read=lambda hidden, head: head_losses(hidden, head, labels, z=self.z_loss > 0, expected=expected),
+        )
+        assert sums.nll is not None
+        terms = {"nll": Term(sums.nll, tokens)}
+        if sums.z is not None:
+            terms["z"] = Term(sums.z, tokens, self.z_loss)
+        return terms

@@ -1,0 +1,86 @@
+"""``limbeck evaluate``: measure a model on a task's rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from limbeck.data.readers import Rows
+from limbeck.data.splits import split_rows
+from limbeck.decode.settings import Decoding
+from limbeck.formats.load import Bundle, load_bundle
+from limbeck.measure.cost import cost
+from limbeck.recipes.measured import measure, show_report
+from limbeck.recipes.parts import device_of, dtype_of
+from limbeck.recipes.recipe import Recipe, Report, Session, plain
+from limbeck.run import Run
+from limbeck.tasks.table import AnyTask
+from limbeck.tasks.task import Measuring
+from limbeck.tasks.text import Text
+
+__all__ = ["Evaluate"]
+
+_DATA = {"section": "data"}
+
+
+class Evaluate(Recipe):
+    """Measure a model: figures with intervals, their protocol, per-item scores, cost."""
+
+    verb: ClassVar[str] = "evaluate"
+    summary: ClassVar[str] = "measure a model on a task, with intervals and per-item scores"
+
+    model: str = Field(description="a folder, a run or a Hub id", json_schema_extra={"positional": True})
+    data: str = Field(description="rows: a path, toy:NAME or a Hub id", json_schema_extra=_DATA)
+    part: Literal["all", "train", "valid", "test"] = Field(
+        "all",
+        description="the whole, or the part that training with the same fractions calls so",
+        json_schema_extra=_DATA,
+    )
+    columns: dict[str, str] = Field(
+        default_factory=dict, description="our field = their column", json_schema_extra=_DATA
+    )
+    separator: str = Field(
+        "<|endoftext|>", description="line between documents of a text file", json_schema_extra=_DATA
+    )
+    split_by: str | None = Field(None, description="field by which parts are made", json_schema_extra=_DATA)
+    fractions: tuple[float, float, float] = Field(
+        (0.7, 0.15, 0.15), description="train, valid and test shares", json_schema_extra=_DATA
+    )
+    limit: int | None = Field(None, ge=1, description="read only so many rows", json_schema_extra=_DATA)
+    task: AnyTask = Field(default_factory=Text, description="kind of work")
+    measuring: Measuring = Field(default_factory=Measuring, description="how it is measured")
+    decoding: Decoding | None = Field(None, description="how it generates; none: the task's choice")
+
+    def run(self, session: Session) -> Report:
+        """Load, measure, report; with ``out`` also write a run folder."""
+        rows = self.task.read(self.data, columns=self.columns, limit=self.limit, separator=self.separator)
+        if self.part != "all":
+            shares = {k: f for k, f in zip(("train", "valid", "test"), self.fractions, strict=True) if f > 0}
+            rows = split_rows(rows, self.split_by or self.task.split_by, shares)[self.part]
+        session.say(f"measuring {self.model} on {len(rows)} rows of {self.data}")
+        bundle = load_bundle(self.model, dtype_of(self.dtype), device_of(self.device))
+        values: dict[str, Any] = {
+            "verb": self.verb,
+            "model": self.model,
+            "data": {self.part: {"source": rows.source, "hash": rows.hash, "rows": len(rows)}},
+        }
+        if self.out is None:
+            return self._measured(values, bundle, rows, None)
+        with Run.create(Path(self.out), self) as run:
+            if run.finished:
+                session.say(run.describe())
+                return Report(run.report(), show_report(run.report()))
+            run.provenance(seed=self.seed, data={self.part: rows.hash})
+            report = self._measured({**values, "run": str(run.path)}, bundle, rows, run.scores / f"{self.part}.jsonl")
+            run.finish(report.values)
+            return report
+
+    def _measured(self, values: dict[str, Any], bundle: Bundle, rows: Rows, scores: Path | None) -> Report:
+        values |= measure(
+            bundle.model, bundle.tokenizer, self.task, rows, self.part, self.measuring, self.decoding, scores
+        )
+        values["cost"] = cost(bundle.model, bundle.folder)
+        values = plain(values)
+        return Report(values, show_report(values))

@@ -1,0 +1,24 @@
+"""``limbeck demo``: the main job on embedded toy data, as a study."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar
+
+from limbeck.recipes.recipe import Recipe, Report, Session
+from limbeck.study.study import read_plan, run_plan
+
+__all__ = ["Demo"]
+
+
+class Demo(Recipe):
+    """Train a teacher on toy stories, distil it, train the same student alone, adapt it to verse, and compare."""
+
+    verb: ClassVar[str] = "demo"
+    summary: ClassVar[str] = "train, distil, adapt and compare small models on toy data, in about three minutes"
+
+    def run(self, session: Session) -> Report:
+        """Run the study that is shipped with the package."""
+        plan = read_plan(Path(__file__).with_name("demo.yaml"))
+        plan = plan.model_copy(update={"seeds": tuple(self.seed + s for s in plan.seeds)})
+        return run_plan(plan, Path(self.out or "runs/demo"), session)

@@ -1,0 +1,127 @@
+"""``limbeck study``: arms x seeds of recipes -> runs -> one table with intervals and verdicts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import yaml
+from pydantic import Field
+
+from limbeck.config import build
+from limbeck.errors import ConfigError, DataError
+from limbeck.measure.scores import Scores
+from limbeck.measure.statistic import Statistic
+from limbeck.recipes.recipe import Recipe, Report, Session, plain
+from limbeck.recipes.table import recipe
+from limbeck.storage import write_json, write_text
+from limbeck.study.plan import StudyPlan
+from limbeck.study.table import findings, markdown, tables
+
+__all__ = ["Finished", "Study", "read_plan", "run_plan"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """One arm with all its seeds done.
+
+    Attributes:
+        name: of the arm.
+        label: how tables call it.
+        reports: the report of each seed's run.
+        scores: per-item scores of each seed's run.
+        statistics: the task's figures, the main one first.
+    """
+
+    name: str
+    label: str
+    reports: Sequence[Mapping[str, Any]]
+    scores: Sequence[Scores]
+    statistics: tuple[Statistic, ...]
+
+
+class Study(Recipe):
+    """Run every arm of a study under every seed and compare them."""
+
+    verb: ClassVar[str] = "study"
+    summary: ClassVar[str] = "run recipes x seeds from one file and compare them in one table"
+
+    plan: str = Field(description="YAML file of the study", json_schema_extra={"positional": True})
+
+    def run(self, session: Session) -> Report:
+        """Run what has not run yet, then make the table."""
+        plan = read_plan(Path(self.plan))
+        folder = Path(self.out) if self.out is not None else Path("runs") / f"study-{Path(self.plan).stem}"
+        return run_plan(plan, folder, session)
+
+
+def read_plan(file: Path) -> StudyPlan:
+    """Read a study.
+
+    Raises:
+        ConfigError: no such file, not YAML, an unknown key or arm.
+    """
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"study file {file} does not exist") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"study file {file} cannot be read: {' '.join(str(error).split())}") from None
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"study file {file} must hold 'key: value' lines")
+    return build(StudyPlan, values, str(file))
+
+
+def run_plan(plan: StudyPlan, folder: Path, session: Session) -> Report:
+    """Run every arm under every seed below ``folder``; runs that are finished there are read, not repeated."""
+    done: dict[str, Finished] = {}
+    folders: dict[int, dict[str, str]] = {seed: {} for seed in plan.seeds}
+    recipes = {name: _recipes(plan, name, folder, folders) for name in plan.order()}
+    total = sum(len(r) for r in recipes.values())
+    number = 0
+    for name, members in recipes.items():
+        reports = []
+        for seed, one in members.items():
+            number += 1
+            session.say(f"[bold]{number}/{total}[/bold] {plan.arms[name].label or name}, seed {seed}")
+            reports.append(plain(one.run(session).values))
+        done[name] = _finished(plan, name, list(members.values()), reports)
+    shown = [done[name] for name in (plan.show or tuple(done)) if done[name].scores]
+    compared = findings(shown, plan.compare, plan.metric)
+    values = {
+        "verb": "study",
+        "title": plan.title,
+        "folder": str(folder),
+        "seeds": list(plan.seeds),
+        "arms": {f.name: {"label": f.label, "runs": list(f.reports)} for f in done.values()},
+        "comparisons": [c.to_json() for c in compared],
+    }
+    write_json(folder / "study.json", plain(values))
+    write_text(folder / "study.md", markdown(plan.title, shown, compared, plan.metric))
+    return Report(values, tables(plan.title, shown, compared, plan.metric))
+
+
+def _recipes(plan: StudyPlan, name: str, folder: Path, folders: dict[int, dict[str, str]]) -> dict[int, Recipe]:
+    """Recipes of one arm by seed; every value is checked before anything runs."""
+    arm = plan.arms[name]
+    kind = recipe(arm.verb)
+    out: dict[int, Recipe] = {}
+    for seed in plan.seeds:
+        owner = plan.seeds[0] if arm.once else seed
+        place = folder / name.replace("/", "_") / f"seed-{owner}"
+        folders[seed][name] = str(place)
+        if owner == seed:
+            values = plan.values(name, kind.model_fields, folders[seed])
+            out[seed] = build(kind, {**values, "seed": seed, "out": str(place)}, f"arm '{name}'")
+    return out
+
+
+def _finished(plan: StudyPlan, name: str, members: Sequence[Recipe], reports: list[dict[str, Any]]) -> Finished:
+    scores = [Scores.read(Path(r["scores"])) for r in reports if r.get("scores")]
+    if scores and len(scores) != len(reports):
+        raise DataError(f"arm '{name}' has scores for {len(scores)} of {len(reports)} seeds")
+    task = getattr(members[0], "task", None)
+    statistics = task.statistics(scores[0].columns) if task is not None and scores else ()
+    return Finished(name, plan.arms[name].label or name, reports, scores, statistics)

@@ -1,0 +1,53 @@
+"""I15: under every technique, and QLoRA, changing token t changes no logit before t; told by exact gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from limbeck.model.decoder import Decoder
+from limbeck.techniques.depth import Depth
+from limbeck.techniques.freeze import Freeze
+from limbeck.techniques.lora import LoRA
+from limbeck.techniques.technique import apply_all, finish_all
+from tests.reference.fake_quantized import FakeQuantize
+from tests.reference.techniques import base, calibration, plain_batch, shake
+
+STACKS = {
+    "lora": (LoRA(rank=2),),
+    "lora-fused": (LoRA(rank=2, split=False),),
+    "freeze": (Freeze(train="half"),),
+    "depth": (Depth(layers=2, rule="importance"),),
+    "qlora": (FakeQuantize(), LoRA(rank=2)),
+    "depth-lora": (Depth(layers=(0, 2)), LoRA(rank=2, targets="all", merge="never")),
+}
+
+
+def influence(model: Decoder) -> torch.Tensor:
+    """(T, T) at (t, s): whether the logits at s depend on the embedding of token t."""
+    batch = plain_batch(rows=1, length=8)
+    seen: list[torch.Tensor] = []
+
+    def keep(module, args, out):
+        seen.append(out.detach().requires_grad_())
+        return seen[-1]
+
+    handle = model.embed.register_forward_hook(keep)
+    logits = model.eval()(batch)[0]
+    handle.remove()
+    rows = [torch.autograd.grad(logits[s].sum(), seen[0], retain_graph=True)[0][0] for s in range(8)]
+    return torch.stack(rows, dim=1).abs().sum(-1) > 0
+
+
+@pytest.mark.parametrize("finished", [False, True])
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+@pytest.mark.parametrize("stack", STACKS)
+def test_no_logit_depends_on_a_later_token(stack, name, finished):
+    model = apply_all(STACKS[stack], base(name), calibration())
+    shake(model)
+    if finished:
+        model, _ = finish_all(STACKS[stack], model)
+    later = torch.ones(8, 8).tril(-1).bool()
+    found = influence(model)
+    assert not found[later].any()
+    assert found[~later].all()
