@@ -66,6 +66,12 @@ def test_no_two_flags_share_a_spelling(flags: dict[str, Flag]) -> None:
     assert [s for s, n in spelled.items() if n > 1] == []
 
 
+def test_parts_of_a_member_stand_under_its_heading(flags: dict[str, Flag]) -> None:
+    part = flags["freeze.inner.height"]
+    assert (part.section, part.intro) == ("technique freeze inner", "what it lies in")
+    assert (part.member, part.path) == (Member(("techniques",), "freeze"), ("inner", "height"))
+
+
 def test_members_know_their_union(flags: dict[str, Flag]) -> None:
     assert flags["lora.rank"].member == Member(("techniques",), "lora")
     assert flags["right.size"].member == Member(("side",), "right")

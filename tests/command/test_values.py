@@ -8,7 +8,7 @@ from limbeck.command.flags import Flag, flags_of
 from limbeck.command.values import converted, overlay
 from limbeck.config import build
 from limbeck.errors import ConfigError
-from tests.reference.toy_recipe import Freeze, Left, Lora, Right, Toy
+from tests.reference.toy_recipe import Box, Freeze, Left, Lora, Right, Toy
 
 ALL = flags_of(Toy.model_json_schema())
 NAMED: dict[str, Flag] = {f.name: f for f in ALL}
@@ -93,6 +93,11 @@ def test_a_null_section_is_made_anew() -> None:
 def test_techniques_are_ordered_and_keep_what_the_yaml_says_of_their_kind() -> None:
     toy = resolve({"techniques": [{"kind": "lora", "rank": 2}]}, technique=["freeze", "lora"], lora__targets="a,b")
     assert toy.techniques == (Freeze(), Lora(rank=2, targets=("a", "b")))
+
+
+def test_a_part_of_a_member_is_set() -> None:
+    toy = resolve({"techniques": [{"kind": "freeze", "first": 2}]}, freeze__inner__height="9")
+    assert toy.techniques == (Freeze(first=2, inner=Box(height=9)),)
 
 
 def test_a_members_flag_alone_changes_the_yamls_entry() -> None:

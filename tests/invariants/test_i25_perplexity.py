@@ -59,7 +59,9 @@ def test_protocols_differ_and_say_so():
 
 
 @pytest.mark.realdata
-@pytest.mark.parametrize(("name", "nats", "tokens"), [("stories260K", 1.30498, 36664), ("models/base-14m-gpt2", 3.24382, 20613)])
+@pytest.mark.parametrize(
+    ("name", "nats", "tokens"), [("stories260K", 1.30498, 36664), ("models/base-14m-gpt2", 3.24382, 20613)]
+)
 def test_reference_losses_on_stories(real_data, name, nats, tokens):
     bundle = load_bundle(str(real_data / name))
     text = (real_data / "tinystories" / "valid.txt").read_text(encoding="utf-8")

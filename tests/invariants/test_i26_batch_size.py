@@ -15,7 +15,8 @@ from tests.reference.small_tokenizer import byte_level
 from tests.reference.twins import gpt2_config, llama_config, random_decoder
 
 TOKENIZER = byte_level()
-MODELS = [random_decoder(family(TOKENIZER.vocab_size), 6, dtype=torch.float64) for family in (gpt2_config, llama_config)]
+CONFIGS = [family(TOKENIZER.vocab_size) for family in (gpt2_config, llama_config)]
+MODELS = [random_decoder(config, 6, dtype=torch.float64) for config in CONFIGS]
 PROMPTS = st.lists(st.lists(st.integers(1, 250), min_size=1, max_size=9), min_size=1, max_size=6)
 DECODINGS = [
     Decoding(max_new_tokens=8),

@@ -127,6 +127,16 @@ def test_nothing_counts(kind: str) -> None:
     assert hidden.grad is not None and (hidden.grad == 0).all()
 
 
+@pytest.mark.parametrize("kind", ["linear", "module"])
+def test_nothing_asked_for_is_an_error(kind: str) -> None:
+    head, (hidden, _, mask) = heads()[kind], batch()
+    with pytest.raises(ValueError, match="needs labels for a likelihood, or a comparison"):
+        head_losses(hidden, head)
+    teacher = Dense(torch.randn(3, 8, WIDTH, dtype=D), nn.Linear(WIDTH, V, dtype=D))
+    with pytest.raises(ValueError, match="z-loss needs labels"):
+        head_losses(hidden, head, z=True, comparison=Comparison(teacher, named("jsd"), mask=mask))
+
+
 class Adapted(nn.Linear):
     """A linear layer that is more than its weight."""
 

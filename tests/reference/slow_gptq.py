@@ -12,7 +12,9 @@ from torch import Tensor
 __all__ = ["slow_ggml", "slow_gptq"]
 
 
-def slow_gptq(weight: Tensor, hessian: Tensor, step: Tensor, low: int, high: int, damping: float, order: list[int]) -> Tensor:
+def slow_gptq(
+    weight: Tensor, hessian: Tensor, step: Tensor, low: int, high: int, damping: float, order: list[int]
+) -> Tensor:
     """Return the rounded weight (R, C) float64; ``step`` (R, C) is the scale of each weight, symmetric codes low..high."""
     w, h = weight.double().clone(), hessian.double().clone()
     mean = h.diagonal().mean()

@@ -13,6 +13,12 @@ from limbeck.errors import DataError, Interrupted
 from limbeck.recipes.recipe import Recipe, Report, Session, facts
 
 
+class Box(Config):
+    """A box."""
+
+    height: int = 1
+
+
 class Lora(Config):
     """Low-rank adapters."""
 
@@ -27,6 +33,7 @@ class Freeze(Config):
 
     kind: Literal["freeze"] = "freeze"
     first: int = 0
+    inner: Box = Field(default_factory=lambda: Box(height=4), description="what it lies in")
 
 
 class Left(Config):
@@ -60,12 +67,6 @@ class Train(Config):
     steps: int | None = Field(100, ge=1, description="optimizer steps")
     packing: bool = Field(False, description="pack short rows")
     optim: Optim = Optim(learning_rate=0.01)
-
-
-class Box(Config):
-    """A box."""
-
-    height: int = 1
 
 
 class Other(Config):

@@ -80,6 +80,11 @@ class Flag:
         return tuple(f"--{n}" for n in names)
 
     @property
+    def argument(self) -> str:
+        """How an argument stands in the usage line."""
+        return self.name.upper() if self.default is MISSING else f"[{self.name.upper()}]"
+
+    @property
     def metavar(self) -> str:
         """What stands for its value in the help."""
         if self.form == "yaml":
@@ -98,6 +103,7 @@ _METAVARS = {"integer": "INT", "number": "FLOAT", "boolean": "BOOL", "string": "
 @dataclass
 class _Walk:
     defs: Mapping[str, Any]
+    title: str = ""  # of the union member walked, before the headings of its own parts
     flags: list[Flag] = field(default_factory=list)
 
 
@@ -146,7 +152,8 @@ def _field(walk: _Walk, prop: Schema, path: tuple[str, ...], section: str, intro
         for shape in leaves:
             _members(walk, flag, shape)
     if len(objects) == 1:
-        _fields(walk, objects[0], path, prop.get("section", _dashed(path)), _first_line(objects[0]), default)
+        heading = f"{walk.title} {_dashed(path)}".strip()
+        _fields(walk, objects[0], path, prop.get("section", heading), _first_line(objects[0]), default)
 
 
 def _formed(flag: Flag, leaves: list[Schema], defs: Mapping[str, Any]) -> Flag:
@@ -182,9 +189,9 @@ def _members(walk: _Walk, union: Flag, shape: Schema) -> None:
     for kind, ref in shape["discriminator"]["mapping"].items():
         if kind in known and any(f.member == Member(union.path, kind) for f in walk.flags):
             continue  # the same member, once alone and once in an array
-        inner = _Walk(walk.defs)
+        inner = _Walk(walk.defs, f"{union.name} {kind}")
         member = _resolve({"$ref": ref}, walk.defs)
-        _fields(inner, member, (), f"{union.name} {kind}", _first_line(member), {})
+        _fields(inner, member, (), inner.title, _first_line(member), {})
         prefix = f"{union.name}.{kind}" if kind in known else kind
         for flag in inner.flags:
             if flag.path != (tag,) and flag.member is None:

@@ -63,7 +63,9 @@ def default_of(flag: Flag) -> str | None:
     if isinstance(value, dict):
         return str(value["kind"]) if "kind" in value else ", ".join(f"{k}={shown(v)}" for k, v in value.items())
     if isinstance(value, list):
-        return ", ".join(str(v.get("kind", v)) if isinstance(v, dict) else shown(v) for v in value)
+        if any(isinstance(v, dict) and "kind" not in v for v in value):
+            return None  # too long to be read
+        return ", ".join(str(v["kind"]) if isinstance(v, dict) else shown(v) for v in value)
     return repr(value) if isinstance(value, str) and not value.isprintable() else shown(value)
 
 

@@ -75,7 +75,7 @@ def _yaml(flag: Flag, text: str) -> Any:
 
 
 def _called(flag: Flag) -> str:
-    return flag.metavar if flag.positional else flag.spellings[0]
+    return flag.name.upper() if flag.positional else flag.spellings[0]
 
 
 def overlay(values: Mapping[str, Any], flags: Sequence[Flag], given: Given) -> dict[str, Any]:

@@ -80,7 +80,7 @@ def _parameter(flag: Flag) -> click.Parameter:
     name = _identifier(flag)
     many = flag.form in ("list", "unions", "mapping")
     if flag.positional:
-        return click.Argument([name], required=False, nargs=-1 if many else 1, type=str, metavar=flag.name.upper())
+        return click.Argument([name], required=False, nargs=-1 if many else 1, type=str, metavar=flag.argument)
     if flag.form == "switch":
         spellings = [f"{s}/--no-{s[2:]}" for s in flag.spellings]
         return click.Option([name, *spellings], default=None, is_flag=True)

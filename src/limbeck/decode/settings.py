@@ -26,7 +26,9 @@ class Decoding(Config):
     n_best: int = Field(1, ge=1, description="hypotheses returned by a beam search, best first")
     samples: int = Field(1, ge=1, description="independent samples of each prompt")
     seed: int = Field(0, ge=0, description="seed of the samples")
-    stop: tuple[str, ...] = Field((), description="texts that end a generation; they are cut off")
+    stop: tuple[str, ...] = Field(
+        (), description="texts that end a generation; they are cut off", json_schema_extra={"verbatim": True}
+    )
     truncate_prompts: bool = Field(False, description="cut a prompt that does not fit on its left, not refuse it")
     beyond_context: bool = Field(False, description="let rotary positions run past the model's trained length")
 

@@ -166,13 +166,13 @@ def _scale(grads: Gradients, came: RowWeights, saved: _Saved) -> Gradients | Non
 
 def kept_rows(labels: Tensor | None, comparison: Comparison | None) -> Tensor | None:
     """(M,) indices of rows that have a label or are compared; None: every row."""
-    if comparison is not None and comparison.mask is None:
-        return None
-    keep = labels != IGNORE if labels is not None else None
-    if comparison is not None and comparison.mask is not None:
+    keep = None if labels is None else labels != IGNORE
+    if comparison is not None:
+        if comparison.mask is None:
+            return None
         keep = comparison.mask if keep is None else keep | comparison.mask
     if keep is None:
-        return None
+        raise ValueError("a fused loss needs labels for a likelihood, or a comparison for a divergence")
     index = keep.nonzero()[:, 0]
     return None if index.shape[0] == keep.shape[0] else index
 
@@ -208,7 +208,7 @@ def fused_rows(
         ValueError: neither labels nor comparison are given, or a top-k does not fit.
     """
     if labels is None and (comparison is None or z):
-        raise ValueError("a fused loss needs labels for a likelihood or z-loss, or a comparison for a divergence")
+        raise ValueError("a fused loss needs labels for a likelihood and z-loss, or a comparison for a divergence")
     held_bias = None if bias is None else bias.detach()
     problem = Problem(hidden.detach(), weight.detach(), held_bias, labels, z, comparison, chunk_rows)
     on = torch.is_grad_enabled()

@@ -41,7 +41,12 @@ def head_losses(
 
     Returns:
         Scalar sums in nats; None where not asked for.
+
+    Raises:
+        ValueError: neither labels nor comparison are given, or a z-loss without labels.
     """
+    if z and labels is None:
+        raise ValueError("a z-loss needs labels: it runs over the rows that have one")
     flat, labels, comparison = _flatten(hidden, labels, comparison)
     return _rows(flat, head, labels, z, comparison, expected, chunk_rows).sums()
 

@@ -1,11 +1,12 @@
 """How English words sound: pronunciations from the CMU dictionary, and a guess from the spelling for other words.
 
-A pronunciation is a tuple of ARPAbet phones; a vowel carries its stress as a last digit: 1 primary, 2 secondary, 0 none.
+A pronunciation is a tuple of ARPAbet phones; a vowel ends in its stress: 1 primary, 2 secondary, 0 none.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 
 __all__ = ["count_syllables", "pronunciations", "rhyme_keys", "rhymes", "word_of"]
@@ -59,7 +60,7 @@ def _derived(word: str) -> tuple[Phones, ...]:
     for ending, phones in _SUFFIXES:
         if word.endswith(ending) and (stems := _stems(word.removesuffix(ending))):
             return tuple(p + phones for p in stems)
-    for start in ("un", "dis", "re", "be", "fore", "over", "out", "en", "mis"):
+    for start in ("un", "dis", "re", "be", "fore", "for", "over", "o'er", "out", "en", "in", "im", "mis", "up", "a"):
         if word.startswith(start) and len(word) > len(start) + 2 and (rest := pronunciations(word.removeprefix(start))):
             return tuple(("AH0", "-", *p) for p in rest)  # what stands before the stress changes no rhyme
     return ()
@@ -67,7 +68,7 @@ def _derived(word: str) -> tuple[Phones, ...]:
 
 def _stems(stem: str) -> tuple[Phones, ...]:
     """Pronunciations of what an ending was taken from: as it is, with its ``e``, undoubled, or with ``y`` for ``i``."""
-    tried = [stem, stem + "e"]
+    tried = [stem + "e", stem] if re.search(r"[aeiouy][^aeiouywx]$", stem) else [stem, stem + "e"]
     if len(stem) > 2 and stem[-1] == stem[-2]:
         tried.append(stem[:-1])
     if stem.endswith("i"):
@@ -94,37 +95,36 @@ def _is_vowel(phone: str) -> bool:
 def count_syllables(word: str) -> tuple[int, int]:
     """Fewest and most syllables that ``word`` (lower case) may have in verse.
 
-    A dictionary word has those of its entries; of ``heaven``, ``power`` or ``flattering`` verse may drop a weak vowel
-    before r, l, n or v between others, and may say the ending of ``wretched`` or ``loved``. A word of unknown sound is
-    counted by its vowel letters, plus or minus none.
+    A dictionary word has those of its entries; verse may drop one weak vowel of ``heaven``, ``power`` or ``flattering``,
+    and may say the ending of ``wretched`` or ``loved``. A word of unknown sound is counted by its vowel letters.
     """
     known = pronunciations(word)
     if not known:
         guess = _vowel_groups(word)
         return guess, guess
     counts = [sum(map(_is_vowel, p)) for p in known]
-    fewest = min(n - _droppable(p) for n, p in zip(counts, known, strict=True))
-    sounded = int(word.endswith("ed") and not any(p[-2] in ("IH0", "AH0") and p[-1] == "D" for p in known if len(p) > 1))
-    return max(1, fewest), max(counts) + sounded
+    fewest = min(n - _can_drop(p) for n, p in zip(counts, known, strict=True))
+    spoken = any(p[-2:] in (("IH0", "D"), ("AH0", "D")) for p in known)
+    return max(1, fewest), max(counts) + (word.endswith("ed") and not spoken)
 
 
-def _droppable(phones: Phones) -> int:
-    """1 if verse may leave out a syllable: of two vowels in a row, or a weak one before r, l, n, v or at its side."""
+def _can_drop(phones: Phones) -> bool:
+    """May verse leave out a syllable: one of two vowels in a row, or a weak one beside v, th, r, l or n?"""
     vowels = [i for i, p in enumerate(phones) if _is_vowel(p)]
-    for a, b in zip(vowels, vowels[1:], strict=False):
-        if b == a + 1 and phones[b][-1] == "0":
-            return 1  # power, being, glorious
-        if b == a + 2 and phones[b][-1] == "0" and phones[a + 1] in ("V", "DH") and phones[-1] in ("N", "ER0", "L", "T"):
-            return 1  # heaven, even, over, whether, spirit
-    for a in vowels[1:-1]:
-        if phones[a] in ("ER0", "AH0", "IH0") and (phones[a] == "ER0" or phones[a + 1 : a + 2] in (("R",), ("L",), ("N",))):
-            return 1  # flattering, every, general
-    return 0
+    for a, b in itertools.pairwise(vowels):
+        weak = phones[b][-1] == "0"
+        if weak and b == a + 1:
+            return True  # power, being, glorious
+        if weak and b == a + 2 and phones[a + 1] in ("V", "DH") and phones[-1] in ("N", "ER0", "L"):
+            return True  # heaven, even, over, whether
+    inner = vowels[1:-1]
+    return any(phones[i] == "ER0" or (phones[i] in ("AH0", "IH0") and phones[i + 1] in ("R", "L", "N")) for i in inner)
 
 
 def _vowel_groups(word: str) -> int:
     letters = re.sub(r"[^a-zà-ÿ]", "", word)
-    letters = re.sub(r"(?<=[^aeiouy])e(d|s)?$", "", letters) if not re.search(r"([td]ed|[sxz]es|le)$", letters) else letters
+    if not re.search(r"([td]ed|[sxz]es|le)$", letters):
+        letters = re.sub(r"(?<=[^aeiouy])e[ds]?$", "", letters)
     return max(1, len(re.findall(r"[aeiouyà-ÿ]+", letters)))
 
 
@@ -136,30 +136,38 @@ _MERGED = {"Z": "S", "DH": "TH", "ZH": "SH"}
 def rhyme_keys(word: str) -> frozenset[str]:
     """What ``word`` (lower case) may share with a word that it rhymes with.
 
-    ``=`` keys are exact: from the last stressed vowel on. ``~`` keys are what poets of Shakespeare's time and ours also
-    take: the last syllable alone, where verse puts a beat on it (memory with thee, and with die), and equal spelling
-    from the last vowel letter on (love with prove), of a last syllable that is stressed or of unknown sound.
+    ``=`` keys are exact: from the last stressed vowel on. ``~`` keys are what poets of Shakespeare's time, and of ours,
+    also take: the last syllable alone where verse puts a beat on it (memory with thee, and with die; buried with dead),
+    and equal spelling from the last vowel letters on (love with prove, ornament with content).
     """
-    keys = set()
     known = pronunciations(word)
+    keys = set[str]()
     for phones in known:
         vowels = [i for i, p in enumerate(phones) if _is_vowel(p)]
-        if not vowels:
-            continue
-        stressed = next((i for i in reversed(vowels) if phones[i][-1] in "12"), vowels[-1])
+        stressed = next((i for i in reversed(vowels) if phones[i][-1] in "12"), vowels[-1] if vowels else 0)
         keys.add("=" + _sound(phones[stressed:]))
-        last = vowels[-1]
-        if stressed != last and len(vowels) > 2:
-            keys.add("~" + _sound(phones[last:]))
-        if last == stressed:
-            keys.add("~" + _sound(phones[last:]))
-        if len(vowels) > 2 and phones[-1] == "IY0" and word.endswith("y"):
-            keys.add("~AY")
-    if not known or any(_ends_stressed(p) for p in known):
-        spelled = re.search(r"[aeiouy]+[^aeiouy]*e?$", re.sub(r"[^a-z]", "", word))
-        if spelled and len(spelled.group()) > 2:
-            keys.add("~letters " + spelled.group())
-    return frozenset(keys)
+        if vowels and (vowels[-1] == stressed or len(vowels) > 2):
+            keys.add("~" + _sound(phones[vowels[-1] :]))
+        if phones[stressed:] in (("AH1", "NG"), ("AO1", "NG")):
+            keys.add("~ong")  # tongue with song
+    long = len(known[0]) > 0 and sum(map(_is_vowel, known[0])) > 2 if known else _vowel_groups(word) > 2
+    if long and word.endswith("y"):
+        keys |= {"~IY", "~AY"}
+    if word.endswith("ed") and _vowel_groups(word) > 1:
+        keys.add("~EH D")  # the ending said
+    return frozenset(keys | _spelled(word, known, long))
+
+
+def _spelled(word: str, known: tuple[Phones, ...], long: bool) -> set[str]:
+    """Letters from the last vowel on where a beat may fall there, else from the vowel before it (loving, moving)."""
+    letters = re.sub(r"[^a-z]", "", word)
+    groups = list(re.finditer(r"[aeiouy]+", re.sub(r"(?<=[^aeiouy])e$", " ", letters)))
+    if not groups:
+        return set()
+    beat = long or not known or any(_ends_stressed(p) for p in known)
+    start = groups[-1].start() if beat or len(groups) < 2 else groups[-2].start()
+    tail = letters[start:]
+    return {f"~letters {tail}"} if re.search(r"[^aeiouy]", tail) else set()
 
 
 def _ends_stressed(phones: Phones) -> bool:

@@ -6,14 +6,27 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
 
-from limbeck.measure.overlap import Overlap
-from limbeck.measure.scores import Scores
+import numpy as np
+from numpy.typing import NDArray
+
 from limbeck.measure.sounds import count_syllables, rhymes, word_of
-from limbeck.measure.statistic import mean, ratio
+from limbeck.measure.statistic import COUNT, Statistic, ratio
 
-__all__ = ["SCHEMES", "Poem", "line_set", "memorised_lines", "poem", "poem_lines", "verse"]
+__all__ = [
+    "MEMORISED",
+    "SCHEMES",
+    "VERSE",
+    "VERSE_PROTOCOL",
+    "Poem",
+    "line_set",
+    "memorised_columns",
+    "poem",
+    "poem_lines",
+    "verse_columns",
+]
+
+Floats = NDArray[np.float64]
 
 SCHEMES: Mapping[str, str] = {
     "shakespearean": "ABABCDCDEFEFGG",
@@ -55,7 +68,7 @@ class Poem:
 
     @property
     def perfect(self) -> bool:
-        """Fourteen lines, every rhyme of Shakespeare's scheme but one at most (system B's check, with its tolerance)."""
+        """Fourteen lines with Shakespeare's rhymes, one of seven missing at most."""
         return self.scheme == "shakespearean"
 
 
@@ -123,51 +136,41 @@ def _syllables(line: str) -> tuple[int, int]:
     return sum(low for low, _ in counts), sum(high for _, high in counts)
 
 
-def verse(texts: Mapping[str, str]) -> Overlap:
+def verse_columns(texts: Sequence[str]) -> dict[str, Floats]:
     """Look at many poems.
 
-    Args:
-        texts: item id -> poem.
-
     Returns:
-        Per-item ``lines``, ``fourteen``, ``rhymed``, ``perfect``, ``any_scheme``, ``ten_syllables`` and
-        ``near_ten`` (lines), and the figures: rate of perfect sonnets, of any known scheme, of fourteen lines, share of
-        rhymes that are there, share of lines of ten syllables.
+        One number a poem: ``lines``; ``fourteen``, ``perfect`` and ``any_scheme``, 0 or 1; ``rhymed``, a share; and
+        ``ten_syllables`` and ``near_ten``, lines. ``VERSE`` makes figures of them.
     """
-    found = {name: poem(text) for name, text in texts.items()}
-    poems = list(found.values())
-    scores = Scores.of(
-        found,
-        lines=[p.lines for p in poems],
-        fourteen=[p.lines == 14 for p in poems],
-        rhymed=[p.rhymed for p in poems],
-        perfect=[p.perfect for p in poems],
-        any_scheme=[p.scheme != "" for p in poems],
-        ten_syllables=[p.ten for p in poems],
-        near_ten=[p.near for p in poems],
-    )
-    return Overlap(
-        scores=scores,
-        statistics=(
-            mean("perfect"),
-            mean("any_scheme"),
-            mean("fourteen"),
-            mean("rhymed"),
-            ratio("ten_syllables", "lines", name="ten-syllable lines"),
-            ratio("near_ten", "lines", name="nine to eleven syllables"),
-        ),
-        protocol=PROTOCOL,
-    )
+    poems = [poem(text) for text in texts]
+    return {
+        "lines": np.array([float(p.lines) for p in poems]),
+        "fourteen": np.array([float(p.lines == 14) for p in poems]),
+        "perfect": np.array([float(p.perfect) for p in poems]),
+        "any_scheme": np.array([float(p.scheme != "") for p in poems]),
+        "rhymed": np.array([p.rhymed for p in poems]),
+        "ten_syllables": np.array([float(p.ten) for p in poems]),
+        "near_ten": np.array([float(p.near) for p in poems]),
+    }
 
 
-PROTOCOL: Mapping[str, Any] = {
-    "metric": "verse",
-    "dictionary": "CMU (pronouncing), endings and spelling for unknown words",
-    "rhyme": "sound from the last stressed vowel, or a promoted last syllable, or spelling",
-    "perfect": f"14 lines and at least {len(_groups(SCHEMES['shakespearean'])) - _SLACK} of 7 rhymes of ABAB CDCD EFEF GG",
-    "syllables": "a line counts if some way of saying it in verse has ten",
-}
-"""What the figures rest on."""
+VERSE: tuple[Statistic, ...] = (
+    ratio("perfect", COUNT, name="perfect sonnets"),
+    ratio("any_scheme", COUNT, name="any known scheme"),
+    ratio("fourteen", COUNT, name="fourteen lines"),
+    ratio("rhymed", COUNT, name="rhymes there"),
+    ratio("ten_syllables", "lines", name="ten-syllable lines"),
+    ratio("near_ten", "lines", name="lines of nine to eleven"),
+)
+"""Figures of ``verse_columns``."""
+
+VERSE_PROTOCOL = (
+    "rhyme by the CMU dictionary (sound from the last stressed vowel, a promoted last syllable, or spelling; endings "
+    "and spelling where a word is unknown); perfect: 14 lines and 6 of the 7 rhymes of ABAB CDCD EFEF GG; a line has ten "
+    "syllables if some way of saying it in verse has"
+)
+"""What the figures rest on, in words."""
 
 
 def line_set(texts: Iterable[str]) -> frozenset[str]:
@@ -176,24 +179,25 @@ def line_set(texts: Iterable[str]) -> frozenset[str]:
     return frozenset(line for line in lines if line.count(" ") >= _SHORT - 1)
 
 
-def memorised_lines(texts: Mapping[str, str], known: frozenset[str]) -> Overlap:
-    """Share of generated lines that stand, word for word, in the text that was learned (I31).
+def memorised_columns(texts: Sequence[str], known: frozenset[str]) -> dict[str, Floats]:
+    """Lines that stand, word for word, in the text that was learned (I31).
 
     Args:
-        texts: item id -> what was generated, given lines left out.
+        texts: what was generated, given lines left out.
         known: ``line_set`` of the training text.
+
+    Returns:
+        ``memorised`` and ``new_lines``: such lines, and all lines of three words or more, of each text.
     """
-    copied, lines = [], []
-    for text in texts.values():
-        mine = [_bare(line) for line in poem_lines(text)]
-        long = [line for line in mine if line.count(" ") >= _SHORT - 1]
-        copied.append(sum(line in known for line in long))
-        lines.append(len(long))
-    return Overlap(
-        scores=Scores.of(texts, memorised=copied, new_lines=lines),
-        statistics=(ratio("memorised", "new_lines", name="memorised lines", better="lower"),),
-        protocol={"metric": "lines equal to training lines", "training_lines": len(known), "least_words": _SHORT},
-    )
+    lines = [[line for line in map(_bare, poem_lines(text)) if line.count(" ") >= _SHORT - 1] for text in texts]
+    return {
+        "memorised": np.array([float(sum(line in known for line in some)) for some in lines]),
+        "new_lines": np.array([float(len(some)) for some in lines]),
+    }
+
+
+MEMORISED = ratio("memorised", "new_lines", name="memorised lines", better="lower")
+"""Share of lines of ``memorised_columns`` that were copied."""
 
 
 def _bare(line: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics as averages
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from rich.console import RenderableType
@@ -130,7 +131,7 @@ def _groups(rows: Sequence[Row], metric: str | None) -> dict[str, list[Row]]:
         part = report["evaluated"]
         data = report["data"][part]
         figure = _main(row, metric)
-        heading = f"{figure.name} ({figure.better} is better) on {data['rows']} {part} rows of {data['source']}"
+        heading = f"{figure.name} ({figure.better} is better) on {data['rows']} {part} rows of {Path(data['source']).name}"
         out.setdefault(heading, []).append(row)
     return out
 

@@ -1,0 +1,80 @@
+"""I18: codes and scales of fake quantization and of the packed file are bit-equal; every path agrees with the plain one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+
+from limbeck.kernels.packed import dispatch
+from limbeck.model.decoder import Decoder
+from limbeck.techniques.grid import Grid
+from limbeck.techniques.qaft import QAFT, FakeWeight
+from tests.reference.quantized import batches, decoder, nll, reference_logits
+
+CASES = [
+    QAFT(grid=Grid(format=f, **more), learned_scales=learned)
+    for f, more in (
+        ("int8", {}), ("int4", {}), ("int4", {"granularity": "channel"}), ("int4", {"symmetric": False}),
+        ("q8_0", {}), ("q4_0", {}), ("q4_1", {}), ("fp8_e4m3", {}), ("fp8_e5m2", {}),
+    )
+    for learned in (False, True)
+]  # fmt: skip
+
+
+def tuned(technique: QAFT, **over: object) -> Decoder:
+    model = technique.apply(decoder(**over)).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    for batch in batches(3):
+        optimizer.zero_grad()
+        nll(model, batch).backward()
+        optimizer.step()
+    return model.eval()
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("technique", CASES, ids=lambda t: f"{t.grid.format}-{t.grid.granularity}-{t.learned_scales}")
+def test_what_was_trained_is_what_is_saved(technique: QAFT, tied: bool, tmp_path):
+    model = tuned(technique, tied=tied)
+    with torch.no_grad():
+        seen = {name: (m.codes(), m.value()) for name, m in model.named_modules() if isinstance(m, FakeWeight)}
+    wanted = reference_logits(model)
+    packed, residue = technique.finish(model)
+    save_file(packed.state_dict(), str(tmp_path / "model.safetensors"))
+    with torch.device("meta"):
+        again = Decoder(packed.config)
+    again = residue.deployed_skeleton(again)
+    again.load_state_dict(load_file(str(tmp_path / "model.safetensors")), strict=True, assign=True)
+    assert len(seen) == (9 if tied else 10)
+    for name, (codes, value) in seen.items():
+        held = again.get_submodule(name.replace("fake", "quantized"))
+        assert torch.equal(held.codes.view(torch.uint8), codes.codes.view(torch.uint8))
+        assert torch.equal(held.scales, codes.scales)
+        assert codes.zeros is None or torch.equal(held.zeros, codes.zeros)
+        assert torch.equal(held.decode(), value)  # what the training forward multiplied by
+    assert torch.equal(reference_logits(again), wanted)
+
+
+@pytest.mark.parametrize("path", ["packed", "dequantize", "auto"])
+@pytest.mark.parametrize("technique", CASES, ids=lambda t: f"{t.grid.format}-{t.grid.granularity}-{t.learned_scales}")
+@pytest.mark.filterwarnings("ignore:no packed kernel")
+def test_fast_paths_agree_with_the_plain_one(technique: QAFT, path: str):
+    model, _ = technique.finish(tuned(technique))
+    batch = batches(1)[0]
+    plain = reference_logits(model, batch)[batch.real]
+    with dispatch(path), torch.no_grad():
+        fast = model(batch)[batch.real]
+    p, q = F.log_softmax(plain.double(), -1), F.log_softmax(fast.double(), -1)
+    kl = (p.exp() * (p - q)).sum(-1)
+    assert float(kl.mean()) <= 1e-4
+    best = plain.topk(2, dim=-1)
+    clear = best.values[:, 0] - best.values[:, 1] > 0.02
+    assert torch.equal(fast.argmax(-1)[clear], best.indices[clear, 0])
+
+
+def test_a_float64_model_deploys_what_it_trained():
+    technique = QAFT(bits=4)
+    model = technique.apply(decoder(dtype=torch.float64))
+    wanted = reference_logits(model)
+    assert torch.equal(reference_logits(technique.finish(model)[0]), wanted)
