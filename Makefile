@@ -42,7 +42,7 @@ schema: $(VENV)/.base ## rewrite schema.json and docs/verbs from the recipes
 clean: ## remove what is generated: environments, caches, builds; runs/ stays
 	rm -rf $(VENV) $(PEERS) build dist src/*.egg-info .coverage* htmlcov
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+	find src tests benchmarks scripts -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "no Python 3.11 or newer found: set PYTHON" >&2; exit 1; }

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -207,18 +208,39 @@ def test_the_module_runs_as_the_command_does() -> None:
     assert done.returncode == 2 and "did you mean 'compare'?" in json.loads(done.stdout)["error"]
 
 
-def test_a_reader_that_leaves_is_not_told() -> None:
+@pytest.mark.parametrize(
+    ("argv", "code", "told"),
+    [(["info", "--help"], 1, ""), (["--version"], 1, ""), (["compair", "--json"], 2, "there is no verb 'compair'")],
+)
+def test_a_reader_that_leaves_is_not_told(argv: list[str], code: int, told: str) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     done = subprocess.run(
-        [sys.executable, "-m", "limbeck", "info", "--help"],
+        [sys.executable, "-m", "limbeck", *argv],
         stdout=writing,
         stderr=subprocess.PIPE,
         text=True,
         timeout=120,
     )
     os.close(writing)
-    assert (done.returncode, done.stderr) == (1, "")
+    assert done.returncode == code and told in done.stderr
+    assert "BrokenPipe" not in done.stderr and "Exception" not in done.stderr and bool(done.stderr) == bool(told)
+
+
+def test_libraries_are_hushed_unless_warnings_are_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LIMBECK_TRACEBACK", raising=False)
+    monkeypatch.setattr(sys, "warnoptions", [])
+    monkeypatch.setenv("TRANSFORMERS_VERBOSITY", "info")
+    monkeypatch.delenv("TOKENIZERS_PARALLELISM", raising=False)
+    with warnings.catch_warnings():
+        cli._hush()
+        warnings.warn("chatter", UserWarning, stacklevel=1)  # an error in tests, were it not for the hush
+    assert os.environ["TRANSFORMERS_VERBOSITY"] == "info" and os.environ["TOKENIZERS_PARALLELISM"] == "false"
+    monkeypatch.setattr(sys, "warnoptions", ["error"])
+    with warnings.catch_warnings():
+        cli._hush()
+        with pytest.raises(UserWarning):
+            warnings.warn("wanted", UserWarning, stacklevel=1)
 
 
 def test_the_committed_schema_is_fresh() -> None:

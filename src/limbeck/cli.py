@@ -41,8 +41,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = Verbs(_start, __version__).main(args, prog_name="limbeck", standalone_mode=False)
         sys.stdout.flush()  # a closed pipe is to fail here, where it is caught
         return code if isinstance(code, int) else 0
-    except click.exceptions.Exit as request:
-        return request.exit_code
     except click.NoSuchOption as error:
         return _fail(Failure(_no_such_option(error), error.exit_code), args)
     except BaseException as error:  # everything ends as one sentence and an exit code

@@ -17,6 +17,8 @@ from limbeck.errors import DataError, Interrupted, RunError
         (click.Abort(), Failure("interrupted", 130)),
         (click.UsageError("no"), Failure("no", 2)),
         (BrokenPipeError(), Failure("", 1)),
+        (SystemExit(3), Failure("", 3)),
+        (SystemExit("why"), Failure("", 1)),
         (AssertionError(), Failure("unexpected AssertionError (LIMBECK_TRACEBACK=1 shows where)", 1)),
         (OSError(5, "Input/output error"), Failure("unexpected OSError: [Errno 5] Input/output error "
                                                    "(LIMBECK_TRACEBACK=1 shows where)", 1)),

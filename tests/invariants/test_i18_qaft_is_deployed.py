@@ -1,4 +1,4 @@
-"""I18: codes and scales of fake quantization and of the packed file are bit-equal; every path agrees with the plain one."""
+"""I18: codes and scales of fake quantization and of the packed file are bit-equal; all paths agree with the plain one."""
 
 from __future__ import annotations
 
@@ -69,7 +69,8 @@ def test_fast_paths_agree_with_the_plain_one(technique: QAFT, path: str):
     kl = (p.exp() * (p - q)).sum(-1)
     assert float(kl.mean()) <= 1e-4
     best = plain.topk(2, dim=-1)
-    clear = best.values[:, 0] - best.values[:, 1] > 0.02
+    clear = best.values[:, 0] - best.values[:, 1] > 0.05 * plain.std()  # bf16 moves logits by about 1 %
+    assert float(clear.float().mean()) > 0.5
     assert torch.equal(fast.argmax(-1)[clear], best.indices[clear, 0])
 
 

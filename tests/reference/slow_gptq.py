@@ -1,4 +1,4 @@
-"""GPTQ as the paper derives it (Frantar et al. 2022, sections 3.1 and 3.2): optimal brain quantization, one column at a time.
+"""GPTQ as its paper derives it (Frantar et al. 2022, section 3): optimal brain quantization, one column at a time.
 
 The inverse Hessian of the columns still free is kept explicitly and shrunk by Gaussian elimination (eq. 3); no Cholesky
 factor, no blocks.
@@ -15,7 +15,7 @@ __all__ = ["slow_ggml", "slow_gptq"]
 def slow_gptq(
     weight: Tensor, hessian: Tensor, step: Tensor, low: int, high: int, damping: float, order: list[int]
 ) -> Tensor:
-    """Return the rounded weight (R, C) float64; ``step`` (R, C) is the scale of each weight, symmetric codes low..high."""
+    """(R, C) float64 rounded weight; ``step`` (R, C) is the scale of each weight, codes go from ``low`` to ``high``."""
     w, h = weight.double().clone(), hessian.double().clone()
     mean = h.diagonal().mean()
     inverse = torch.linalg.inv(h + damping * mean * torch.eye(len(h), dtype=torch.float64))
@@ -30,7 +30,7 @@ def slow_gptq(
 
 
 def slow_ggml(name: str, block: list[float]) -> tuple[float, float, list[int]]:
-    """(d, m, codes) of 32 floats as quantize_row_{q8_0,q4_0,q4_1}_ref in ggml-quants.c, statement by statement in fp32."""
+    """(d, m, codes) of 32 floats as quantize_row_q8_0_ref and its like in ggml-quants.c, step by step in fp32."""
     import numpy as np
 
     f = np.float32

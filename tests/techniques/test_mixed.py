@@ -44,7 +44,7 @@ def test_the_allocation_is_the_best_of_all(data: st.DataObject):
 def test_beyond_the_table_s_steps_the_budget_still_holds():
     sizes = [[1_000_003, 7_000_001 + i] for i in range(9)]
     costs = [[float(i + 1), 0.0] for i in range(9)]
-    budget = 9 * 1_000_003 + 4 * 6_000_100
+    budget = 9 * 1_000_003 + 4 * 6_010_000
     picks = allocate(costs, sizes, budget)
     assert sum(s[k] for s, k in zip(sizes, picks, strict=True)) <= budget
     assert picks == [0, 0, 0, 0, 0, 1, 1, 1, 1]
@@ -148,5 +148,8 @@ def test_a_quantized_model_is_refused():
 
 def test_the_loss_of_the_mix_lies_between():
     text = batches(1)[0]
-    losses = [float(nll(t.apply(decoder(), [text]), text)) for t in (RTN(bits=4), Mixed(average_bits=40), RTN(bits=8))]
+    losses = [
+        float(nll(t.apply(decoder(), [text]), text).detach())
+        for t in (RTN(bits=4), Mixed(average_bits=40), RTN(bits=8))
+    ]
     assert losses[1] == pytest.approx(losses[2], abs=1e-3)

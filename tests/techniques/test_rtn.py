@@ -160,7 +160,7 @@ def test_an_adapter_on_top_trains_and_stays_beside():
         loss = nll(model, batches(1)[0])
         loss.backward()
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
     assert losses[-1] < losses[0] - 0.01
     wanted = reference_logits(model)
     finished, residues = finish_all(techniques, model)

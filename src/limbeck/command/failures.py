@@ -32,7 +32,7 @@ class Failure:
 
 def failure_of(error: BaseException) -> Failure:
     """Put ``error`` into one sentence; with LIMBECK_TRACEBACK set, its traceback goes to stderr first."""
-    if os.environ.get(_TRACEBACK) and not isinstance(error, click.ClickException | click.exceptions.Exit):
+    if os.environ.get(_TRACEBACK) and not isinstance(error, click.ClickException | SystemExit):
         traceback.print_exception(error, file=sys.stderr)
     if isinstance(error, LimbeckError):
         return Failure(_one_line(str(error)), error.exit_code)
@@ -40,6 +40,8 @@ def failure_of(error: BaseException) -> Failure:
         return Failure(_one_line(error.format_message()), error.exit_code)
     if isinstance(error, KeyboardInterrupt | click.Abort):
         return Failure("interrupted", 130)
+    if isinstance(error, SystemExit):  # click's answer to a reader that went away; nothing here exits by itself
+        return Failure("", error.code if isinstance(error.code, int) else 1)
     if isinstance(error, BrokenPipeError):
         return Failure("", 1)  # the reader went away, as in `| head`: nobody is left to be told
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):

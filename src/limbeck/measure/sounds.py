@@ -95,7 +95,7 @@ def _is_vowel(phone: str) -> bool:
 def count_syllables(word: str) -> tuple[int, int]:
     """Fewest and most syllables that ``word`` (lower case) may have in verse.
 
-    A dictionary word has those of its entries; verse may drop one weak vowel of ``heaven``, ``power`` or ``flattering``,
+    A dictionary word has those of its entries; verse may drop one weak vowel of ``heaven`` or ``flattering``,
     and may say the ending of ``wretched`` or ``loved``. A word of unknown sound is counted by its vowel letters.
     """
     known = pronunciations(word)

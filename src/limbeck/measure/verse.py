@@ -167,7 +167,7 @@ VERSE: tuple[Statistic, ...] = (
 
 VERSE_PROTOCOL = (
     "rhyme by the CMU dictionary (sound from the last stressed vowel, a promoted last syllable, or spelling; endings "
-    "and spelling where a word is unknown); perfect: 14 lines and 6 of the 7 rhymes of ABAB CDCD EFEF GG; a line has ten "
+    "and spelling where a word is unknown); perfect: 14 lines and 6 of 7 rhymes of ABAB CDCD EFEF GG; a line has ten "
     "syllables if some way of saying it in verse has"
 )
 """What the figures rest on, in words."""

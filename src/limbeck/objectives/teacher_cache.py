@@ -38,7 +38,7 @@ from limbeck.losses.divergence import Divergence, ForwardKL, TopK
 from limbeck.objectives.distill import Distill
 from limbeck.objectives.teacher import Teacher
 
-__all__ = ["CacheDifference", "CacheKey", "CachedTeacher", "Header", "loss_difference"]
+__all__ = ["CacheDifference", "CacheKey", "CachedTeacher", "Header", "loss_difference", "read_json"]
 
 _ROW_BITS = 32  # a chunk's place is row << 32 | offset
 

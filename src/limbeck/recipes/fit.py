@@ -37,7 +37,7 @@ from limbeck.techniques.technique import apply_all, finish_all
 from limbeck.train.loop import TrainResult, train
 from limbeck.train.settings import TrainSettings
 
-__all__ = ["Fit", "Start"]
+__all__ = ["Encoded", "Fit", "Start"]
 
 _DATA = {"section": "data"}
 
@@ -135,7 +135,7 @@ class Fit(DataSource, Recipe):
         start = self.start(parts, device)
         data = self._encode(parts, start)
         torch.manual_seed(self.seed)
-        model = apply_all(self.techniques, start.model, self._calibration(data, start))
+        model = apply_all(self.techniques, self.task.prepare(start.model), self._calibration(data, start))
         stream = self._stream(data.train, start, data.context)
         if self.dry_run:
             settings = self.settings(bool(data.valid))

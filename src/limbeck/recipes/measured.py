@@ -38,6 +38,7 @@ def measure(
         ``evaluated``, ``metrics`` (name -> value, interval, unit, better, items), ``protocol``, ``notes``, ``samples``
         and ``scores``, the file they were written to.
     """
+    task.check(model)
     found = task.evaluate(model, tokenizer, rows, measuring, decoding or task.decoding())
     metrics: dict[str, Any] = {}
     for statistic in task.statistics(found.scores.columns):

@@ -6,8 +6,12 @@ from typing import Annotated
 
 from pydantic import Field
 
+from limbeck.tasks.gsm8k import GSM8K
+from limbeck.tasks.paraphrase import Paraphrase
 from limbeck.tasks.qa import QuestionAnswering
+from limbeck.tasks.sentiment import Sentiment
 from limbeck.tasks.sonnets import Sonnets
+from limbeck.tasks.sst2 import SST2
 from limbeck.tasks.task import Task
 from limbeck.tasks.text import Text
 
@@ -17,7 +21,13 @@ TASKS: dict[str, type[Task]] = {
     "text": Text,
     "qa": QuestionAnswering,
     "sonnets": Sonnets,
+    "sentiment": Sentiment,
+    "paraphrase": Paraphrase,
+    "sst2": SST2,
+    "gsm8k": GSM8K,
 }
 
-AnyTask = Annotated[Text | QuestionAnswering | Sonnets, Field(discriminator="kind")]
+AnyTask = Annotated[
+    Text | QuestionAnswering | Sonnets | Sentiment | Paraphrase | SST2 | GSM8K, Field(discriminator="kind")
+]
 """The same as a field of a recipe: a mapping's ``kind`` picks its class."""

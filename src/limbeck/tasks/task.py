@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 from pydantic import Field
@@ -15,10 +16,13 @@ from limbeck.data.prompts import EncodingReport
 from limbeck.data.readers import Rows, read
 from limbeck.data.tokenizer import Tokenizer
 from limbeck.decode.settings import Decoding
+from limbeck.errors import ConfigError
 from limbeck.measure.scores import Scores
 from limbeck.measure.statistic import Statistic
 from limbeck.model.decoder import Decoder
 from limbeck.objectives.objective import AnyObjective
+from limbeck.storage import write_json
+from limbeck.tasks.predictions import read_texts, same_items
 
 __all__ = ["Measuring", "Result", "Task"]
 
@@ -73,6 +77,25 @@ class Task(Config):
         """
         return read(source, required=self.required, columns=columns or None, limit=limit, separator=separator)
 
+    def check(self, model: Decoder) -> None:
+        """Refuse a model whose head tells something else than the task asks for.
+
+        Raises:
+            ConfigError: it has a head of classes.
+        """
+        if model.config.classes is not None:
+            told = ", ".join(model.config.classes.labels)
+            raise ConfigError(f"the model's head tells classes ({told}), not the next token as task '{self.name}' asks")
+
+    def prepare(self, model: Decoder) -> Decoder:
+        """The model to train: ``model``, with the task's own head where it has one.
+
+        Raises:
+            ConfigError: the model's head tells something else.
+        """
+        self.check(model)
+        return model
+
     @abstractmethod
     def encode(self, rows: Rows, tokenizer: Tokenizer, context: int) -> tuple[list[Example], EncodingReport]:
         """Tokenise rows for training, with the targets marked.
@@ -98,3 +121,19 @@ class Task(Config):
     def decoding(self) -> Decoding:
         """How it generates unless told otherwise."""
         return Decoding()
+
+    def write_predictions(self, result: Result, path: Path) -> None:
+        """Write what was generated or chosen for each item, in the task's published format, else as a JSON object.
+
+        Raises:
+            StorageError: the disk refused.
+        """
+        write_json(path, dict(result.predictions))
+
+    def read_predictions(self, path: Path, rows: Rows) -> dict[str, str]:
+        """Read what ``write_predictions`` wrote for ``rows``, in their order.
+
+        Raises:
+            DataError: the file cannot be read, or is of another split.
+        """
+        return same_items(read_texts(path), [row.id for row in rows], path)

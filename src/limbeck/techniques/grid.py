@@ -48,12 +48,12 @@ _RATIOS = tuple(1 - 0.025 * i for i in range(25))  # 1.0 down to 0.4 of the larg
 class Grid(Config):
     """Which numbers a weight may take; a bare format name stands for its defaults.
 
-    Integers take int8 codes -128..127 (scale: largest magnitude / 127) or int4 codes -8..7 (/ 7); asymmetric ones 256 or 16
-    even steps from the smallest value of a group to its largest. fp8 scales the largest magnitude to 448 (e4m3) or
-    57,344 (e5m2).
+    Integers take int8 codes -128..127 (scale: largest magnitude / 127) or int4 codes -8..7 (/ 7); asymmetric ones 256
+    or 16 even steps from the smallest value of a group to its largest. fp8 scales the largest magnitude to 448 (e4m3)
+    or 57,344 (e5m2).
     """
 
-    format: Format = "int8"
+    format: Format = Field("int8", description="format of the numbers that are stored")
     symmetric: bool = Field(True, description="zero is a code's value; false: integers with an offset")
     granularity: Literal["none", "tensor", "channel", "group"] = Field(
         "channel", description="what shares a scale; default: channel, group for int4 and GGUF, none for plain casts"

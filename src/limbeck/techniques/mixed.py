@@ -38,7 +38,9 @@ class Mixed(Quantizer):
     name: ClassVar[str] = "mixed"
 
     kind: Literal["mixed"] = "mixed"
-    candidates: tuple[Grid, ...] = Field((Grid(format="int4"), Grid(format="int8")), min_length=1)
+    candidates: tuple[Grid, ...] = Field(
+        (Grid(format="int4"), Grid(format="int8")), min_length=1, description="grids to choose among"
+    )
     byte_budget: int | None = Field(None, gt=0, description="bytes of the whole model, what is not quantized included")
     average_bits: float | None = Field(None, gt=0, description="or bits a quantized weight, scales included")
     cost: Literal["kl", "nll"] = Field("kl", description="what is measured, in nats a token")

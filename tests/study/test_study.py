@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from limbeck.errors import ConfigError
+from limbeck.recipes.recipe import Session
+from limbeck.study.study import Study, read_plan
+from tests.reference.tiny_runs import PRETRAIN
+
+PLAN = {
+    "title": "tiny",
+    "seeds": [0, 1],
+    "common": {"dtype": "fp32", "limit": 40, "measuring": {"resamples": 100, "generate": False}},
+    "arms": {
+        "teacher": {"verb": "pretrain", "once": True, "values": PRETRAIN},
+        "taught": {
+            "verb": "distill",
+            "label": "taught",
+            "values": {
+                "teacher": "@teacher",
+                "data": "toy:stories",
+                "techniques": [{"kind": "depth", "layers": 1}],
+                "batch_size": 8,
+                "train": {"steps": 2},
+            },
+        },
+        "before": {"verb": "evaluate", "values": {"model": "@teacher", "data": "toy:stories", "part": "test"}},
+    },
+    "compare": [["taught", "before"]],
+}
+
+
+def test_arms_over_seeds_make_one_table(tmp_path: Path) -> None:
+    file = tmp_path / "plan.yaml"
+    file.write_text(yaml.safe_dump(PLAN))
+    study = Study(plan=str(file), out=str(tmp_path / "out"))
+    report = study.run(Session.silent())
+    assert [len(report.values["arms"][n]["runs"]) for n in ("teacher", "taught", "before")] == [1, 2, 2]
+    written = json.loads((tmp_path / "out" / "study.json").read_text())
+    assert written["comparisons"][0]["seeds"] == [2, 2]
+    assert "taught" in (tmp_path / "out" / "study.md").read_text()
+    stamps = {f: f.stat().st_mtime_ns for f in (tmp_path / "out").glob("*/seed-*/report.json")}
+    again = study.run(Session.silent())
+    assert {f: f.stat().st_mtime_ns for f in stamps} == stamps, "finished runs are read, not repeated"
+    assert again.values["comparisons"] == report.values["comparisons"]
+
+
+def test_every_value_is_checked_before_anything_runs(tmp_path: Path) -> None:
+    broken = {**PLAN, "arms": {**PLAN["arms"], "last": {"verb": "finetune", "values": {"modle": "x"}}}}  # type: ignore[dict-item]
+    file = tmp_path / "plan.yaml"
+    file.write_text(yaml.safe_dump(broken))
+    with pytest.raises(ConfigError, match="modle.*did you mean 'model'"):
+        Study(plan=str(file), out=str(tmp_path / "out")).run(Session.silent())
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_bad_file_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="does not exist"):
+        read_plan(tmp_path / "none.yaml")
+    (tmp_path / "list.yaml").write_text("- 1\n")
+    with pytest.raises(ConfigError, match="key: value"):
+        read_plan(tmp_path / "list.yaml")
+    (tmp_path / "torn.yaml").write_text("arms: {a: [")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_plan(tmp_path / "torn.yaml")
+
+
+@pytest.mark.parametrize("file", sorted(Path(__file__).parents[2].glob("studies/*.yaml")), ids=lambda f: f.stem)
+def test_shipped_studies_are_valid(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from limbeck.study.study import _recipes
+
+    for name in ("LIMBECK_DATA", "QA_CSV"):
+        monkeypatch.setenv(name, "somewhere")
+    plan = read_plan(file)
+    folders: dict[int, dict[str, str]] = {seed: {} for seed in plan.seeds}
+    assert sum(len(_recipes(plan, name, Path("x"), folders)) for name in plan.order()) >= len(plan.arms)
