@@ -46,3 +46,8 @@ def test_one_stop_text_may_be_given_bare():
 def test_refused_with_one_sentence(values, word):
     with pytest.raises(ConfigError, match=word):
         build(Decoding, values)
+
+
+def test_a_recipe_seeds_what_has_no_seed_of_its_own():
+    assert Decoding(temperature=1.0).seeded(3) == Decoding(temperature=1.0, seed=3)
+    assert Decoding(temperature=1.0, seed=5).seeded(3).seed == 5

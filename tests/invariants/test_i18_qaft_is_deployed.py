@@ -1,4 +1,4 @@
-"""I18: codes and scales of fake quantization and of the packed file are bit-equal; all paths agree with the plain one."""
+"""I18: codes and scales of fake quantization and of the packed file are bit-equal; all paths agree with plain fp32."""
 
 from __future__ import annotations
 

@@ -172,11 +172,11 @@ def test_batches_that_do_not_fit(built: Path) -> None:
     other = e.ids.copy()
     other[4] = (other[4] + 1) % V
     cases = {
-        "token 0 of row 8 is not in it": example(8, 3),
-        "token 12 of row 0 is not in it": example(0, 14),
-        "token 16 of row 5 is not in it": example(5, 3, 16),
-        "token 10 of row 5 is cut into documents differently": joined,
-        "token 2 of row 5 is cut into documents differently": Example(5, "r5", e.ids[2:], e.target[2:], 2),
+        "token 0 of row 8 is in a document that begins nowhere in it": example(8, 3),
+        "token 12 of row 0 lies behind the end of its document there": example(0, 14),
+        "token 16 of row 5 is in a document that begins nowhere in it": example(5, 3, 16),
+        "token 10 of row 5 lies behind the end of its document there": joined,
+        "token 2 of row 5 is in a document that begins nowhere in it": Example(5, "r5", e.ids[2:], e.target[2:], 2),
         "token 4 of row 5 is another token": Example(5, "r5", other, e.target),
     }
     for said, bad in cases.items():
@@ -184,9 +184,20 @@ def test_batches_that_do_not_fit(built: Path) -> None:
             cached.signal(collate([[EXAMPLES[0]], [bad]]))
 
 
+def test_chunks_that_repeat_a_token_are_told_apart(tmp_path: Path) -> None:
+    first, second = example(5, 10), example(5, 8, 9)
+    cached = CachedTeacher(build_cache(TEACHER, [first, second], tmp_path / "c", key(k=V)))
+    batch = collate([[first], [second]])
+    check(cached, batch)
+    log_probs = cached.signal(batch).log_probs
+    at_end, at_begin = log_probs[0, 9], log_probs[1, 0]  # one token, after nine others and after none
+    assert batch.offsets[0, 9] == batch.offsets[1, 0] == 9
+    assert (at_end - at_begin).abs().max() > 0.05
+
+
 def test_a_row_before_all_others(tmp_path: Path) -> None:
     folder = build_cache(TEACHER, EXAMPLES[:1], tmp_path / "c", key())
-    with pytest.raises(DataError, match="token 0 of row 0 is not in it"):
+    with pytest.raises(DataError, match="token 0 of row 0 is in a document that begins nowhere"):
         CachedTeacher(folder).signal(collate([[EXAMPLES[1]]]))
 
 
@@ -321,8 +332,8 @@ def test_a_builder_that_finds_damage(cache: Path) -> None:
 def test_bad_examples(tmp_path: Path) -> None:
     for examples, said in [
         ([], "no examples"),
-        ([example(5, 10), example(5, 6, 9)], "two chunks of row 5 overlap at token 9"),
-        ([example(5, 4), example(5, 4)], "two chunks of row 5 overlap at token 0"),
+        ([example(5, 10), example(5, 6, 9), example(5, 2, 9)], "two chunks of row 5 begin at token 9"),
+        ([example(5, 4), example(5, 4)], "two chunks of row 5 begin at token 0"),
         ([example(5, 4), example(7, 0)], "row 7 is empty"),
     ]:
         with pytest.raises(DataError, match=said):

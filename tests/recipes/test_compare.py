@@ -143,9 +143,9 @@ def test_files_of_scores(tmp_path: Path, pair: tuple[str, str]) -> None:
 
 def test_the_items_that_changed_most_come_with_what_was_generated(pair: tuple[str, str]) -> None:
     for folder, word in zip(pair, ("old", "new"), strict=True):
-        texts = {f"item-{i}": f"{word} text {i} " + "x" * 50 for i in range(60)}
+        texts = {f"item-{i}": f"{word} text {i} [/b] " + "x" * 50 for i in range(60)}
         (Path(folder) / "scores" / "test.predictions.json").write_text(json.dumps(texts))
-    report = go(*pair, samples=3, width=20)
+    report = go(*pair, samples=3, width=30)
     changed = report.values["changed"]
     one, two = scores(0.3), scores(0.1, seed=1)
     change = two["nll"] / two["tokens"] - one["nll"] / one["tokens"]
@@ -153,10 +153,10 @@ def test_the_items_that_changed_most_come_with_what_was_generated(pair: tuple[st
     assert [item["id"] for item in changed] == [f"item-{i}" for i in order]
     assert [item["change"] for item in changed] == pytest.approx([change[i] for i in order])
     assert {item["better"] for item in changed} == {"b"}
-    assert changed[0]["prediction_b"].startswith(f"new text {order[0]} x")
+    assert changed[0]["prediction_b"].startswith(f"new text {order[0]} [/b] x")
     shown = text_of(report)
     assert f"alone: old text {order[0]} " in shown and f"taught: new text {order[0]} " in shown
-    assert "x" * 20 not in shown and "..." in shown
+    assert "[/b]" in shown and "x" * 30 not in shown and "..." in shown
 
 
 def test_unchanged_items_are_not_shown(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from tests.reference.toy_recipe import Lora, Toy
 
 def test_a_report_is_strict_json_and_tables_for_people(tmp_path: Path) -> None:
     report = Report(
-        {"a": float("inf"), "path": Path("x"), "config": Lora(rank=2)}, (facts("Title", [("n", 3)]), "a line")
+        {"a": float("inf"), "path": Path("x"), "config": Lora(rank=2)}, (facts("Title", [("n", "[/b] 3")]), "a line")
     )
     assert json.loads(report.to_json())["a"] is None
     assert json.loads(report.to_json())["config"]["rank"] == 2
@@ -24,7 +24,7 @@ def test_a_report_is_strict_json_and_tables_for_people(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "new" / "report.json").read_text()) == json.loads(report.to_json())
     shown = io.StringIO()
     report.show(Console(file=shown, width=40))
-    assert [line.strip() for line in shown.getvalue().splitlines()] == ["Title", "n  3", "a line"]
+    assert [line.strip() for line in shown.getvalue().splitlines()] == ["Title", "n  [/b] 3", "a line"]
 
 
 def test_a_session_speaks_on_stderr_and_streams_on_stdout(capsys: pytest.CaptureFixture[str]) -> None:

@@ -53,7 +53,7 @@ EXAMPLES: dict[str, list[Technique]] = {
     "rtn": [
         RTN(bits=4),
         RTN(bits=8, embeddings=False, clip="search"),
-        RTN(grid=Grid(format="q4_1"), overrides={"blocks.1.*": None, "qkv": Grid(format="fp8_e4m3")}),
+        RTN(grid=Grid(format="q4_1"), overrides={"up": None, "qkv": Grid(format="fp8_e4m3")}),
     ],
     "gptq": [GPTQ(bits=4), GPTQ(grid=Grid(format="int4", granularity="channel"), act_order=False)],
     "qaft": [QAFT(bits=4), QAFT(grid=Grid(format="int8", symmetric=False)), QAFT(bits=4, learned_scales=True)],

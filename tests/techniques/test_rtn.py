@@ -153,7 +153,7 @@ def test_an_adapter_on_top_trains_and_stays_beside():
     model = apply_all(techniques, decoder())
     before = reference_logits(model)
     assert torch.equal(before, reference_logits(RTN(bits=4).apply(decoder())))
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
     losses = []
     for _ in range(8):
         optimizer.zero_grad()

@@ -137,7 +137,7 @@ class Verbs(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the verbs without building them."""
         with formatter.section("verbs"):
-            formatter.write_dl([(name, entry["summary"]) for name, entry in schema()["verbs"].items()])
+            formatter.write_dl([(name, schema()["verbs"][name]["summary"]) for name in self.list_commands(ctx)])
 
 
 def _version(ctx: click.Context, _: click.Parameter, asked: bool) -> None:

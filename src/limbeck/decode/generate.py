@@ -110,8 +110,11 @@ def fit_prompts(
 
     Raises:
         DataError: a prompt is empty or does not fit.
-        ConfigError: the new tokens alone do not fit, or learned positions are asked to go beyond their table.
+        ConfigError: the new tokens alone do not fit, learned positions are asked to go beyond their table, or the
+            model's head tells classes.
     """
+    if model.config.classes is not None:
+        raise ConfigError(f"the model's head tells {len(model.config.classes.labels)} classes: it cannot generate text")
     context, new = model.config.context, decoding.max_new_tokens
     learned = model.config.positions == "learned"
     if decoding.beyond_context and learned:

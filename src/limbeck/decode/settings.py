@@ -63,3 +63,7 @@ class Decoding(Config):
     def outputs(self) -> int:
         """Generations returned for each prompt."""
         return self.n_best if self.beams > 1 else self.samples
+
+    def seeded(self, seed: int) -> Decoding:
+        """The same with ``seed`` where it has none of its own, so that a study's seeds draw different samples."""
+        return self if self.seed else self.model_copy(update={"seed": seed})

@@ -27,7 +27,7 @@ __all__ = ["FEW_ROWS", "Dispatch", "Prepared", "choose", "current", "dispatch", 
 
 Dispatch = Literal["auto", "packed", "dequantize", "reference"]
 
-FEW_ROWS = {"int8": 16, "int4": 32}
+FEW_ROWS = {"int8": 8, "int4": 48}
 """Most rows for which the packed kernel is chosen, by kind of codes."""
 
 _BLOCK_ELEMENTS = 8 << 20  # of the dequantized weight at a time: a layer of GPT-2 is one block, its head five

@@ -117,6 +117,12 @@ class ClassCounts:
         name = max(self.true, key=lambda label: self.true[label])
         return name, self.true[name] / self.items
 
+    def sentences(self) -> tuple[str, ...]:
+        """What must stand beside the accuracy wherever it is shown: the histogram, then every warning."""
+        neither = f", {self.none} none of them" if self.none else ""
+        shown = ", ".join(f"{name}: {self.predicted[name]} (true {self.true[name]})" for name in self.true)
+        return (f"predicted {shown}{neither}", *self.warnings())
+
     def describe(self) -> dict[str, Any]:
         """Plain values for a report: histograms, the majority, and every warning in words."""
         name, rate = self.majority

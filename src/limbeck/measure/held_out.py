@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
+from torch import nn
 
 from limbeck.data.batch import Batch
 from limbeck.losses.terms import add_counts
-from limbeck.model.decoder import Decoder
 from limbeck.objectives.objective import AnyObjective
 
 __all__ = ["HeldOut"]
@@ -28,11 +28,11 @@ class HeldOut:
         self.counts = add_counts(objective.counts(b) for b in batches)
 
     @torch.no_grad()
-    def __call__(self, model: Decoder, step: int) -> Mapping[str, float]:
+    def __call__(self, model: nn.Module, step: int) -> Mapping[str, float]:
         """Return ``{prefix/term: mean}`` in the term's unit (nats a token)."""
         del step  # the same batches at every step
         sums = dict.fromkeys(self.counts, 0.0)
-        device = model.device
+        device = next(model.parameters()).device
         for batch in self.batches:
             for name, term in self.objective(model, batch.to(device)).items():
                 sums[name] += float(term.sum)

@@ -115,9 +115,9 @@ def _scheme(lines: int, pairs: set[tuple[int, int]], slack: int) -> tuple[str, f
     for name, letters in SCHEMES.items():
         wanted = _groups(letters)
         found = sum(pair in pairs for pair in wanted)
-        shares[name] = (found / len(wanted), found >= len(wanted) - slack)
-    best = max(shares, key=lambda name: shares[name][0])
-    share, told = shares[best]
+        shares[name] = (found / len(wanted), len(wanted), found >= len(wanted) - slack)
+    best = max(shares, key=lambda name: shares[name])  # of equal shares the scheme that asks for more rhymes
+    share, _, told = shares[best]
     return (best if told else ""), share
 
 

@@ -15,6 +15,7 @@ tail has its own number since 1 minus the rounded rest would drown it.
 
 A teacher's distribution depends on all that stands before a token in its chunk. So a batch is served only if its
 documents begin where the cache's chunks begin and hold the same ids: documents are never split or joined under a cache.
+Chunks of one row may overlap (a later one may repeat the last token of the one before); no two begin at one place.
 """
 
 from __future__ import annotations
@@ -191,15 +192,17 @@ class CachedTeacher:
         def flat(x: Tensor) -> NDArray[np.int64]:
             return x.cpu().numpy().reshape(-1)[real].astype(np.int64)
 
-        row, offset, begins = flat(batch.row_ids), flat(batch.offsets), flat(batch.positions()) == 0
-        found = np.searchsorted(self.places, (row << _ROW_BITS) | offset, side="right") - 1
-        chunk = self.order[np.maximum(found, 0)]
-        within = offset - self.chunks[chunk, 1]
-        missing = (found < 0) | (self.chunks[chunk, 0] != row) | (within >= self.chunks[chunk, 2])
-        at: NDArray[np.int64] = self.starts[chunk] + np.where(missing, 0, within)
+        row, offset, within = flat(batch.row_ids), flat(batch.offsets), flat(batch.positions())
+        # A document is looked up by where it begins: chunks that repeat a few tokens of the one before are told apart.
+        place = (row << _ROW_BITS) | (offset - within)
+        found = np.minimum(np.searchsorted(self.places, place), len(self.places) - 1)
+        chunk = self.order[found]
+        unknown = self.places[found] != place
+        longer = ~unknown & (within >= self.chunks[chunk, 2])
+        at: NDArray[np.int64] = self.starts[chunk] + np.where(unknown | longer, 0, within)
         problems = (
-            (missing, "is not in it"),
-            (begins != (within == 0), "is cut into documents differently there"),
+            (unknown, "is in a document that begins nowhere in it"),
+            (longer, "lies behind the end of its document there"),
             (self.tokens[at] != flat(batch.ids), "is another token there"),
         )
         for wrong, said in problems:

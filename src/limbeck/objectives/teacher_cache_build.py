@@ -38,7 +38,7 @@ def build_cache(
 
     Args:
         teacher: asked in batches; on a resume it must be the one that ``key`` names.
-        examples: chunks of rows, each asked on its own; chunks of one row must not overlap. Longest first are asked.
+        examples: chunks of rows, each asked on its own, the longest first; no two of one row begin at one token.
         folder: made where missing; a finished cache of the same key and text is left as it is.
         key: what the cache is made from, with k, temperature and vocabulary rows.
         batch_size: chunks of one forward.
@@ -50,7 +50,7 @@ def build_cache(
         ``folder``.
 
     Raises:
-        DataError: there are no examples, chunks overlap, or ``folder`` holds a cache of something else.
+        DataError: there are no examples, two begin at one place, or ``folder`` holds a cache of something else.
         ModelError: the teacher has fewer vocabulary rows than ``key.rows``.
         CheckpointError: what an earlier call left is damaged.
         StorageError: the disk refused a write; what was marked as written stays good.
@@ -86,10 +86,10 @@ def _chunks(examples: Sequence[Example]) -> NDArray[np.int64]:
     chunks = np.array([(e.row, e.offset, len(e)) for e in examples], dtype=np.int64)
     by_place = chunks[np.lexsort((chunks[:, 1], chunks[:, 0]))]
     before, after = by_place[:-1], by_place[1:]
-    overlaps = (before[:, 0] == after[:, 0]) & (before[:, 1] + before[:, 2] > after[:, 1])
-    if overlaps.any():
-        row, offset, _ = after[int(np.argmax(overlaps))]
-        raise DataError(f"two chunks of row {row} overlap at token {offset}: a teacher cache holds every token once")
+    twice = (before[:, :2] == after[:, :2]).all(axis=1)
+    if twice.any():
+        row, offset, _ = after[int(np.argmax(twice))]
+        raise DataError(f"two chunks of row {row} begin at token {offset}: a teacher cache finds a chunk by its begin")
     if (chunks[:, 2] == 0).any():
         raise DataError(f"row {chunks[int(np.argmin(chunks[:, 2])), 0]} is empty: leave it out of the teacher cache")
     return chunks

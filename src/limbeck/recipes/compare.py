@@ -12,6 +12,7 @@ import numpy as np
 from pydantic import Field
 from rich.console import RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from limbeck.config import Config, build
 from limbeck.errors import ConfigError, DataError, nearest
@@ -117,7 +118,7 @@ class Compare(Recipe):
             "changed": changed,
         }
         body: list[RenderableType] = [_table(names, found, adjusted)]
-        body += [f"{name}: {told}" for name, told in verdicts.items()]
+        body += [Text(f"{name}: {told}") for name, told in verdicts.items()]
         body += _shown(changed, names, main.statistic, self.width)
         report = Report(values, tuple(body))
         if self.out is not None:
@@ -281,7 +282,8 @@ def _shown(
     for item in changed:
         both = zip(names, (item["prediction_a"], item["prediction_b"]), strict=True)
         told = [f"{name}: {_cut(text, width)}" for name, text in both if text is not None]
-        table.add_row(item["id"], f"{item['a']:.4g}", f"{item['b']:.4g}", "\n".join(told))
+        cells = (item["id"], f"{item['a']:.4g}", f"{item['b']:.4g}", "\n".join(told))
+        table.add_row(*map(Text, cells))  # as text: what a model generated may look like markup
     return [table]
 
 

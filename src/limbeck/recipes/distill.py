@@ -3,27 +3,35 @@
 from __future__ import annotations
 
 import copy
-from typing import ClassVar, Literal
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, JsonValue, model_validator
 
 from limbeck.data.tokenizer import check_alike
 from limbeck.errors import ConfigError
 from limbeck.formats.load import Bundle, load_bundle
+from limbeck.losses.divergence import named
 from limbeck.model.decoder import Decoder
 from limbeck.model.presets import Architecture
 from limbeck.objectives.distill import Distill as DistillObjective
 from limbeck.objectives.objective import AnyObjective
-from limbeck.objectives.teacher import LiveTeacher, Teacher
+from limbeck.objectives.teacher import LiveTeacher, Teacher, fingerprint
+from limbeck.objectives.teacher_cache import CachedTeacher, CacheKey, loss_difference
+from limbeck.objectives.teacher_cache_build import build_cache
 from limbeck.recipes.fit import Encoded, Fit, Start
 from limbeck.recipes.parts import Parts
 from limbeck.run import Run
 
 __all__ = ["Distill"]
 
-_TEACH = {"section": "distillation"}
-_MODEL = {"section": "model"}
+_TEACH: dict[str, JsonValue] = {"section": "distillation"}
+_MODEL: dict[str, JsonValue] = {"section": "model"}
+_SAMPLE = 64  # training examples on which cached and live teacher are compared
+_CACHE_FACTS = "teacher_cache.json"
 
 
 class Distill(Fit):
@@ -82,7 +90,8 @@ class Distill(Fit):
             teacher.tokenizer, student.tokenizer, teacher.model.config.vocab_size, student.model.config.vocab_size
         )
         facts = {"teacher": self.teacher, "teacher_parameters": teacher.model.count_parameters()}
-        return Start(student.model, student.tokenizer, student.generation, source, facts, teacher)
+        fresh = self.architecture is not None
+        return Start(student.model, student.tokenizer, student.generation, source, facts, teacher, fresh)
 
     def _student(self, teacher: Bundle, device: torch.device) -> tuple[Bundle, str]:
         if self.model is not None:
@@ -97,9 +106,14 @@ class Distill(Fit):
     def objective(self, start: Start, data: Encoded, parts: Parts, run: Run | None) -> AnyObjective:
         """``Distill`` on a live teacher, or on one written to disk first."""
         assert start.teacher is not None
+        if any(m.config.classes is not None for m in (start.model, start.teacher.model)):
+            raise ConfigError(
+                "distillation teaches the next token, and a head of classes tells none: choose a task without such a "
+                "head, for example paraphrase with method cloze"
+            )
         teacher: Teacher = LiveTeacher(start.teacher.model)
         if self.teacher_top_k and self.beta and run is not None:
-            teacher = self._on_disk(start.teacher, data, parts, run)
+            teacher = self._on_disk(start.teacher, start, data, parts, run)
         return DistillObjective(
             teacher=teacher,
             alpha=self.alpha,
@@ -109,5 +123,32 @@ class Distill(Fit):
             on=self.on,
         )
 
-    def _on_disk(self, teacher: Bundle, data: Encoded, parts: Parts, run: Run) -> Teacher:
-        raise ConfigError("not yet")
+    def _on_disk(self, bundle: Bundle, start: Start, data: Encoded, parts: Parts, run: Run) -> Teacher:
+        """Write the teacher's top tokens once, or find them written, and measure what that costs the loss."""
+        folder = Path(self.teacher_cache) if self.teacher_cache is not None else run.path / "teacher"
+        told = f"{self.task.model_dump_json()} {start.tokenizer.fingerprint} {data.context}"
+        key = CacheKey(
+            teacher=fingerprint(bundle.model),
+            data=parts.train.hash,
+            template=hashlib.sha256(told.encode()).hexdigest(),
+            k=min(self.teacher_top_k, start.tokenizer.vocab_size),
+            temperature=self.temperature,
+            rows=start.tokenizer.vocab_size,
+        )
+        live = LiveTeacher(bundle.model)
+        build_cache(live, data.train, folder, key, batch_size=self.batch_size, device=bundle.model.device)
+        cached = CachedTeacher(folder, key)
+        sample = [batch.to(bundle.model.device) for batch in self._fixed(data.train[:_SAMPLE], start, data.context)]
+        lost = loss_difference(cached, live, start.model, sample, named(self.divergence))
+        facts = {"k": key.k, "live_nats": lost.live, "cached_nats": lost.cached, "tokens": lost.tokens}
+        run.write_json(_CACHE_FACTS, {**facts, "difference_nats": lost.difference, "bytes": _size(folder)})
+        return cached
+
+    def extras(self, run: Run) -> dict[str, Any]:
+        """What the teacher on disk costs: the difference in loss from the live one, and bytes."""
+        file = run.path / _CACHE_FACTS
+        return {"teacher_cache": json.loads(file.read_text(encoding="utf-8"))} if file.exists() else {}
+
+
+def _size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.iterdir() if file.is_file())

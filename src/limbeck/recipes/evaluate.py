@@ -5,24 +5,26 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, JsonValue
 
 from limbeck.data.readers import Rows
 from limbeck.data.splits import split_rows
 from limbeck.decode.settings import Decoding
 from limbeck.formats.load import Bundle, load_bundle
 from limbeck.measure.cost import cost
+from limbeck.recipes.checks import Checks, ProbeLevel, described, encoded
 from limbeck.recipes.measured import measure, show_report
 from limbeck.recipes.parts import device_of, dtype_of
-from limbeck.recipes.recipe import Recipe, Report, Session, plain
+from limbeck.recipes.recipe import Recipe, Report, Session
 from limbeck.run import Run
+from limbeck.storage import plain
 from limbeck.tasks.table import AnyTask
 from limbeck.tasks.task import Measuring
 from limbeck.tasks.text import Text
 
 __all__ = ["Evaluate"]
 
-_DATA = {"section": "data"}
+_DATA: dict[str, JsonValue] = {"section": "data"}
 
 
 class Evaluate(Recipe):
@@ -52,6 +54,7 @@ class Evaluate(Recipe):
     task: AnyTask = Field(default_factory=Text, description="kind of work")
     measuring: Measuring = Field(default_factory=Measuring, description="how it is measured")
     decoding: Decoding | None = Field(None, description="how it generates; none: the task's choice")
+    probes: ProbeLevel = Field("quick", description="what is measured beside the task, and rings alarms")
 
     def run(self, session: Session) -> Report:
         """Load, measure, report; with ``out`` also write a run folder."""
@@ -78,9 +81,15 @@ class Evaluate(Recipe):
             return report
 
     def _measured(self, values: dict[str, Any], bundle: Bundle, rows: Rows, scores: Path | None) -> Report:
+        decoding = (self.decoding or self.task.decoding()).seeded(self.seed)
         values |= measure(
-            bundle.model, bundle.tokenizer, self.task, rows, self.part, self.measuring, self.decoding, scores
+            bundle.model, bundle.tokenizer, self.task, rows, self.part, self.measuring, decoding, scores
         )
+        context = min(self.measuring.context or bundle.model.config.context, bundle.model.config.context)
+        examples = encoded(self.task, rows, bundle.tokenizer, context, self.probes)
+        decoding, batch_size = self.decoding or self.task.decoding(), self.measuring.batch_size
+        checks = Checks.of(self.probes, bundle.tokenizer, examples, decoding, batch_size=batch_size)
+        values["alarms"] += described(checks.alarms(bundle.model))
         values["cost"] = cost(bundle.model, bundle.folder)
         values = plain(values)
         return Report(values, show_report(values))

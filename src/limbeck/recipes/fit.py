@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import Field
+from pydantic import Field, JsonValue
 
 from limbeck.config import dump
+from limbeck.data.audit import Audit
 from limbeck.data.batch import Batch, Example
 from limbeck.data.batches import Batches
 from limbeck.data.prompts import EncodingReport
@@ -24,11 +25,13 @@ from limbeck.measure.cost import cost
 from limbeck.measure.held_out import HeldOut
 from limbeck.model.decoder import Decoder
 from limbeck.objectives.objective import AnyObjective
+from limbeck.recipes.checks import Checks, OnOverlap, ProbeLevel, audited, data_alarms, described, encoded
 from limbeck.recipes.measured import measure, show_report
 from limbeck.recipes.parts import DataSource, Parts, device_of
 from limbeck.recipes.plan import dry_run
-from limbeck.recipes.recipe import Recipe, Report, Session, plain
+from limbeck.recipes.recipe import Recipe, Report, Session
 from limbeck.run import Run
+from limbeck.storage import plain
 from limbeck.tasks.table import AnyTask
 from limbeck.tasks.task import Measuring
 from limbeck.tasks.text import Text
@@ -39,7 +42,7 @@ from limbeck.train.settings import TrainSettings
 
 __all__ = ["Encoded", "Fit", "Start"]
 
-_DATA = {"section": "data"}
+_DATA: dict[str, JsonValue] = {"section": "data"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +56,7 @@ class Start:
         source: where the weights came from, for the report.
         facts: further things worth reporting, such as the teacher's name.
         teacher: the model to learn from, where there is one.
+        fresh: its weights are random: there is no generality to lose.
     """
 
     model: Decoder
@@ -61,6 +65,7 @@ class Start:
     source: str
     facts: Mapping[str, Any] = field(default_factory=dict)
     teacher: Bundle | None = None
+    fresh: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +92,15 @@ class Fit(DataSource, Recipe):
     train: TrainSettings = Field(default_factory=TrainSettings, description="the training itself")
     measuring: Measuring = Field(default_factory=Measuring, description="the final evaluation")
     decoding: Decoding | None = Field(None, description="how the final evaluation generates; none: the task's choice")
+    audit: OnOverlap = Field(
+        "list",
+        description="training rows that overlap with evaluation rows or repeat: list them, drop them, refuse to run",
+        json_schema_extra=_DATA,
+    )
+    probes: ProbeLevel = Field("quick", description="what is measured beside the task, and rings alarms")
+    general: str | None = Field(
+        None, description="held-out general text, on which lost generality is measured too", json_schema_extra=_DATA
+    )
     dry_run: bool = Field(
         False, description="show tokenised examples, memory and time, and stop", json_schema_extra={"section": "common"}
     )
@@ -94,6 +108,10 @@ class Fit(DataSource, Recipe):
     @abstractmethod
     def start(self, parts: Parts, device: torch.device) -> Start:
         """Build or load the model to train."""
+
+    def extras(self, run: Run) -> dict[str, Any]:
+        """Further values for the report."""
+        return {}
 
     @abstractmethod
     def objective(self, start: Start, data: Encoded, parts: Parts, run: Run | None) -> AnyObjective:
@@ -131,9 +149,10 @@ class Fit(DataSource, Recipe):
         """
         torch.manual_seed(self.seed)
         device = device_of(self.device)
-        parts = self.parts(self.task)
+        parts, found = audited(self.parts(self.task), self.audit, self.task)
         start = self.start(parts, device)
         data = self._encode(parts, start)
+        checks = self._checks(start, data)  # asks the base, which techniques may change in place
         torch.manual_seed(self.seed)
         model = apply_all(self.techniques, self.task.prepare(start.model), self._calibration(data, start))
         stream = self._stream(data.train, start, data.context)
@@ -149,8 +168,8 @@ class Fit(DataSource, Recipe):
             run.provenance(seed=self.seed, data={k: v["hash"] for k, v in parts.describe().items()})
             session.say(f"{self.verb}: {run.describe()}")
             objective = self.objective(start, data, parts, run)
-            result = self._train(model, objective, stream, data, start, run, device, session)
-            return self._conclude(model, start, parts, data, result, run, session)
+            result = self._train(model, objective, stream, data, start, checks, run, device, session)
+            return self._conclude(model, start, parts, data, found, checks, result, run, session)
 
     def _encode(self, parts: Parts, start: Start) -> Encoded:
         context = min(self.context or start.model.config.context, start.model.config.context)
@@ -159,6 +178,23 @@ class Fit(DataSource, Recipe):
         if parts.valid is not None:
             valid, _ = self.task.encode(parts.valid, start.tokenizer, context)
         return Encoded(examples, valid, report, context)
+
+    def _checks(self, start: Start, data: Encoded) -> Checks:
+        general: list[Example] = []
+        if self.general is not None:
+            text = Text()
+            general = encoded(text, self.rows(self.general, text), start.tokenizer, data.context, self.probes)
+        return Checks.of(
+            "off" if self.dry_run else self.probes,
+            start.tokenizer,
+            data.valid or data.train,
+            self.decoding or self.task.decoding(),
+            base=None if start.fresh else start.model,
+            train=data.train,
+            general=general,
+            batch_size=self.measuring.batch_size,
+            seed=self.seed,
+        )
 
     def _stream(self, examples: Sequence[Example], start: Start, context: int) -> Batches:
         return Batches(
@@ -199,6 +235,7 @@ class Fit(DataSource, Recipe):
         stream: Batches,
         data: Encoded,
         start: Start,
+        checks: Checks,
         run: Run,
         device: torch.device,
         session: Session,
@@ -209,7 +246,7 @@ class Fit(DataSource, Recipe):
             objective,
             stream,
             self.settings(bool(data.valid)),
-            evaluations=[held_out] if data.valid else [],
+            evaluations=[*([held_out] if data.valid else []), *checks.evaluations()],
             run=run,
             seed=self.seed,
             device=device,
@@ -222,6 +259,8 @@ class Fit(DataSource, Recipe):
         start: Start,
         parts: Parts,
         data: Encoded,
+        found: Audit | None,
+        checks: Checks,
         result: TrainResult,
         run: Run,
         session: Session,
@@ -235,6 +274,7 @@ class Fit(DataSource, Recipe):
             "start": {"source": start.source, **start.facts},
             "data": {**parts.describe(), "encoding": data.report.describe()},
             "training": result,
+            **self.extras(run),
         }
         final = parts.final
         if final is not None:
@@ -247,9 +287,12 @@ class Fit(DataSource, Recipe):
                 rows,
                 name,
                 self.measuring,
-                self.decoding,
+                (self.decoding or self.task.decoding()).seeded(self.seed),
                 run.scores / f"{name}.jsonl",
             )
+        alarms = [*data_alarms(found, data.report), *checks.alarms(model)]
+        values["alarms"] = described(alarms) + values.get("alarms", [])
+        values["audit"] = None if found is None else found.describe()
         values["cost"] = cost(model, run.model, trainable=trainable)
         values = plain(values)
         run.finish(values)

@@ -13,8 +13,10 @@ from rich.text import Text
 from limbeck.data.readers import Rows
 from limbeck.data.tokenizer import Tokenizer
 from limbeck.decode.settings import Decoding
+from limbeck.measure.probes import score_alarms
 from limbeck.measure.stats import interval
 from limbeck.model.decoder import Decoder
+from limbeck.recipes.checks import described, show_alarms
 from limbeck.recipes.recipe import facts
 from limbeck.storage import write_json
 from limbeck.tasks.task import Measuring, Task
@@ -35,8 +37,8 @@ def measure(
     """Evaluate ``model`` and write its per-item scores (and predictions beside them).
 
     Returns:
-        ``evaluated``, ``metrics`` (name -> value, interval, unit, better, items), ``protocol``, ``notes``, ``samples``
-        and ``scores``, the file they were written to.
+        ``evaluated``, ``metrics`` (name -> value, interval, unit, better, items), ``protocol``, ``notes``, ``samples``,
+        ``alarms`` that the scores tell, and ``scores``, the file they were written to.
     """
     task.check(model)
     found = task.evaluate(model, tokenizer, rows, measuring, decoding or task.decoding())
@@ -62,6 +64,7 @@ def measure(
         "protocol": dict(found.protocol),
         "notes": dict(found.notes),
         "samples": [list(s) for s in found.samples],
+        "alarms": described(score_alarms(found.scores)),
         "scores": None if scores_file is None else str(scores_file),
     }
 
@@ -78,6 +81,8 @@ def show_report(values: Mapping[str, Any]) -> tuple[RenderableType, ...]:
             span = f"[{_number(m['low'])}, {_number(m['high'])}]"
             table.add_row(name, _number(m["value"]), span, m["unit"], str(m["items"]))
         body.append(table)
+    body += [Text(sentence, style="yellow") for sentence in (values.get("notes") or {}).get("told") or []]
+    body += show_alarms(values.get("alarms") or [])
     body.append(
         facts("cost and training", [*_cost(values.get("cost") or {}), *_training(values.get("training") or {})])
     )
@@ -107,12 +112,12 @@ def _cost(cost: Mapping[str, Any]) -> list[tuple[str, object]]:
     return rows
 
 
-def _training(training: Any) -> list[tuple[str, object]]:
-    get = training.get if isinstance(training, Mapping) else lambda name: getattr(training, name, None)
-    if get("steps") is None:
+def _training(training: Mapping[str, Any]) -> list[tuple[str, object]]:
+    if "steps" not in training:
         return []
+    t = training
     return [
-        ("steps", f"{get('steps')} ({get('stopped')}), weights of step {get('weights_step')}"),
-        ("tokens", f"{get('real_tokens'):,} at {get('tokens_per_second'):,.0f} a second, {get('precision')}"),
-        ("training time", f"{get('seconds'):.1f} s"),
+        ("steps", f"{t['steps']} ({t['stopped']}), weights of step {t['weights_step']}"),
+        ("tokens", f"{t['real_tokens']:,} at {t['tokens_per_second']:,.0f} a second, {t['precision']}"),
+        ("training time", f"{t['seconds']:.1f} s"),
     ]

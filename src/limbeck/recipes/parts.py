@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from pydantic import Field
+from pydantic import Field, JsonValue
 
 from limbeck.config import Config
 from limbeck.data.readers import Rows
@@ -17,7 +17,7 @@ from limbeck.tasks.task import Task
 
 __all__ = ["DataSource", "Parts", "device_of", "dtype_of"]
 
-_DATA = {"section": "data"}
+_DATA: dict[str, JsonValue] = {"section": "data"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -99,10 +99,8 @@ def _table(expected: dict[str, Any]) -> RenderableType:
                 f"{minutes:.1f} min at {expected['tokens_per_second']:,.0f} tokens/s, measured on two micro-batches",
             ),
             ("parameters", f"{expected['parameters']:,}, trainable {expected['trainable']:,}"),
-            (
-                "memory",
-                f"{expected['state_bytes'] / _MB:,.0f} MB of state + {expected['activation_bytes'] / _MB:,.0f} MB at work",
-            ),
+            ("memory", f"{expected['state_bytes'] / _MB:,.0f} MB of weights, gradients and moments"),
+            ("at work", f"{expected['activation_bytes'] / _MB:,.0f} MB more"),
             ("arithmetic", f"{expected['flops']:.3g} FLOP"),
         ],
     )

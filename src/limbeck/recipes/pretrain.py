@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, JsonValue, model_validator
 
 from limbeck.data.tokenizer import Tokenizer
 from limbeck.formats.hub import resolve
@@ -18,7 +18,7 @@ from limbeck.run import Run
 
 __all__ = ["Pretrain"]
 
-_MODEL = {"section": "model"}
+_MODEL: dict[str, JsonValue] = {"section": "model"}
 
 
 class Pretrain(Fit):
@@ -52,7 +52,7 @@ class Pretrain(Fit):
             texts = (str(row.fields[name]) for row in parts.train for name in self.task.required)
             tokenizer, source = Tokenizer.train(texts, self.vocab_size), "tokenizer trained on the training rows"
         model = Decoder(self.architecture.config(tokenizer.vocab_size)).to(device)
-        return Start(model, tokenizer, {}, f"random weights; {source}")
+        return Start(model, tokenizer, {}, f"random weights; {source}", fresh=True)
 
     def objective(self, start: Start, data: Encoded, parts: Parts, run: Run | None) -> AnyObjective:
         """The task's own."""

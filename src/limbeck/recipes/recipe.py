@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal, TextIO
 from pydantic import Field
 from rich.console import Console, RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from limbeck.config import Config
 from limbeck.storage import plain, write_json
@@ -121,5 +122,5 @@ def facts(title: str, rows: Iterable[tuple[str, object]]) -> Table:
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in rows:
-        table.add_row(name, str(value))
+        table.add_row(Text(name), Text(str(value)))  # as text: a path may hold what rich takes for markup
     return table

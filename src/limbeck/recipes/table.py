@@ -14,6 +14,7 @@ RECIPES: dict[str, str] = {
     "finetune": "limbeck.recipes.finetune:Finetune",
     "distill": "limbeck.recipes.distill:Distill",
     "evaluate": "limbeck.recipes.evaluate:Evaluate",
+    "audit": "limbeck.recipes.audit:Audit",
     "generate": "limbeck.recipes.generate:Generate",
     "info": "limbeck.recipes.info:Info",
     "export": "limbeck.recipes.export:Export",

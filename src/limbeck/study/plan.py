@@ -20,7 +20,8 @@ class Arm(Config):
     """One row of the table: a verb with its values.
 
     A value ``"@name"`` anywhere inside is replaced by the run folder of arm ``name`` under the same seed, so that a
-    student can name its teacher; ``"$key"`` by the value that ``over`` gives ``key``; ``"${NAME}"`` by the environment's.
+    student can name its teacher; ``"$key"`` by the value that ``over`` gives ``key``; ``"${NAME}"`` by that of the
+    environment.
     """
 
     verb: Literal["pretrain", "finetune", "distill", "evaluate"]

@@ -14,11 +14,12 @@ from limbeck.config import build
 from limbeck.errors import ConfigError, DataError
 from limbeck.measure.scores import Scores
 from limbeck.measure.statistic import Statistic
-from limbeck.recipes.recipe import Recipe, Report, Session, plain
+from limbeck.recipes.recipe import Recipe, Report, Session
 from limbeck.recipes.table import recipe
-from limbeck.storage import write_json, write_text
+from limbeck.storage import plain, write_json, write_text
+from limbeck.study.page import page
 from limbeck.study.plan import StudyPlan
-from limbeck.study.table import findings, markdown, tables
+from limbeck.study.table import findings, groups, markdown, tables
 
 __all__ = ["Finished", "Study", "read_plan", "run_plan"]
 
@@ -89,7 +90,7 @@ def run_plan(plan: StudyPlan, folder: Path, session: Session) -> Report:
             reports.append(plain(one.run(session).values))
         done[name] = _finished(plan, name, list(members.values()), reports)
     shown = [done[name] for name in (plan.show or tuple(done)) if done[name].scores]
-    compared = findings(shown, plan.compare, plan.metric)
+    compared = findings([f for f in done.values() if f.scores], plan.compare, plan.metric)
     values = {
         "verb": "study",
         "title": plan.title,
@@ -99,8 +100,10 @@ def run_plan(plan: StudyPlan, folder: Path, session: Session) -> Report:
         "comparisons": [c.to_json() for c in compared],
     }
     write_json(folder / "study.json", plain(values))
-    write_text(folder / "study.md", markdown(plan.title, shown, compared, plan.metric))
-    return Report(values, tables(plan.title, shown, compared, plan.metric))
+    grouped = groups(shown, compared, plan.metric)
+    write_text(folder / "study.md", markdown(plan.title, grouped, compared))
+    write_text(folder / "study.html", page(plan.title, grouped, compared, list(done.values())))
+    return Report(values, tables(plan.title, grouped, compared))
 
 
 def _recipes(plan: StudyPlan, name: str, folder: Path, folders: dict[int, dict[str, str]]) -> dict[int, Recipe]:

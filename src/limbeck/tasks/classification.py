@@ -143,6 +143,12 @@ def class_result(
         **(more or {}),
     }
     scores = Scores.of([row.id for row in rows], **columns)
-    described = {"classes": class_counts(scores).describe(), "dropped_rows": len(rows.dropped), **(notes or {})}
+    counts = class_counts(scores)
+    described = {
+        "told": list(counts.sentences()),
+        "classes": counts.describe(),
+        "dropped_rows": len(rows.dropped),
+        **(notes or {}),
+    }
     predictions = {row.id: "none" if c < 0 else labels[c] for row, c in zip(rows, chosen, strict=True)}
     return Result(scores, {"corpus": rows.source, "labels": list(labels), **protocol}, samples, described, predictions)

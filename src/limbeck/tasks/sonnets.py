@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -17,17 +18,27 @@ from limbeck.data.tokenizer import Tokenizer
 from limbeck.decode.generate import generate
 from limbeck.decode.settings import Decoding
 from limbeck.errors import DataError
+from limbeck.measure.diversity import corpus_distinct, distinct, distinct_columns, self_bleu
 from limbeck.measure.likelihood import nll_sums
-from limbeck.measure.overlap import CHRF, chrf_columns
+from limbeck.measure.overlap import CHRF, CHRF_SIGNATURE, chrf_columns
 from limbeck.measure.perplexity import NATS_PER_TOKEN
 from limbeck.measure.scores import Scores
-from limbeck.measure.statistic import Statistic
+from limbeck.measure.statistic import COUNT, Statistic, mean
+from limbeck.measure.verse import MEMORISED, VERSE, VERSE_PROTOCOL, line_set, memorised_columns, verse_columns
 from limbeck.model.decoder import Decoder
 from limbeck.objectives.next_token import NextToken
 from limbeck.objectives.objective import AnyObjective
+from limbeck.tasks.predictions import read_numbered, write_numbered
 from limbeck.tasks.task import Measuring, Result, Task
 
-__all__ = ["Sonnets"]
+__all__ = ["CHRF_NEW", "Sonnets"]
+
+_ORDER = 2  # n-grams whose variety is measured
+
+CHRF_NEW = Statistic("chrF of new lines", tuple(f"new_{c}" for c in CHRF.columns), CHRF.of_sums, CHRF.better, CHRF.unit)
+"""The same without the given lines, which are right in every poem and flatter the figure of the whole."""
+
+_FIGURES = (CHRF, CHRF_NEW, *VERSE, distinct(_ORDER), mean("self_bleu", better="lower", unit="BLEU"), MEMORISED)
 
 _NUMBER = re.compile(r"^\s*(\d+)\s*$", re.MULTILINE)
 """A line with a poem's number alone, as the course's files have it."""
@@ -42,6 +53,7 @@ class Sonnets(Task):
     kind: Literal["sonnets"] = "sonnets"
     given_lines: int = Field(3, ge=1, description="lines of a poem that are given when it is continued")
     begin: bool | None = Field(None, description="put the begin token before each poem; none: wherever there is one")
+    training: str | None = Field(None, description="poems that were learned, to count generated lines that are theirs")
 
     def read(self, source: str, *, columns: Mapping[str, str], limit: int | None, separator: str) -> Rows:
         """Read a table with a field ``text``, ``toy:verse``, or the course's text format."""
@@ -70,8 +82,8 @@ class Sonnets(Task):
         return NextToken()
 
     def statistics(self, columns: Collection[str]) -> tuple[Statistic, ...]:
-        """Nats a token of whole poems; corpus chrF of the continued ones."""
-        return (NATS_PER_TOKEN, *([CHRF] if set(CHRF.columns) <= set(columns) else []))
+        """Nats a token of whole poems; of the continued ones chrF, verse, variety and copied lines."""
+        return (NATS_PER_TOKEN, *(s for s in _FIGURES if set(s.columns) - {COUNT} <= set(columns)))
 
     def decoding(self) -> Decoding:
         """Sampling as the course's baseline does: temperature 1.2, top-p 0.9."""
@@ -89,9 +101,14 @@ class Sonnets(Task):
         np.add.at(tokens, [e.row for e in examples], [e.predictions for e in examples])
         columns: dict[str, np.ndarray] = {"nll": nll, "tokens": tokens}
         predictions: dict[str, str] = {}
+        notes = dict(report.describe())
         if measuring.generate:
-            predictions = self._continue(model, tokenizer, rows, measuring, decoding)
-            columns |= chrf_columns(list(predictions.values()), [str(r.fields["text"]) for r in rows])
+            started = time.perf_counter()
+            predictions, written = self._continue(model, tokenizer, rows, measuring, decoding)
+            seconds = time.perf_counter() - started
+            notes["generation"] = {"tokens": written, "seconds": seconds, "tokens_per_second": written / seconds}
+            columns |= self.judge(predictions, rows)
+            notes["distinct_of_all"] = corpus_distinct(self._new(predictions, rows), order=_ORDER)
         protocol = {
             "corpus": rows.source,
             "context": context,
@@ -100,26 +117,91 @@ class Sonnets(Task):
             "begin_token": self._begin(tokenizer),
             "given_lines": self.given_lines,
             "decoding": decoding.model_dump(mode="json") if measuring.generate else None,
-            "chrf": "sacrebleu CHRF corpus score of whole poems, given lines included",
+            "chrf": f"sacrebleu {CHRF_SIGNATURE}, corpus score of whole poems, given lines included",
+            "verse": VERSE_PROTOCOL,
+            "variety": f"distinct-{_ORDER} and self-BLEU of what was written after the given lines",
+            "memorised": self.training and f"lines of three words or more that stand in {self.training}",
         }
         shown = [
             (self._given(r), predictions[r.id].removeprefix(self._given(r)), "") for r in rows.rows[:1] if predictions
         ]
-        return Result(Scores.of([r.id for r in rows], **columns), protocol, shown, report.describe(), predictions)
+        return Result(Scores.of([r.id for r in rows], **columns), protocol, shown, notes, predictions)
+
+    def judge(self, predictions: Mapping[str, str], rows: Rows) -> dict[str, np.ndarray]:
+        """Score whole poems, by id, that continue ``rows``; without chrF where no row has more than the given lines.
+
+        Raises:
+            DataError: the training poems cannot be read.
+        """
+        texts, new = [predictions[row.id] for row in rows], self._new(predictions, rows)
+        truth = [str(row.fields["text"]) for row in rows]
+        columns = verse_columns(texts) | distinct_columns(new, order=_ORDER)
+        if any(len(text.splitlines()) > self.given_lines for text in truth):
+            columns |= chrf_columns(texts, truth)
+            rest = [text.removeprefix(self._given(row)) for text, row in zip(truth, rows, strict=True)]
+            columns |= {f"new_{name}": column for name, column in chrf_columns(new, rest).items()}
+        if len(texts) > 1:
+            columns["self_bleu"] = self_bleu(new)
+        if self.training is not None:
+            learned = self.read(self.training, columns={}, limit=None, separator="<|endoftext|>")
+            columns |= memorised_columns(new, line_set(str(row.fields["text"]) for row in learned))
+        return columns
+
+    def _new(self, predictions: Mapping[str, str], rows: Rows) -> list[str]:
+        """What was written after the given lines."""
+        return [predictions[row.id].removeprefix(self._given(row)) for row in rows]
+
+    def write_predictions(self, result: Result, path: Path) -> None:
+        """Write numbered poems in the course's format; a row's number is the poem's own, else its place from 1."""
+        write_numbered(((_number(name, i), text) for i, (name, text) in enumerate(result.predictions.items())), path)
+
+    def read_predictions(self, path: Path, rows: Rows) -> dict[str, str]:
+        """Read the course's format.
+
+        Numbers are the poems' own, or count from 0 or 1 (the course's own code counts); every poem must begin with
+        the given lines of its row.
+
+        Raises:
+            DataError: the file is of another split.
+        """
+        found = read_numbered(path)
+        own = [_number(row.id, i) for i, row in enumerate(rows)]
+        first = min(found)
+        wanted = own if set(found) == set(own) else list(range(first, first + len(rows)))
+        if first > 1 and wanted != own or set(found) != set(wanted):
+            numbers = f"{first} to {max(found)}, {len(found)} in all"
+            raise DataError(
+                f"predictions file {path} is of another split: its poems are {numbers}, not those {len(rows)}"
+            )
+        out = {}
+        for row, number in zip(rows, wanted, strict=True):
+            if not _poem(found[number]).startswith(self._given(row).strip()):
+                raise DataError(
+                    f"poem {number} of predictions file {path} does not begin with the given lines of {row.id}"
+                )
+            out[row.id] = found[number]
+        return out
 
     def _given(self, row: Row) -> str:
         return "\n".join(str(row.fields["text"]).split("\n")[: self.given_lines]) + "\n"
 
     def _continue(
         self, model: Decoder, tokenizer: Tokenizer, rows: Rows, measuring: Measuring, decoding: Decoding
-    ) -> dict[str, str]:
+    ) -> tuple[dict[str, str], int]:
+        """Whole poems by id, and the number of tokens that were generated."""
         head = [tokenizer.bos_id] if self._begin(tokenizer) and tokenizer.bos_id is not None else []
         given = [self._given(row) for row in rows]
         prompts = [head + tokenizer.encode(text) for text in given]
         out = generate(model, tokenizer, prompts, decoding, batch_size=measuring.batch_size)
-        return {row.id: text + some[0].text for row, text, some in zip(rows, given, out, strict=True)}
+        poems = {row.id: text + some[0].text for row, text, some in zip(rows, given, out, strict=True)}
+        return poems, sum(g.tokens for some in out for g in some)
 
 
 def _poem(body: str) -> str:
     """The lines of a poem, blank ones and the couplet's indent left out."""
     return "\n".join(line.strip() for line in body.splitlines() if line.strip())
+
+
+def _number(name: str, place: int) -> int:
+    last = name.rpartition(":")[2]
+    return int(last) if last.isdigit() and name.startswith("sonnet:") else place + 1

@@ -35,7 +35,7 @@ class Result:
         scores: one row an item, keyed by item id.
         protocol: everything that must be equal for two figures to be compared.
         samples: a few (prompt, generated, reference) triples to look at.
-        notes: counted things that are not figures, such as truncated rows.
+        notes: counted things that are not figures, such as truncated rows; ``told`` are sentences that must be shown.
         predictions: item id -> what was generated or chosen, in the items' order.
     """
 
