@@ -107,7 +107,9 @@ def test_divergence_to_a_topk_teacher(
     seed: int, kind: tuple[str, float | None], k: int, temperature: float, rows: int
 ) -> None:
     c = case(seed=seed)
-    signal = TopK(*slow.top_k(c.teacher_logits[:, :rows], min(k, rows), temperature), temperature, rows)
+    log_probs, ids = slow.top_k(c.teacher_logits[:, :rows], min(k, rows), temperature)
+    rest = (1 - log_probs.exp().sum(1)).clamp_min(1e-12).log() if seed % 2 else None
+    signal = TopK(log_probs, ids, temperature, rows, rest)
     value = named(*kind)
     got = fused.fused_divergence(
         c.hidden, c.weight, Comparison(signal, value, temperature, c.mask), bias=c.bias, chunk_rows=6

@@ -65,7 +65,9 @@ def test_topk_is_a_lower_bound_that_grows_to_the_dense_value(kind: tuple[str, fl
     value = d.named(*kind)
     last = torch.zeros(4, dtype=torch.float64)
     for k in range(1, v + 1):
-        now = d.divergence(value, student, d.TopK(*slow.top_k(teacher, k)))
+        log_probs, ids = slow.top_k(teacher, k)
+        rest = torch.log_softmax(teacher, dim=1).scatter(1, ids, -math.inf).logsumexp(dim=1)
+        now = d.divergence(value, student, d.TopK(log_probs, ids, tail=rest))
         assert (now >= last - 1e-9).all()
         last = now
     torch.testing.assert_close(last, d.divergence(value, student, teacher), rtol=1e-10, atol=1e-12)
@@ -131,6 +133,19 @@ def test_tail_holds_what_is_missing_to_one() -> None:
     assert signal.buckets(torch.float64, 2).shape == (1, 2)
 
 
+def test_a_given_tail_is_not_drowned_by_rounding() -> None:
+    """A reverse KL to a confident teacher, in float32: 1 minus the rest would be 0 and be held at epsilon."""
+    teacher, student = torch.tensor([[30.0, 0.0, -1.0]]), torch.tensor([[1.0, 0.0, 0.5]])
+    log_probs, ids = slow.top_k(teacher, 1)
+    tail = torch.log_softmax(teacher, dim=1)[:, 1:].logsumexp(dim=1)
+    want = d.reverse_kl(student.double(), d.TopK(log_probs.double(), ids, tail=tail.double()))
+    got = d.reverse_kl(student, d.TopK(log_probs, ids, tail=tail))
+    torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=0)
+    assert (d.reverse_kl(student, d.TopK(log_probs, ids)).double() - want).abs() > 1
+    empty = d.TopK(log_probs, ids, tail=torch.tensor([-math.inf]))
+    assert torch.isfinite(d.reverse_kl(student, empty)).all()
+
+
 def test_teacher_is_cut_to_the_common_rows() -> None:
     student, teacher = logits(2, 3, 8)
     wide = torch.cat((teacher, torch.full((3, 2), 50.0, dtype=torch.float64)), dim=1)
@@ -151,8 +166,12 @@ def test_more_rows_than_the_student_are_refused() -> None:
 
 
 def test_select_flattens() -> None:
-    signal = d.TopK(torch.randn(2, 3, 4), torch.randint(9, (2, 3, 4)), 0.5, 9)
+    signal = d.TopK(torch.randn(2, 3, 4), torch.randint(9, (2, 3, 4)), 0.5, 9, torch.randn(2, 3))
     picked = signal.select(torch.tensor([5, 0]))
+    assert signal.tail is not None and picked.tail is not None
+    assert torch.equal(picked.tail, torch.stack((signal.tail[1, 2], signal.tail[0, 0])))
+    assert torch.equal(picked.part(1, 2).log_probs[0], signal.log_probs[0, 0])
+    assert picked.part(1, 2).tail == signal.tail[0, 0]
     assert torch.equal(picked.log_probs, torch.stack((signal.log_probs[1, 2], signal.log_probs[0, 0])))
     assert torch.equal(picked.ids, torch.stack((signal.ids[1, 2], signal.ids[0, 0])))
     assert (picked.temperature, picked.rows) == (0.5, 9)

@@ -79,6 +79,8 @@ def test_restricted_takes_the_likelier_answer_and_open_the_likeliest_token() -> 
     result = _evaluate(free, other)
     assert set(result.predictions.values()) == {"none"} and not result.scores["correct"].any()
     assert f"{len(rows)} none of them" in result.notes["told"][0]
+    assert (result.scores["confidence"] > 0.2).all()  # of what it would say, not of the answers
+    assert (result.scores["nll"] > _evaluate(restricted, other).scores["nll"]).all()
     assert set(_evaluate(free, _always(NO)).predictions.values()) == {"0"}
 
 

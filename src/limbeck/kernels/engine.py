@@ -8,7 +8,7 @@ are then overwritten by their gradient, which goes straight into the matrix prod
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -287,9 +287,8 @@ class _Pass:
         else:
             assert isinstance(comparison.teacher, TopK)
             rows = comparison.teacher.check(comparison.temperature, logits.shape[1])
-            tile, t = self._tile(logits[:, :rows]), comparison.teacher
-            signal = replace(t, log_probs=t.log_probs[start:stop], ids=t.ids[start:stop])
-            value = compare_topk(tile, signal, scale, comparison)
+            tile = self._tile(logits[:, :rows])
+            value = compare_topk(tile, comparison.teacher.part(start, stop), scale, comparison)
         if comparison.mask is not None:
             value = value.masked_fill(~comparison.mask[start:stop], 0)
         self.losses.divergence[start:stop] = value

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from limbeck.kernels.comparison import Comparison, Dense, plain_linear
 from limbeck.kernels.engine import chunk_size
 from limbeck.kernels.fused import Losses, Weights, fused_rows, kept_rows
-from limbeck.losses.divergence import TopK, divergence
+from limbeck.losses.divergence import divergence
 from limbeck.losses.likelihood import IGNORE, squared_log_partition, token_nll
 
 __all__ = ["head_losses", "head_sequence_log_probs"]
@@ -116,11 +116,7 @@ def _through_module(
                 z2 = squared_log_partition(logits).masked_fill(labels[a:b] == IGNORE, 0)
         if comparison is not None:
             t = comparison.teacher
-            teacher: Tensor | TopK
-            if isinstance(t, Dense):
-                teacher = t.logits(a, b)
-            else:
-                teacher = TopK(t.log_probs[a:b], t.ids[a:b], t.temperature, t.rows)
+            teacher = t.logits(a, b) if isinstance(t, Dense) else t.part(a, b)
             compared = divergence(comparison.divergence, logits, teacher, comparison.temperature)
             if comparison.mask is not None:
                 compared = compared.masked_fill(~comparison.mask[a:b], 0)

@@ -49,30 +49,42 @@ class TopK:
         temperature: at which the probabilities were made. The tail's share at another temperature is not known, so a
             divergence at another temperature is refused rather than renormalised.
         rows: size of the vocabulary that the probabilities share out; None: the student's.
+        tail: (...,) log-mass of all other tokens; None: what is missing to 1, which rounding drowns where it is small.
     """
 
     log_probs: Tensor
     ids: Tensor
     temperature: float = 1.0
     rows: int | None = None
+    tail: Tensor | None = None
 
     def select(self, index: Tensor) -> TopK:
         """Rows ``index`` (M,) of the signal flattened to (N, K)."""
         k = self.ids.shape[-1]
-        log_probs = self.log_probs.reshape(-1, k).index_select(0, index)
-        return TopK(log_probs, self.ids.reshape(-1, k).index_select(0, index), self.temperature, self.rows)
+        log_probs, ids = (x.reshape(-1, k).index_select(0, index) for x in (self.log_probs, self.ids))
+        tail = None if self.tail is None else self.tail.reshape(-1).index_select(0, index)
+        return TopK(log_probs, ids, self.temperature, self.rows, tail)
+
+    def part(self, start: int, stop: int) -> TopK:
+        """Rows ``start`` to ``stop`` of a signal already flat."""
+        tail = None if self.tail is None else self.tail[start:stop]
+        return TopK(self.log_probs[start:stop], self.ids[start:stop], self.temperature, self.rows, tail)
 
     def buckets(self, dtype: torch.dtype, vocabulary: int) -> Tensor:
         """(..., K + 1) log-probabilities with the tail last, in ``dtype``; (..., K) where K is the whole vocabulary.
 
-        A tail of no mass (rounding may even make it negative) is held at the dtype's epsilon, so that every divergence
-        stays finite.
+        A tail of no mass (rounding may even make it negative) is held at the dtype's epsilon where it is the missing
+        mass, at the least normal number where it is given, so that every divergence stays finite.
         """
         given = self.log_probs.to(dtype)
         if given.shape[-1] == vocabulary:
             return given
-        tail = (1 - given.exp().sum(dim=-1, keepdim=True)).clamp_min(torch.finfo(dtype).eps)
-        return torch.cat((given, tail.log()), dim=-1)
+        info = torch.finfo(dtype)
+        if self.tail is None:
+            tail = (1 - given.exp().sum(dim=-1, keepdim=True)).clamp_min(info.eps).log()
+        else:
+            tail = self.tail.to(dtype).clamp_min(math.log(info.tiny)).unsqueeze(-1)
+        return torch.cat((given, tail), dim=-1)
 
     def check(self, temperature: float, student_rows: int) -> int:
         """Return over how many of the student's rows its softmax runs.

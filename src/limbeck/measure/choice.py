@@ -29,10 +29,12 @@ class Choices:
     Attributes:
         log_probs: (n, C) summed log-likelihood of each answer's tokens, in nats.
         top: (n,) the likeliest next token of the whole vocabulary after each prompt.
+        top_log_probs: (n,) its log-probability.
     """
 
     log_probs: Floats
     top: NDArray[np.int64]
+    top_log_probs: Floats
 
 
 def fit_prompt(prompt: Ids, room: int, first: int = 0) -> list[int]:
@@ -62,13 +64,16 @@ def score_choices(
     """
     _check(model, prompts, answers)
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
-    log_probs, top = np.zeros((len(prompts), len(answers))), np.zeros(len(prompts), dtype=np.int64)
+    log_probs, sure = np.zeros((len(prompts), len(answers))), np.zeros(len(prompts))
+    top = np.zeros(len(prompts), dtype=np.int64)
     with evaluating(model):
         for at in range(0, len(order), batch_size):
             some = order[at : at + batch_size]
-            scores, best = _batch(model, [prompts[i] for i in some], answers, pad_id)
-            log_probs[some], top[some] = scores.double().cpu().numpy(), best.cpu().numpy()
-    return Choices(log_probs, top)
+            scores, first = _batch(model, [prompts[i] for i in some], answers, pad_id)
+            best = first.max(dim=-1)
+            log_probs[some], sure[some] = scores.double().cpu().numpy(), best.values.double().cpu().numpy()
+            top[some] = best.indices.cpu().numpy()
+    return Choices(log_probs, top, sure)
 
 
 def _check(model: Decoder, prompts: Sequence[Ids], answers: Sequence[Ids]) -> None:
@@ -87,7 +92,7 @@ def _check(model: Decoder, prompts: Sequence[Ids], answers: Sequence[Ids]) -> No
 
 
 def _batch(model: Decoder, prompts: Sequence[Ids], answers: Sequence[Ids], pad_id: int) -> tuple[Tensor, Tensor]:
-    """Scores (B, C) and likeliest next tokens (B,) of some prompts."""
+    """Scores (B, C) of the answers and log-probabilities (B, V) of the next token after some prompts."""
     device, rest = model.device, max(len(a) for a in answers) - 1
     batch = _padded(prompts, pad_id, device)
     width = batch.ids.shape[1]
@@ -103,7 +108,7 @@ def _batch(model: Decoder, prompts: Sequence[Ids], answers: Sequence[Ids], pad_i
     scores = first[:, torch.tensor([a[0] for a in answers], device=device)]
     if cache is not None:
         scores = scores + _continued(model, cache, len(prompts), answers, pad_id)
-    return scores, first.argmax(dim=-1)
+    return scores, first
 
 
 def _continued(model: Decoder, cache: KVCache, prompts: int, answers: Sequence[Ids], pad_id: int) -> Tensor:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from torch import nn
+
 from limbeck.measure.alarm import Alarm, Probe, Subject
 from limbeck.measure.classes import ClassCounts, class_counts, collapse
 from limbeck.measure.probe_model import calibration_error
@@ -31,9 +33,10 @@ class ProbeEvaluation:
     def __init__(self, probes: Sequence[Probe], subject: Callable[[Decoder], Subject]) -> None:
         self.probes, self.subject = tuple(probes), subject
 
-    def __call__(self, model: Decoder, step: int) -> Mapping[str, float]:
+    def __call__(self, model: nn.Module, step: int) -> Mapping[str, float]:
         """Values by name; what a probe cannot judge is not there."""
         del step  # the same texts and prompts at every step
+        assert isinstance(model, Decoder), "probes look at decoders"
         return {f"probe/{alarm.name}": alarm.value for alarm in run_probes(self.probes, self.subject(model))}
 
 

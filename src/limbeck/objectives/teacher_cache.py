@@ -182,9 +182,9 @@ class CachedTeacher:
         if ids.max() >= self.header.key.rows or not (log_probs <= 0).all():  # NaN is not <= 0 either
             raise CheckpointError(f"the teacher cache in {self.folder} is damaged: build it again")
         device = batch.ids.device
-        normal = torch.log_softmax(torch.from_numpy(log_probs), dim=1)[:, :k]
+        normal = torch.log_softmax(torch.from_numpy(log_probs), dim=1).reshape(b, t, k + 1).to(device)
         found = torch.from_numpy(ids).reshape(b, t, k).to(device)
-        return TopK(normal.reshape(b, t, k).to(device), found, self.temperature, self.header.key.rows)
+        return TopK(normal[..., :k], found, self.temperature, self.header.key.rows, normal[..., k])
 
     def _locate(self, batch: Batch, real: NDArray[np.bool_]) -> NDArray[np.int64]:
         """Place in the files of every real token of ``batch``, in order."""

@@ -25,7 +25,7 @@ from limbeck.model.decoder import Decoder
 from limbeck.recipes.parts import Parts
 from limbeck.tasks.task import Task
 
-__all__ = ["Checks", "OnOverlap", "ProbeLevel", "audited", "data_alarms", "described", "encoded", "show_alarms"]
+__all__ = ["Checks", "OnOverlap", "ProbeLevel", "audited", "fired_first", "encoded", "show_alarms"]
 
 ProbeLevel = Literal["off", "quick", "full"]
 OnOverlap = Literal["list", "drop", "refuse", "off"]
@@ -52,7 +52,7 @@ def audited(parts: Parts, on: OnOverlap, task: Task) -> tuple[Parts, Audit | Non
     return replace(parts, train=train), found
 
 
-def data_alarms(found: Audit | None, report: EncodingReport) -> list[Alarm]:
+def _data_alarms(found: Audit | None, report: EncodingReport) -> list[Alarm]:
     """Alarms of the data: evaluation rows that stand in the training text, rows cut to the context."""
     out = []
     if found is not None and found.against:
@@ -79,6 +79,7 @@ class Checks:
         decoding: how it writes.
         batch_size: sequences at once.
         level: ``quick`` asks the model's probes in the loop and all at the end, ``full`` asks all always.
+        audit: what was found in the data.
     """
 
     model_probes: tuple[Probe, ...]
@@ -88,6 +89,7 @@ class Checks:
     decoding: Decoding
     batch_size: int
     level: ProbeLevel
+    audit: Audit | None = None
 
     @classmethod
     def of(
@@ -102,6 +104,7 @@ class Checks:
         general: Sequence[Example] = (),
         batch_size: int = 16,
         seed: int = 0,
+        audit: Audit | None = None,
     ) -> Checks:
         """Choose the probes.
 
@@ -115,9 +118,10 @@ class Checks:
             general: held-out general text; the base's loss on it is measured now.
             batch_size: sequences at once.
             seed: of the text that the base writes.
+            audit: what was found in the data.
         """
         if level == "off":
-            return cls((), (), tokenizer, (), decoding, batch_size, level)
+            return cls((), (), tokenizer, (), decoding, batch_size, level, audit)
         some = _spread(held_out, _CALIBRATED[level])
         rows = [some[at : at + batch_size] for at in range(0, len(some), batch_size)]
         probes: list[Probe] = [Calibration(tuple(collate([[e] for e in row], tokenizer.pad_id) for row in rows))]
@@ -130,7 +134,7 @@ class Checks:
             index = TrainingIndex.of(train)
             writing += [Memorised(index), CopiedRun(index)]
         prompts = tuple(_spread(held_out, _WRITTEN[level]))
-        return cls(tuple(probes), tuple(writing), tokenizer, prompts, decoding, batch_size, level)
+        return cls(tuple(probes), tuple(writing), tokenizer, prompts, decoding, batch_size, level, audit)
 
     def _subject(self, model: Decoder, writes: bool) -> Subject:
         if not writes:
@@ -146,11 +150,20 @@ class Checks:
         probes = self.model_probes + (self.writing_probes if writes else ())
         return [ProbeEvaluation(probes, lambda model: self._subject(model, writes))]
 
-    def alarms(self, model: Decoder) -> list[Alarm]:
-        """What is asked of the finished model."""
+    def alarms(self, model: Decoder) -> list[dict[str, Any]]:
+        """What the finished model is asked, as plain values."""
         if self.level == "off":
             return []
-        return run_probes(self.model_probes + self.writing_probes, self._subject(model, True))
+        found = run_probes(self.model_probes + self.writing_probes, self._subject(model, True))
+        return [alarm.describe() for alarm in found]
+
+    def told(self, model: Decoder, report: EncodingReport, before: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Part of a training's report: ``audit``, and all ``alarms``, those of the scores (``before``) included."""
+        data = [alarm.describe() for alarm in _data_alarms(self.audit, report)]
+        return {
+            "alarms": fired_first([*data, *self.alarms(model), *before]),
+            "audit": None if self.audit is None else self.audit.describe(),
+        }
 
 
 def _spread(examples: Sequence[Example], count: int) -> list[Example]:
@@ -166,9 +179,9 @@ def encoded(task: Task, rows: Rows, tokenizer: Tokenizer, context: int, level: P
     return task.encode(rows[: _CALIBRATED[level]], tokenizer, context)[0]
 
 
-def described(alarms: Sequence[Alarm]) -> list[dict[str, Any]]:
-    """Plain values for a report, fired ones first."""
-    return [alarm.describe() for alarm in sorted(alarms, key=lambda a: not a.fired)]
+def fired_first(alarms: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The same alarms, those that fired before the silent ones."""
+    return sorted(map(dict, alarms), key=lambda alarm: not alarm["fired"])
 
 
 def show_alarms(alarms: Sequence[Mapping[str, Any]]) -> list[RenderableType]:

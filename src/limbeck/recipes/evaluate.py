@@ -12,7 +12,7 @@ from limbeck.data.splits import split_rows
 from limbeck.decode.settings import Decoding
 from limbeck.formats.load import Bundle, load_bundle
 from limbeck.measure.cost import cost
-from limbeck.recipes.checks import Checks, ProbeLevel, described, encoded
+from limbeck.recipes.checks import Checks, ProbeLevel, encoded, fired_first
 from limbeck.recipes.measured import measure, show_report
 from limbeck.recipes.parts import device_of, dtype_of
 from limbeck.recipes.recipe import Recipe, Report, Session
@@ -89,7 +89,7 @@ class Evaluate(Recipe):
         examples = encoded(self.task, rows, bundle.tokenizer, context, self.probes)
         decoding, batch_size = self.decoding or self.task.decoding(), self.measuring.batch_size
         checks = Checks.of(self.probes, bundle.tokenizer, examples, decoding, batch_size=batch_size)
-        values["alarms"] += described(checks.alarms(bundle.model))
+        values["alarms"] = fired_first([*checks.alarms(bundle.model), *values["alarms"]])
         values["cost"] = cost(bundle.model, bundle.folder)
         values = plain(values)
         return Report(values, show_report(values))

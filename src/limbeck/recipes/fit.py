@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +15,19 @@ from limbeck.config import dump
 from limbeck.data.audit import Audit
 from limbeck.data.batch import Batch, Example
 from limbeck.data.batches import Batches
-from limbeck.data.prompts import EncodingReport
-from limbeck.data.tokenizer import Tokenizer
 from limbeck.decode.settings import Decoding
 from limbeck.errors import ConfigError
-from limbeck.formats.load import Bundle, save_bundle
+from limbeck.formats.load import save_bundle
 from limbeck.measure.cost import cost
 from limbeck.measure.held_out import HeldOut
 from limbeck.model.decoder import Decoder
 from limbeck.objectives.objective import AnyObjective
-from limbeck.recipes.checks import Checks, OnOverlap, ProbeLevel, audited, data_alarms, described, encoded
+from limbeck.recipes.checks import Checks, OnOverlap, ProbeLevel, audited, encoded
 from limbeck.recipes.measured import measure, show_report
 from limbeck.recipes.parts import DataSource, Parts, device_of
 from limbeck.recipes.plan import dry_run
 from limbeck.recipes.recipe import Recipe, Report, Session
+from limbeck.recipes.start import Encoded, Start
 from limbeck.run import Run
 from limbeck.storage import plain
 from limbeck.tasks.table import AnyTask
@@ -43,39 +41,6 @@ from limbeck.train.settings import TrainSettings
 __all__ = ["Encoded", "Fit", "Start"]
 
 _DATA: dict[str, JsonValue] = {"section": "data"}
-
-
-@dataclass(frozen=True, slots=True)
-class Start:
-    """What a training begins from.
-
-    Attributes:
-        model: the decoder before any technique.
-        tokenizer: its tokenizer.
-        generation: generation defaults to save beside the result.
-        source: where the weights came from, for the report.
-        facts: further things worth reporting, such as the teacher's name.
-        teacher: the model to learn from, where there is one.
-        fresh: its weights are random: there is no generality to lose.
-    """
-
-    model: Decoder
-    tokenizer: Tokenizer
-    generation: Mapping[str, Any]
-    source: str
-    facts: Mapping[str, Any] = field(default_factory=dict)
-    teacher: Bundle | None = None
-    fresh: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Encoded:
-    """Tokenised parts of the data."""
-
-    train: list[Example]
-    valid: list[Example]
-    report: EncodingReport
-    context: int
 
 
 class Fit(DataSource, Recipe):
@@ -152,7 +117,7 @@ class Fit(DataSource, Recipe):
         parts, found = audited(self.parts(self.task), self.audit, self.task)
         start = self.start(parts, device)
         data = self._encode(parts, start)
-        checks = self._checks(start, data)  # asks the base, which techniques may change in place
+        checks = self._checks(start, data, found)  # asks the base, which techniques may change in place
         torch.manual_seed(self.seed)
         model = apply_all(self.techniques, self.task.prepare(start.model), self._calibration(data, start))
         stream = self._stream(data.train, start, data.context)
@@ -169,7 +134,7 @@ class Fit(DataSource, Recipe):
             session.say(f"{self.verb}: {run.describe()}")
             objective = self.objective(start, data, parts, run)
             result = self._train(model, objective, stream, data, start, checks, run, device, session)
-            return self._conclude(model, start, parts, data, found, checks, result, run, session)
+            return self._conclude(model, start, parts, data, checks, result, run, session)
 
     def _encode(self, parts: Parts, start: Start) -> Encoded:
         context = min(self.context or start.model.config.context, start.model.config.context)
@@ -179,7 +144,7 @@ class Fit(DataSource, Recipe):
             valid, _ = self.task.encode(parts.valid, start.tokenizer, context)
         return Encoded(examples, valid, report, context)
 
-    def _checks(self, start: Start, data: Encoded) -> Checks:
+    def _checks(self, start: Start, data: Encoded, found: Audit | None) -> Checks:
         general: list[Example] = []
         if self.general is not None:
             text = Text()
@@ -194,6 +159,7 @@ class Fit(DataSource, Recipe):
             general=general,
             batch_size=self.measuring.batch_size,
             seed=self.seed,
+            audit=found,
         )
 
     def _stream(self, examples: Sequence[Example], start: Start, context: int) -> Batches:
@@ -259,7 +225,6 @@ class Fit(DataSource, Recipe):
         start: Start,
         parts: Parts,
         data: Encoded,
-        found: Audit | None,
         checks: Checks,
         result: TrainResult,
         run: Run,
@@ -290,9 +255,7 @@ class Fit(DataSource, Recipe):
                 (self.decoding or self.task.decoding()).seeded(self.seed),
                 run.scores / f"{name}.jsonl",
             )
-        alarms = [*data_alarms(found, data.report), *checks.alarms(model)]
-        values["alarms"] = described(alarms) + values.get("alarms", [])
-        values["audit"] = None if found is None else found.describe()
+        values |= checks.told(model, data.report, values.get("alarms", []))
         values["cost"] = cost(model, run.model, trainable=trainable)
         values = plain(values)
         run.finish(values)

@@ -16,7 +16,7 @@ from limbeck.decode.settings import Decoding
 from limbeck.measure.probes import score_alarms
 from limbeck.measure.stats import interval
 from limbeck.model.decoder import Decoder
-from limbeck.recipes.checks import described, show_alarms
+from limbeck.recipes.checks import fired_first, show_alarms
 from limbeck.recipes.recipe import facts
 from limbeck.storage import write_json
 from limbeck.tasks.task import Measuring, Task
@@ -64,7 +64,7 @@ def measure(
         "protocol": dict(found.protocol),
         "notes": dict(found.notes),
         "samples": [list(s) for s in found.samples],
-        "alarms": described(score_alarms(found.scores)),
+        "alarms": fired_first([alarm.describe() for alarm in score_alarms(found.scores)]),
         "scores": None if scores_file is None else str(scores_file),
     }
 

@@ -105,10 +105,10 @@ def _cost_chart(
         "yaxis": _axis(f"{figure_name} ({better} is better)", [line.figure.value for line, _ in points]),
     }
     names = [points[i][0].row.label for i in kept]
-    items = sorted({line.figure.items for line, _ in points})
+    items = " or ".join(str(n) for n in sorted({line.figure.items for line, _ in points}))
     return Chart(
         title=f"{figure_name} against {what}",
-        caption=f"Bars: 95 % intervals over {' or '.join(map(str, items))} items.{remark} Dashed: the Pareto front, arms "
+        caption=f"Bars: 95 % intervals over {items} items.{remark} Dashed: the Pareto front, arms "
         "that none beats on both; it joins the figures, so look whether the bars of neighbours overlap.",
         summary=f"On the front, cheapest first: {', '.join(names)}.",
         figure={"data": data, "layout": layout},

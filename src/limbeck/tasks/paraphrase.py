@@ -135,19 +135,24 @@ class Paraphrase(Task):
         begins = int(bool(prompts) and prompts[0][0] == tokenizer.bos_id)
         fitted = [fit_prompt(p, room, begins) for p in prompts]
         found = score_choices(model, fitted, answers, batch_size=measuring.batch_size, pad_id=tokenizer.pad_id)
-        predicted = None
+        together = np.logaddexp.reduce(found.log_probs, axis=1)
+        more, log_probs, predicted = {"answered": np.exp(together)}, found.log_probs - together[:, None], None
         if self.vocabulary == "open":
             place = {answer[0]: c for c, answer in enumerate(answers)}
             predicted = [place.get(int(token), -1) for token in found.top]
-        whole = found.log_probs - np.logaddexp.reduce(found.log_probs, axis=1, keepdims=True)
+            more["confidence"], log_probs = np.exp(found.top_log_probs), found.log_probs
+        chosen = found.log_probs.argmax(axis=1) if predicted is None else predicted
         return class_result(
-            rows, truth, whole, _LABELS,
+            rows,
+            truth,
+            log_probs,
+            _LABELS,
             {**protocol, "answers": list(self.answers), "vocabulary": self.vocabulary},
             predicted=predicted,
             notes={"truncated": sum(len(p) > room for p in prompts)},
-            more={"answered": np.exp(np.logaddexp.reduce(found.log_probs, axis=1))},
-            samples=self._samples(rows, truth, found.log_probs.argmax(axis=1) if predicted is None else predicted),
-        )  # fmt: skip
+            more=more,
+            samples=self._samples(rows, truth, chosen),
+        )
 
     def _answer_ids(self, tokenizer: Tokenizer) -> list[list[int]]:
         ids = [tokenizer.encode(answer, continues=True) for answer in self.answers]

@@ -1,0 +1,48 @@
+"""What a training begins from: the model, its tokenizer, and the tokenised data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from limbeck.data.batch import Example
+from limbeck.data.prompts import EncodingReport
+from limbeck.data.tokenizer import Tokenizer
+from limbeck.formats.load import Bundle
+from limbeck.model.decoder import Decoder
+
+__all__ = ["Encoded", "Start"]
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What a training begins from.
+
+    Attributes:
+        model: the decoder before any technique.
+        tokenizer: its tokenizer.
+        generation: generation defaults to save beside the result.
+        source: where the weights came from, for the report.
+        facts: further things worth reporting, such as the teacher's name.
+        teacher: the model to learn from, where there is one.
+        fresh: its weights are random: there is no generality to lose.
+    """
+
+    model: Decoder
+    tokenizer: Tokenizer
+    generation: Mapping[str, Any]
+    source: str
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    teacher: Bundle | None = None
+    fresh: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """Tokenised parts of the data."""
+
+    train: list[Example]
+    valid: list[Example]
+    report: EncodingReport
+    context: int
