@@ -1,5 +1,4 @@
 # Every target sets up the environment that it needs; nothing has to be installed first but Python 3.11 or newer.
-#   make demo PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu    takes torch without CUDA
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-peers lint types bench schema clean
 

@@ -52,6 +52,7 @@ def _start(verb: str, flags: Sequence[Flag], typed: Mapping[str, Any]) -> None:
     from limbeck.config import dump
     from limbeck.recipes.recipe import Session
 
+    _settle_allocator()
     recipe = _resolve(verb, flags, typed)
     as_json = bool(typed["json_output"])
     if typed["print_config"]:
@@ -67,6 +68,17 @@ def _start(verb: str, flags: Sequence[Flag], typed: Mapping[str, Any]) -> None:
             report.show(session.console)
     if as_json:
         click.echo(report.to_json())
+
+
+def _settle_allocator() -> None:
+    """Keep freed memory before torch takes any; ``LIMBECK_ALLOCATOR=system`` leaves glibc as it is."""
+    from limbeck.errors import ConfigError
+    from limbeck.kernels.allocator import keep_freed_memory
+
+    try:
+        keep_freed_memory()
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
 
 
 def _resolve(verb: str, flags: Sequence[Flag], typed: Mapping[str, Any]) -> Recipe:

@@ -34,7 +34,7 @@ def test_scores_are_those_of_whole_forwards(over: dict, batch_size: int) -> None
     expected = np.array([[_slow(model, p, a) for a in ANSWERS] for p in PROMPTS])
     assert found.log_probs == pytest.approx(expected, abs=1e-10)
     for prompt, top, sure in zip(PROMPTS, found.top, found.top_log_probs, strict=True):
-        best = model(Batch.of_ids(torch.tensor([prompt])))[0, -1].log_softmax(dim=-1).max(dim=-1)
+        best = model(Batch.of_ids(torch.tensor([prompt])))[0, -1].detach().log_softmax(dim=-1).max(dim=-1)
         assert (top, sure) == (int(best.indices), pytest.approx(float(best.values), abs=1e-10))
 
 

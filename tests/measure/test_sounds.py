@@ -54,5 +54,7 @@ def test_syllables(word: str, fewest: int, most: int) -> None:
 def test_endings_that_the_dictionary_lacks() -> None:
     assert pronunciations("feel'st") == (("F", "IY1", "L", "S", "T"),)
     assert pronunciations("viewest")[0][-3:] == ("IH0", "S", "T")
+    assert pronunciations("ne'er")[0][-2:] == ("EH1", "R") and count_syllables("o'er") == (1, 1)
+    assert rhymes("o'erlook", "book") and count_syllables("overlooketh")[1] == 4
     assert pronunciations("zorblaxen") == ()
     assert rhyme_keys("zorblaxen")  # by its letters

@@ -43,6 +43,8 @@ def test_arms_over_seeds_make_one_table(tmp_path: Path) -> None:
     written = json.loads((tmp_path / "out" / "study.json").read_text())
     assert written["comparisons"][0]["seeds"] == [2, 2]
     assert "taught" in (tmp_path / "out" / "study.md").read_text()
+    html = (tmp_path / "out" / "study.html").read_text()
+    assert "taught" in html and "train/loss while training" in html
     stamps = {f: f.stat().st_mtime_ns for f in (tmp_path / "out").glob("*/seed-*/report.json")}
     again = study.run(Session.silent())
     assert {f: f.stat().st_mtime_ns for f in stamps} == stamps, "finished runs are read, not repeated"

@@ -13,6 +13,7 @@ from limbeck.errors import DataError, nearest
 __all__ = ["cut_rows", "empty_rows", "label_balance", "text_fields", "wordy_fields"]
 
 _LOOKED_AT = 1000
+_CUT_WORDS = 8  # of fewer words many texts have as many by chance
 _ENDINGS = tuple(".!?:;\"'”’)]}>…。！？」」")
 
 
@@ -61,8 +62,9 @@ def empty_rows(rows: Rows, fields: Sequence[str]) -> tuple[str, ...]:
 def cut_rows(rows: Rows, fields: Sequence[str], *, share: float = 0.005, floor_characters: int = 64) -> tuple[str, ...]:
     """Ids of rows that somebody seems to have cut at a fixed length.
 
-    A field looks cut where ``share`` of the values (three at least) have exactly its greatest length, in characters or
-    in words, are of ``floor_characters`` or more, and do not end as a sentence does: texts left whole differ in length.
+    A field looks cut where ``share`` of the values (three different ones at least) have exactly its greatest length, in
+    characters or in words, are of ``floor_characters`` or more, and do not end as a sentence does: texts left whole
+    differ in length.
     """
     least = max(3, math.ceil(share * len(rows)))
     out: dict[str, None] = {}
@@ -70,10 +72,10 @@ def cut_rows(rows: Rows, fields: Sequence[str], *, share: float = 0.005, floor_c
         values = [(row.id, str(row.fields.get(field) or "")) for row in rows]
         for sizes in ([len(v) for _, v in values], [len(v.split()) for _, v in values]):
             longest = max(sizes, default=0)
-            ids = [i for (i, v), n in zip(values, sizes, strict=True)
-                   if n == longest and len(v) >= floor_characters and not v.rstrip().endswith(_ENDINGS)]  # fmt: skip
-            if len(ids) >= least:
-                out |= dict.fromkeys(ids)
+            some = [value for value, n in zip(values, sizes, strict=True) if n == longest >= _CUT_WORDS]
+            some = [(i, v) for i, v in some if len(v) >= floor_characters and not v.rstrip().endswith(_ENDINGS)]
+            if len({v for _, v in some}) >= least:
+                out |= dict.fromkeys(i for i, _ in some)
     return tuple(out)
 
 

@@ -51,7 +51,8 @@ class TrainingIndex:
             pieces += [example.ids.astype(np.int64), np.array([_BETWEEN])]
         stream = np.concatenate(pieces) if pieces else np.zeros(0, np.int64)
         hashes = _gram_hashes(stream, order)
-        border = np.convolve(stream == _BETWEEN, np.ones(order, np.int64))[order - 1 : order - 1 + len(hashes)] > 0
+        borders = np.concatenate([[0], np.cumsum(stream == _BETWEEN)])
+        border = borders[order : order + len(hashes)] > borders[: len(hashes)]
         places = np.flatnonzero(~border)
         by_hash = np.argsort(hashes[places], kind="stable")
         texts = len(pieces) // 2

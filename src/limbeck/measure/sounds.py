@@ -22,14 +22,18 @@ _SUFFIXES: tuple[tuple[str, Phones], ...] = (
 )  # fmt: skip
 """Endings that a dictionary lacks on many words, archaic ones first, and how each sounds."""
 
-_POETIC = {"o'er": "ore", "e'er": "air", "ne'er": "nair", "e'en": "een", "'tis": "tis", "'twas": "twas", "ev'n": "even",
-           "wherefor": "wherefore", "murther": "murder", "vow'd": "vowed", "th'": "the"}  # fmt: skip
+_POETIC = {"o'er": "ore", "e'er": "air", "ne'er": "bare", "e'en": "bean", "ev'n": "even", "murther": "murder"}
+"""Poets' words, each with one of the same rhyme and length."""
+
+_PREFIXES = {"over": 2} | dict.fromkeys(
+    ("un", "dis", "re", "be", "fore", "for", "o'er", "out", "en", "in", "im", "mis", "up", "a"), 1
+)
+"""What may stand before a word, and its syllables."""
 
 
 def word_of(text: str) -> str:
     """The last word of a line, in lower case; of a hyphenated one its last part; empty where there is none."""
-    found = re.findall(r"[a-zà-ÿ']+", text.lower().replace("’", "'"))
-    words = [w.strip("'") if w.strip("'") else "" for w in found]
+    words = [w.strip("'") for w in re.findall(r"[a-zà-ÿ']+", text.lower().replace("’", "'"))]
     return next((w for w in reversed(words) if w), "")
 
 
@@ -60,9 +64,9 @@ def _derived(word: str) -> tuple[Phones, ...]:
     for ending, phones in _SUFFIXES:
         if word.endswith(ending) and (stems := _stems(word.removesuffix(ending))):
             return tuple(p + phones for p in stems)
-    for start in ("un", "dis", "re", "be", "fore", "for", "over", "o'er", "out", "en", "in", "im", "mis", "up", "a"):
+    for start, syllables in _PREFIXES.items():
         if word.startswith(start) and len(word) > len(start) + 2 and (rest := pronunciations(word.removeprefix(start))):
-            return tuple(("AH0", "-", *p) for p in rest)  # what stands before the stress changes no rhyme
+            return tuple(("AH0", "-") * syllables + p for p in rest)  # how it sounds there changes no rhyme
     return ()
 
 

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from limbeck.data.audit import WITHIN, AuditSettings, audit
 from limbeck.data.audit import Audit as Found
+from limbeck.data.audit_find import KINDS
 from limbeck.data.readers import Rows, read
 from limbeck.recipes.recipe import Recipe, Report, Session, facts
 from limbeck.storage import plain, write_text
@@ -92,15 +93,16 @@ def show_audit(found: Found) -> tuple[RenderableType, ...]:
     body: list[RenderableType] = []
     counts = found.counts
     if counts:
-        table = Table(title=f"training rows of {found.source} by what they share", title_justify="left")
-        for name in ("with", "kind", "rows", "most alike", "share", "text"):
-            table.add_column(name, justify="right" if name in ("rows", "share") else "left", overflow="fold")
+        table = Table(title="training rows by what they share", title_justify="left")
+        for column in ("with", "kind", "rows", "most alike", "share", "text"):
+            table.add_column(column, justify="right" if column in ("rows", "share") else "left", overflow="fold")
         for against, kinds in counts.items():
-            for kind, rows in kinds.items():
+            for kind in (k for k in KINDS if k in kinds):
                 some = [f for f in found.findings if (f.against, f.kind) == (against, kind)]
                 top = max(some, key=lambda f: (f.share, f.count))
-                pair = f"{top.row} = {top.other}" if top.share == 1 else f"{top.row} ~ {top.other}"
-                table.add_row(against, kind, str(rows), Text(pair), f"{top.share:.0%}", Text(top.excerpt[:60]))
+                pair = Text(f"{top.row} {'=' if top.share == 1 else '~'} {top.other}")
+                name, share = Text(Path(against).name), f"{top.share:.0%}"
+                table.add_row(name, kind, str(kinds[kind]), pair, share, Text(top.excerpt[:60]))
         body.append(table)
     told = [("rows", f"{found.rows:,}, fields {', '.join(found.fields)}")]
     told += [("labels", f"{name}: {field} {_balance(counts)}") for name, of in found.labels.items()

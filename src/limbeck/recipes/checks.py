@@ -25,7 +25,7 @@ from limbeck.model.decoder import Decoder
 from limbeck.recipes.parts import Parts
 from limbeck.tasks.task import Task
 
-__all__ = ["Checks", "OnOverlap", "ProbeLevel", "audited", "fired_first", "encoded", "show_alarms"]
+__all__ = ["Checks", "OnOverlap", "ProbeLevel", "audited", "encoded", "fired_first", "show_alarms"]
 
 ProbeLevel = Literal["off", "quick", "full"]
 OnOverlap = Literal["list", "drop", "refuse", "off"]

@@ -127,13 +127,14 @@ class Distill(Fit):
         """Write the teacher's top tokens once, or find them written, and measure what that costs the loss."""
         folder = Path(self.teacher_cache) if self.teacher_cache is not None else run.path / "teacher"
         told = f"{self.task.model_dump_json()} {start.tokenizer.fingerprint} {data.context}"
+        rows = min(bundle.model.config.vocab_size, start.model.config.vocab_size)
         key = CacheKey(
             teacher=fingerprint(bundle.model),
             data=parts.train.hash,
             template=hashlib.sha256(told.encode()).hexdigest(),
-            k=min(self.teacher_top_k, start.tokenizer.vocab_size),
+            k=min(self.teacher_top_k, rows),
             temperature=self.temperature,
-            rows=start.tokenizer.vocab_size,
+            rows=rows,
         )
         live = LiveTeacher(bundle.model)
         build_cache(live, data.train, folder, key, batch_size=self.batch_size, device=bundle.model.device)

@@ -123,6 +123,7 @@ def _point(line: Line, cost: Spread, arm: int, unit: str) -> dict[str, Any]:
     point: dict[str, Any] = {
         "type": "scatter",
         "mode": "markers+text",
+        "cliponaxis": False,  # else the number of a point near the edge is cut
         "x": [cost.middle],
         "y": [f.value],
         "text": [str(arm)],

@@ -23,7 +23,7 @@
         font: { family: style.getPropertyValue("--sans").trim(), size: 13, color: "var(--text)" },
         hoverlabel: { bgcolor: "var(--card)", bordercolor: "var(--line)", font: { color: "var(--text)" }, align: "left" },
         ...figure.layout, xaxis: { ...axis, ...figure.layout.xaxis }, yaxis: { ...axis, ...figure.layout.yaxis },
-        ...(width ? { width } : { autosize: true }),
+        ...(width ? { width, height: 320 } : { autosize: true }),
       }, style);
       Plotly.react("chart-" + i, coloured(figure.data, style), layout, { displayModeBar: false, responsive: true });
     });

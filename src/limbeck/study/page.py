@@ -74,7 +74,9 @@ def protocol(report: Mapping[str, Any]) -> dict[str, str]:
     values = report.get("protocol") or {}
     if isinstance(values.get("protocol"), Mapping):
         values = {"tokenisation": values.get("tokenisation", ""), **values["protocol"]}
-    return {k: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for k, v in values.items()}
+    # blanks at an end would not be seen: such text is quoted
+    plain = {k: isinstance(v, str) and v == v.strip() for k, v in values.items()}
+    return {k: v if plain[k] else json.dumps(v, ensure_ascii=False) for k, v in values.items()}
 
 
 def _for_script(value: Any) -> str:
@@ -237,7 +239,7 @@ def _provenance(arms: Sequence[Row], numbers: Mapping[str, int]) -> dict[str, An
                     "label": row.label,
                     "verb": report.get("verb", ""),
                     "seed": known.get("seed", "-"),
-                    "started": known.get("started", "-"),
+                    "started": known.get("started", "-").replace("T", " ").replace("+00:00", " UTC"),
                     "commit": commit,
                     "start": start.get("source") or report.get("model", "-"),
                     "training": _training(report.get("training") or {}),
