@@ -42,7 +42,7 @@ def test_each_kind_is_found_and_nothing_else() -> None:
     assert kinds(found, "set3") == {"near"}
     assert kinds(found, "set4") == {"lines"}
     assert kinds(found, "set5") == set()
-    assert found.touched == {"dev": 2}
+    assert found.touched == {"dev": 2} and (found.leaked(), found.leaked(0.9)) == (2, 1)
     by = {(f.row, f.kind): f for f in found.findings}
     assert by["set2", "ngram"].excerpt == "the quick brown fox jumps over the lazy dog and then it runs"
     assert by["set4", "lines"].excerpt == "And dig deep trenches in thy field"

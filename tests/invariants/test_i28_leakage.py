@@ -13,6 +13,7 @@ from limbeck.data.readers import read
 from limbeck.data.rows import Rows
 from limbeck.errors import DataError
 from limbeck.tasks.sonnets import Sonnets
+from tests.reference.slow_audit import letters
 from tests.reference.tiny_runs import PRETRAIN, run
 
 LEAK = "this very sentence stands in the training text and in the test text, word for word, as nobody noticed"
@@ -95,9 +96,15 @@ def test_the_known_case_of_synthetic_sonnets(real_data: Path) -> None:
 @pytest.mark.realdata
 def test_the_known_case_of_question_pairs_that_share_a_sentence(real_data: Path) -> None:
     def pairs(name: str) -> Rows:
-        return read(str(real_data / "quora" / name), required=("sentence1", "sentence2"))
+        return read(str(real_data / "quora" / name), required=("sentence1", "sentence2"), missing="drop")
 
     settings = AuditSettings(kinds=("exact", "normalised", "field"), least_words=1)
-    found = audit(pairs("quora-train-20k.csv"), {"dev": pairs("quora-dev.csv")}, settings=settings)
-    assert rows_with(found, "dev", "field") == 3762
+    train, dev = pairs("quora-train-20k.csv"), pairs("quora-dev.csv")
+    found = audit(train, {"dev": dev}, settings=settings)
+    known = {letters(row.fields[name]) for row in dev for name in ("sentence1", "sentence2")} - {""}
+    sharing = {r.id for r in train if {letters(r.fields["sentence1"]), letters(r.fields["sentence2"])} & known}
+    assert {f.row for f in found.findings} == sharing
+    # The figure stated for this set, 3,762, was taken by ASCII letters alone, by which "What does (four ideographs)
+    # mean?" and "What does (other ideographs) mean?" are one: two rows.
+    assert rows_with(found, "dev", "field") == 3762 - 2
     assert rows_with(found, "dev", "exact") == rows_with(found, "dev", "normalised") == 0

@@ -84,7 +84,7 @@ def test_the_audit_of_a_run_lists_drops_or_is_off() -> None:
     fewer, found = audited(both, "drop", Text())
     assert [r.id for r in fewer.train] == ["t1"]
     silent = checks("off", audit=found).told(decoder(), NO_ROWS, [])["alarms"][0]
-    assert not silent["fired"] and silent["sentence"].endswith("and 1 training rows were dropped")
+    assert not silent["fired"] and silent["sentence"].endswith("; 1 training rows were dropped")
 
 
 def test_short_questions_are_compared_by_the_fields_the_task_needs() -> None:

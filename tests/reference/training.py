@@ -59,7 +59,7 @@ class PlainNextToken:
     def counts(self, batch: Batch) -> dict[str, float]:
         return {"nll": float((batch.next_token_labels() != IGNORE).sum()), "pull": float(batch.real.sum())}
 
-    def __call__(self, model: nn.Module, batch: Batch) -> dict[str, Term]:
+    def __call__(self, model: nn.Module, batch: Batch, counts: Mapping[str, float] | None = None) -> dict[str, Term]:
         labels, real = batch.next_token_labels(), batch.real
 
         def read(hidden: Tensor, head: nn.Module) -> tuple[Tensor, Tensor]:

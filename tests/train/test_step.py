@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +13,10 @@ from torch import nn
 
 from limbeck.data.batch import Batch
 from limbeck.errors import DivergedError, NothingToLearnError
+from limbeck.kernels import fused
 from limbeck.losses.terms import Term
+from limbeck.objectives.distill import Distill
+from limbeck.objectives.teacher import LiveTeacher
 from limbeck.train.distributed import World
 from limbeck.train.optim import adamw, decayed
 from limbeck.train.precision import Weights
@@ -47,7 +51,7 @@ class OnlyNLL(PlainNextToken):
     def counts(self, batch: Batch) -> dict[str, float]:
         return {"nll": PlainNextToken().counts(batch)["nll"]}
 
-    def __call__(self, model: nn.Module, batch: Batch) -> dict[str, Term]:
+    def __call__(self, model: nn.Module, batch: Batch, counts: Mapping[str, float] | None = None) -> dict[str, Term]:
         return {"nll": PlainNextToken()(model, batch)["nll"]}
 
 
@@ -72,7 +76,7 @@ class Spoiled(PlainNextToken):
     loss: float = math.nan
     gradient: float = 1.0
 
-    def __call__(self, model: nn.Module, batch: Batch) -> dict[str, Term]:
+    def __call__(self, model: nn.Module, batch: Batch, counts: Mapping[str, float] | None = None) -> dict[str, Term]:
         terms = PlainNextToken.__call__(self, model, batch)
         if bool((batch.row_ids == self.row).any()):
             bad = terms["nll"].sum
@@ -149,7 +153,7 @@ def test_no_two_micro_batches_draw_the_same() -> None:
     drawn: list[float] = []
 
     class Drawing(PlainNextToken):
-        def __call__(self, model: nn.Module, batch: Batch) -> dict[str, Term]:
+        def __call__(self, model: nn.Module, batch: Batch, counts: Mapping[str, float] | None = None) -> dict[str, Term]:
             drawn.append(torch.rand(()).item())
             return PlainNextToken.__call__(self, model, batch)
 
@@ -160,3 +164,58 @@ def test_no_two_micro_batches_draw_the_same() -> None:
     step.seed = 1
     step(0, 0.0)
     assert len(set(drawn)) == 10
+
+
+def test_the_objective_is_told_the_counts_of_the_whole_step() -> None:
+    told: list[Mapping[str, float] | None] = []
+
+    @dataclass(frozen=True)
+    class Told(PlainNextToken):
+        def __call__(self, model: nn.Module, batch: Batch, counts: Mapping[str, float] | None = None) -> dict[str, Term]:
+            told.append(counts)
+            return PlainNextToken.__call__(self, model, batch)
+
+    step = stepper(tiny(), Told(0.1), accumulation=3)
+    outcome = step(0, 0.0)
+    own = [PlainNextToken().counts(Random().at(i)) for i in range(3)]
+    summed = {name: sum(c[name] for c in own) for name in own[0]}
+    assert told == [summed] * 3 == [outcome.counts] * 3 and summed != own[0]
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_distillation_under_accumulation_makes_one_pass_over_the_head(
+    told: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its terms have different denominators, whose ratio in a micro-batch is not that of the step."""
+    passes: list[bool] = []
+    real = fused.run
+    monkeypatch.setattr(fused, "run", lambda *arguments: passes.append(True) or real(*arguments))
+    objective: Any = Distill(LiveTeacher(tiny()), alpha=0.6, beta=0.4, temperature=2.0)
+    if not told:
+        objective = Untold(objective)
+    model = tiny()
+    stepper(model, objective, Uneven(), accumulation=3)(0, 0.1)
+    assert len(passes) == (3 if told else 6)
+
+
+@dataclass(frozen=True)
+class Untold:
+    """An objective that is not told the counts of the step."""
+
+    objective: Distill
+
+    def counts(self, batch: Batch) -> Mapping[str, float]:
+        return self.objective.counts(batch)
+
+    def __call__(self, model: nn.Module, batch: Batch, counts: Mapping[str, float] | None = None) -> Mapping[str, Term]:
+        return self.objective(model, batch)
+
+
+@dataclass(frozen=True)
+class Uneven(Random):
+    """Every other micro-batch learns its last tokens alone."""
+
+    def at(self, index: int) -> Batch:
+        batch = super().at(index)
+        late = torch.arange(batch.ids.shape[1]) >= (index % 2) * 4
+        return replace(batch, target_mask=batch.target_mask & late)

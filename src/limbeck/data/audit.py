@@ -107,6 +107,10 @@ class Audit:
         """Findings against evaluation sets."""
         return tuple(f for f in self.findings if f.against != WITHIN)
 
+    def leaked(self, share: float = 0.5) -> int:
+        """Evaluation rows of which some training row shares at least ``share``: more than a phrase in common."""
+        return len({(f.against, f.other) for f in self.leaks if f.share >= share})
+
     @property
     def duplicates(self) -> tuple[Finding, ...]:
         """Findings within the set."""

@@ -30,7 +30,7 @@ class Classify:
         """Rows with a label."""
         return {"nll": float((_labels(batch) != IGNORE).sum())}
 
-    def __call__(self, model: nn.Module, batch: Batch) -> Terms:
+    def __call__(self, model: nn.Module, batch: Batch, counts: Counts | None = None) -> Terms:
         """Sum over the batch's labelled rows, in nats."""
         labels = _labels(batch)
         nll = token_nll(class_logits(model, batch, self.pool), labels)

@@ -36,11 +36,12 @@ class NextToken:
         tokens = float((batch.next_token_labels() != IGNORE).sum())
         return {"nll": tokens, "z": tokens} if self.z_loss else {"nll": tokens}
 
-    def __call__(self, model: nn.Module, batch: Batch) -> Terms:
-        """Sums over the batch's target tokens, in nats."""
+    def __call__(self, model: nn.Module, batch: Batch, counts: Counts | None = None) -> Terms:
+        """Sums over the batch's target tokens, in nats; ``counts`` of the step save a scaling of the gradients."""
         labels = batch.next_token_labels()
         tokens = float((labels != IGNORE).sum())
-        expected = Weights(nll=1 / max(tokens, 1), z=self.z_loss / max(tokens, 1))
+        step = max(tokens if counts is None else counts.get("nll", tokens), 1)
+        expected = Weights(nll=1 / step, z=self.z_loss / step)
         sums: Losses = model(
             batch,
             read=lambda hidden, head: head_losses(hidden, head, labels, z=self.z_loss > 0, expected=expected),

@@ -23,8 +23,16 @@ class Objective(Protocol[B]):
     def counts(self, batch: B) -> Counts:
         """Count each term's items in ``batch`` without a forward."""
 
-    def __call__(self, model: nn.Module, batch: B) -> Terms:
-        """Return each term's sum, count and weight over ``batch``."""
+    def __call__(self, model: nn.Module, batch: B, counts: Counts | None = None) -> Terms:
+        """Return each term's sum, count and weight over ``batch``.
+
+        Args:
+            model: what is trained, or its wrapper.
+            batch: one micro-batch.
+            counts: the terms' global counts, over every micro-batch and rank of the optimizer step, where the caller
+                knows them. They change no number: a fused loss forms its gradient at their ratio in the first pass. An
+                objective of a single term needs none.
+        """
 
 
 AnyObjective = Objective[Any]

@@ -57,9 +57,10 @@ def _data_alarms(found: Audit | None, report: EncodingReport) -> list[Alarm]:
     out = []
     if found is not None and found.against:
         rows = sum(found.against.values())
-        left = 0 if found.dropped else sum(found.touched.values())
-        told = "; ".join(found.sentences()) or "nothing is shared"
-        done = f", and {len(found.dropped)} training rows were dropped" if found.dropped else ""
+        left = 0 if found.decision == "drop" else found.leaked()
+        told = "; ".join([f"{found.leaked()} of {rows} evaluation rows share half or more with a training row"]
+                         + list(found.sentences()))  # fmt: skip
+        done = f"; {len(found.dropped)} training rows were dropped" if found.dropped else ""
         out.append(Alarm("leakage", left / rows, _LEAKED, left / rows > _LEAKED, f"{told}{done}"))
     cut = len(report.truncated) + len(report.too_long)
     share = cut / max(report.rows, 1)

@@ -40,7 +40,8 @@ class Technique(Config):
         name: how it is called on the command line and in the table; each subclass also has it as the literal field
             ``kind``, the tag by which a YAML mapping finds its class.
         identity: ``apply`` changes no logit (I16).
-        tolerance: largest relative change of the logits that ``finish`` may make, by ``torch.dtype`` name.
+        tolerance: largest relative change of the logits that ``finish`` may make, by ``torch.dtype`` name, where what
+            was trained is of the weights' size: rounding is in proportion to it (a LoRA of alpha / rank 64 has more).
     """
 
     name: ClassVar[str]

@@ -122,7 +122,7 @@ class Stepper:
         for j, (index, batch) in enumerate(zip(self.indices(step), batches, strict=True)):
             torch.manual_seed(derive(self.seed, "dropout", index))
             with sync(self.model, last=j == len(batches) - 1):
-                terms = self.objective(self.model, batch.to(self.device))
+                terms = self.objective(self.model, batch.to(self.device), counts)
                 (total(terms, counts) * scale).backward()  # type: ignore[no-untyped-call]
             weights = {name: terms[name].weight for name in sorted(terms)}
             values.append(torch.stack([terms[name].sum.detach().double() for name in sorted(terms)]))
