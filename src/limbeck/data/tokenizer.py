@@ -66,6 +66,12 @@ class Tokenizer:
         return self._plain.get_vocab(with_added_tokens=True)
 
     @cached_property
+    def structure(self) -> Mapping[str, Any]:
+        """Everything the tokenizer is made of, as ``tokenizer.json`` has it: normalizer, pre-tokenizer, model, added tokens."""
+        whole: dict[str, Any] = json.loads(self._plain.to_str())
+        return whole
+
+    @cached_property
     def special_ids(self) -> frozenset[int]:
         """Ids of the special tokens, which ``decode`` leaves out."""
         return frozenset(i for i, token in self._plain.get_added_tokens_decoder().items() if token.special)

@@ -11,7 +11,10 @@ from huggingface_hub import errors
 from limbeck import storage
 from limbeck.errors import ModelError, nearest
 
-__all__ = ["resolve"]
+__all__ = ["ADAPTER", "resolve"]
+
+ADAPTER = "adapter_config.json"
+"""What tells a PEFT adapter's folder."""
 
 ALLOWED = ["*.json", "*.safetensors", "*.txt", "*.model"]
 """What is fetched from the Hub; never a pickle."""
@@ -23,11 +26,12 @@ def resolve(name: str) -> Path:
     """Find the folder of a model.
 
     Args:
-        name: a model folder; a run folder, whose ``model/`` is taken; or a Hub id such as ``gpt2`` or ``owner/name``,
-            which is fetched into the Hub's cache (``HF_HUB_OFFLINE=1``: read from there alone).
+        name: a folder of a model or of a PEFT adapter; a run folder, whose ``model/`` is taken; or a Hub id such as
+            ``gpt2`` or ``owner/name``, which is fetched into the Hub's cache (``HF_HUB_OFFLINE=1``: read from there
+            alone).
 
     Returns:
-        A folder with a config.json.
+        A folder with a config.json, or with a PEFT adapter's adapter_config.json.
 
     Raises:
         ModelError: there is no such folder or Hub model, it is gated, it has no safetensors, or the Hub cannot be
@@ -48,9 +52,13 @@ def resolve(name: str) -> Path:
 
 def _in_folder(folder: Path) -> Path:
     for place in (folder, folder / "model"):
-        if (place / "config.json").is_file():
+        if _is_model(place):
             return place
     raise ModelError(f"{folder} holds no config.json, nor does a model folder in it: it is neither a model nor a run")
+
+
+def _is_model(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("config.json", ADAPTER))
 
 
 def _from_hub(name: str) -> Path:
@@ -69,7 +77,7 @@ def _from_hub(name: str) -> Path:
         ) from None
     except Exception as error:  # transport, storage and validation errors of several libraries, with no class in common
         raise ModelError(f"the Hub model {name} cannot be fetched: {' '.join(str(error).split())}") from None
-    if not (folder / "config.json").is_file():
+    if not _is_model(folder):
         raise ModelError(f"the Hub repository {name} holds no config.json: it is no transformers model")
     if not any(folder.glob("*.safetensors")):
         raise ModelError(f"the Hub model {name} has no safetensors; pickled weights are never fetched or loaded")

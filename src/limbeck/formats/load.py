@@ -10,17 +10,18 @@ from typing import Any, Literal
 import torch
 
 from limbeck.data.tokenizer import Tokenizer
-from limbeck.errors import ModelError, VocabularyError
+from limbeck.errors import CheckpointError, ModelError, VocabularyError
 from limbeck.formats import huggingface, native
 from limbeck.formats.families import family_of
 from limbeck.formats.folder import replacing
-from limbeck.formats.hub import resolve
+from limbeck.formats.hub import ADAPTER, resolve
+from limbeck.formats.peft import base_of, load_adapter
 from limbeck.formats.weights import SHARD_BYTES, read_json
 from limbeck.model.decoder import Decoder
 from limbeck.storage import write_json
 from limbeck.techniques.technique import Technique
 
-__all__ = ["Bundle", "load_bundle", "save_bundle"]
+__all__ = ["Bundle", "load_bundle", "locate", "save_bundle"]
 
 GENERATION = "generation_config.json"
 _SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -36,8 +37,9 @@ class Bundle:
         tokenizer: its tokenizer.
         generation: values of generation_config.json, or the special tokens of config.json where there is none.
         source: the name it was loaded by.
-        folder: where it lies on disk, or None for one that was never saved.
+        folder: where its weights lie on disk, those of the base under an adapter; None for one that was never saved.
         residues: the techniques whose deployed structure the model has.
+        adapter: the PEFT folder whose adapter stands beside the weights, described by the last of ``residues``.
     """
 
     model: Decoder
@@ -46,22 +48,59 @@ class Bundle:
     source: str
     folder: Path | None = None
     residues: tuple[Technique, ...] = field(default=())
+    adapter: Path | None = None
 
 
-def load_bundle(name: str, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Bundle:
+def locate(name: str, adapter: str | None = None) -> tuple[Path, Path | None]:
+    """Find the folder of a model's weights, and that of the PEFT adapter to put beside them.
+
+    A PEFT folder named as a model stands for its base, by ``base_model_name_or_path``, with the adapter.
+
+    Raises:
+        ModelError: a name leads nowhere, or to two adapters.
+    """
+    folder = resolve(name)
+    beside = None if adapter is None else resolve(adapter)
+    if beside is not None and not (beside / ADAPTER).is_file():
+        raise ModelError(f"{adapter} is no PEFT adapter: there is no {ADAPTER} in it")
+    if not (folder / ADAPTER).is_file():
+        return folder, beside
+    if beside is not None:
+        raise ModelError(f"{name} is an adapter itself, and one goes on a model: give the base beside {adapter}")
+    try:
+        base = resolve(base_of(folder))
+    except (CheckpointError, ModelError) as error:
+        raise ModelError(
+            f"the base of the adapter {name} cannot be found: {error}; name the base as the model, and the adapter by "
+            "'adapter'"
+        ) from None
+    if (base / ADAPTER).is_file():
+        raise ModelError(f"the base that {folder / ADAPTER} names, {base}, is an adapter too: name a model there")
+    return base, folder
+
+
+def load_bundle(
+    name: str,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    *,
+    adapter: str | None = None,
+) -> Bundle:
     """Load a model by name, weights strictly and tensor by tensor.
 
     Args:
-        name: a model folder, a run folder or a Hub id.
-        dtype: what the weights are cast to, whatever the file holds.
+        name: a model folder, a run folder or a Hub id; or a PEFT adapter's folder, for its base with the adapter.
+        dtype: what the weights are cast to, whatever the file holds; an adapter has float32 at least.
         device: where they go.
+        adapter: a PEFT adapter to put beside the weights, whatever base its config names; only it takes gradients.
 
     Raises:
         ModelError: the name leads nowhere, or to a family or setting that is not supported, or to pickles alone.
-        CheckpointError: truncated, oversized or mismatched weights.
+        CheckpointError: truncated, oversized or mismatched weights, or an adapter for another base.
+        TechniqueError: an adapter of a kind that is not supported, or beside one that the model has already.
         VocabularyError: the tokenizer knows ids for which the embedding has no row.
     """
-    folder = resolve(name)
+    folder, beside = locate(name, adapter)
     values = read_json(folder / "config.json")
     residues: tuple[Technique, ...] = ()
     if values.get("model_type") == native.MODEL_TYPE:
@@ -70,7 +109,10 @@ def load_bundle(name: str, dtype: torch.dtype = torch.float32, device: torch.dev
         model = huggingface.read_model(folder, values, dtype, device)
     tokenizer = Tokenizer.load(folder)
     _check_rows(model, tokenizer, str(folder))
-    return Bundle(model, tokenizer, _read_generation(folder, values), name, folder, residues)
+    if beside is not None:
+        model, lora = load_adapter(model, beside)
+        model, residues = model.eval(), (*residues, lora)
+    return Bundle(model, tokenizer, _read_generation(folder, values), name, folder, residues, beside)
 
 
 def _check_rows(model: Decoder, tokenizer: Tokenizer, where: str) -> None:

@@ -24,14 +24,15 @@ from torch import Tensor
 from limbeck import storage
 from limbeck.config import build
 from limbeck.errors import CheckpointError, ConfigError, ModelError, TechniqueError
+from limbeck.formats.hub import ADAPTER
 from limbeck.formats.peft_names import Place, places, shorten
 from limbeck.formats.weights import read_json
 from limbeck.model.decoder import Decoder
 from limbeck.techniques.lora import LoRA, LoRALinear, adapters
 
-__all__ = ["load_adapter", "save_adapter"]
+__all__ = ["base_of", "load_adapter", "save_adapter"]
 
-CONFIG, TENSORS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
+CONFIG, TENSORS, PICKLE = ADAPTER, "adapter_model.safetensors", "adapter_model.bin"
 
 _KEY = re.compile(r"(?:base_model\.model\.)?(?P<layer>.+?)(?:\.base_layer)?\.lora_(?P<side>[AB])(?:\.[^.]+)?\.weight")
 _HEAD = re.compile(r"(?:base_model\.model\.)?lm_head\.base_layer\.weight")
@@ -148,6 +149,18 @@ def _per_rank(rank: int, rslora: bool) -> float:
     return math.sqrt(rank) if rslora else rank
 
 
+def base_of(folder: Path) -> str:
+    """The base that an adapter's folder names: a Hub id or a folder, a relative one from here or from ``folder``.
+
+    Raises:
+        CheckpointError: its config cannot be read, or names none.
+    """
+    base = _read_config(folder).get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
+        raise CheckpointError(f"{folder / CONFIG} names no base model")
+    return str(folder / base) if not Path(base).is_dir() and (folder / base).is_dir() else base
+
+
 def load_adapter(model: Decoder, folder: Path) -> tuple[Decoder, LoRA]:
     """Put an adapter trained by peft, or written by ``save_adapter``, beside the layers of ``model``, in place.
 
@@ -195,16 +208,20 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             f"only {PICKLE}, and no pickle is ever loaded: save it with safe_serialization" if pickled else "nothing"
         )
         raise CheckpointError(f"{folder} lacks {TENSORS}; beside {CONFIG} there is {reason}")
-    try:
-        values = read_json(folder / CONFIG)
-    except ModelError as error:
-        raise CheckpointError(str(error)) from None
+    values = _read_config(folder)
     _check_supported(values, folder / CONFIG)
     try:
         return values, load_file(str(folder / TENSORS))
     except (SafetensorError, OSError) as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{folder / TENSORS} is truncated or no safetensors file: {reason}") from None
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    try:
+        return read_json(folder / CONFIG)
+    except ModelError as error:
+        raise CheckpointError(str(error)) from None
 
 
 def _check_supported(values: Mapping[str, Any], file: Path) -> None:

@@ -91,7 +91,9 @@ class Distill(Fit):
         )
         facts = {"teacher": self.teacher, "teacher_parameters": teacher.model.count_parameters()}
         fresh = self.architecture is not None
-        return Start(student.model, student.tokenizer, student.generation, source, facts, teacher, fresh)
+        return Start(
+            student.model, student.tokenizer, student.generation, source, facts, teacher, fresh, student.residues
+        )
 
     def _student(self, teacher: Bundle, device: torch.device) -> tuple[Bundle, str]:
         if self.model is not None:
@@ -101,7 +103,7 @@ class Distill(Fit):
             model = Decoder(self.architecture.config(teacher.model.config.vocab_size)).to(device)
             return Bundle(model, teacher.tokenizer, generation, "random weights", None), "random weights"
         model = copy.deepcopy(teacher.model)
-        return Bundle(model, teacher.tokenizer, generation, "teacher", None), f"copy of the teacher {self.teacher}"
+        return Bundle(model, teacher.tokenizer, generation, "teacher", None, teacher.residues), f"copy of the teacher {self.teacher}"
 
     def objective(self, start: Start, data: Encoded, parts: Parts, run: Run | None) -> AnyObjective:
         """``Distill`` on a live teacher, or on one written to disk first."""

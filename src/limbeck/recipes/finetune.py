@@ -25,11 +25,17 @@ class Finetune(Fit):
     model: str = Field(
         description="model to start from: a folder, a run or a Hub id", json_schema_extra={"section": "model"}
     )
+    adapter: str | None = Field(
+        None,
+        description="PEFT adapter to put beside it, which alone is trained further",
+        json_schema_extra={"section": "model"},
+    )
 
     def start(self, parts: Parts, device: torch.device) -> Start:
         """Load the model."""
-        bundle = load_bundle(self.model, device=device)
-        return Start(bundle.model, bundle.tokenizer, bundle.generation, self.model)
+        bundle = load_bundle(self.model, device=device, adapter=self.adapter)
+        facts = {} if bundle.adapter is None else {"adapter": str(bundle.adapter)}
+        return Start(bundle.model, bundle.tokenizer, bundle.generation, self.model, facts, residues=bundle.residues)
 
     def objective(self, start: Start, data: Encoded, parts: Parts, run: Run | None) -> AnyObjective:
         """The task's own."""

@@ -112,6 +112,11 @@ class Fit(DataSource, Recipe):
         Raises:
             LimbeckError: the data, the model or the techniques do not fit; the loss diverged; Ctrl-C.
         """
+        if not self.dry_run and (self.folder / "report.json").is_file():
+            with Run.create(self.folder, self) as run:
+                session.say(run.describe())
+                values = run.report()
+                return Report(values, show_report(values))
         torch.manual_seed(self.seed)
         device = device_of(self.device)
         parts, found = audited(self.parts(self.task), self.audit, self.task)
@@ -126,10 +131,6 @@ class Fit(DataSource, Recipe):
             shown = [stream.at(0)], [row.id for row in parts.train]
             return dry_run(model, start.tokenizer, self.objective(start, data, parts, None), stream, settings, *shown)
         with Run.create(self.folder, self) as run:
-            if run.finished:
-                session.say(run.describe())
-                values = run.report()
-                return Report(values, show_report(values))
             run.provenance(seed=self.seed, data={k: v["hash"] for k, v in parts.describe().items()})
             session.say(f"{self.verb}: {run.describe()}")
             objective = self.objective(start, data, parts, run)
@@ -232,7 +233,7 @@ class Fit(DataSource, Recipe):
     ) -> Report:
         trainable = model.count_parameters(trainable=True)
         model, residues = finish_all(self.techniques, model.eval())
-        save_bundle(model, start.tokenizer, run.model, generation=start.generation, residues=residues)
+        save_bundle(model, start.tokenizer, run.model, generation=start.generation, residues=(*start.residues, *residues))
         values: dict[str, Any] = {
             "verb": self.verb,
             "run": str(run.path),

@@ -11,6 +11,7 @@ from limbeck.data.prompts import EncodingReport
 from limbeck.data.tokenizer import Tokenizer
 from limbeck.formats.load import Bundle
 from limbeck.model.decoder import Decoder
+from limbeck.techniques.technique import Technique, train_only
 
 __all__ = ["Encoded", "Start"]
 
@@ -27,6 +28,8 @@ class Start:
         facts: further things worth reporting, such as the teacher's name.
         teacher: the model to learn from, where there is one.
         fresh: its weights are random: there is no generality to lose.
+        residues: what earlier techniques left in the model: grids of its weights, adapters beside them. They stay, and
+            are saved before those of this run's techniques.
     """
 
     model: Decoder
@@ -36,6 +39,12 @@ class Start:
     facts: Mapping[str, Any] = field(default_factory=dict)
     teacher: Bundle | None = None
     fresh: bool = False
+    residues: tuple[Technique, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Where an adapter stands beside the weights, it alone goes on learning."""
+        for residue in self.residues:
+            train_only(self.model, residue.trained(self.model))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,325 @@
+"""GGUF files (version 3), as llama.cpp reads them: architectures ``gpt2`` and ``llama``, written by the ``gguf`` package.
+
+Norms, biases and learned positions are F32, as in files of llama.cpp's own converter; every matrix, embedding included,
+has the type that was asked for. A tied head is written once, as the embedding: llama.cpp takes it for both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import gguf
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from limbeck import storage
+from limbeck.data.tokenizer import Tokenizer
+from limbeck.errors import ModelError
+from limbeck.formats.families import family_of
+from limbeck.formats.gguf_tokenizer import add_vocabulary
+from limbeck.kernels.packed_layout import Codes, unpack_int4
+from limbeck.model.config import DecoderConfig
+from limbeck.model.decoder import Decoder
+from limbeck.model.linear import Linear
+from limbeck.model.patterns import Causal
+from limbeck.model.positions import interleaved_rows, inverse_frequencies
+from limbeck.model.quantized import QuantizedEmbedding, QuantizedLinear
+
+__all__ = ["Place", "Type", "Written", "architecture", "blocks", "places", "read_gguf", "write_gguf"]
+
+Type = Literal["auto", "f32", "f16", "q8_0", "q4_0", "q4_1"]
+
+_Kind = gguf.GGMLQuantizationType
+_BLOCK = 32  # columns of a block of Q8_0, Q4_0 and Q4_1
+_ROPE_FACTORS = "rope_freqs.weight"
+_FILE_TYPES = {
+    "f32": gguf.LlamaFileType.ALL_F32,
+    "f16": gguf.LlamaFileType.MOSTLY_F16,
+    "q8_0": gguf.LlamaFileType.MOSTLY_Q8_0,
+    "q4_0": gguf.LlamaFileType.MOSTLY_Q4_0,
+    "q4_1": gguf.LlamaFileType.MOSTLY_Q4_1,
+}
+_PLAIN = (nn.Linear, Linear, nn.Embedding, nn.LayerNorm, nn.RMSNorm)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One tensor of a file and where it stands in the model.
+
+    Attributes:
+        key: its name in the file.
+        name: dotted name of the parameter here.
+        rows: (R,) int64 rows of the parameter, in the file's order; None: all as they are.
+        wide: a matrix that takes the file's type; all else is F32.
+    """
+
+    key: str
+    name: str
+    rows: Tensor | None = None
+    wide: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What was written.
+
+    Attributes:
+        architecture: ``gpt2`` or ``llama``.
+        types: key of each tensor -> its type, such as ``Q4_0``.
+        copied: keys of matrices whose codes and scales went over bit for bit.
+        rounded_twice: keys of quantized matrices that were decoded and rounded to another type.
+        unfit: keys of matrices whose columns do not divide into blocks, written as F16 or F32.
+    """
+
+    architecture: str
+    types: dict[str, str]
+    copied: tuple[str, ...]
+    rounded_twice: tuple[str, ...]
+    unfit: tuple[str, ...]
+
+    @property
+    def exact(self) -> bool:
+        """The file's numbers are those of the model in fp32: nothing was rounded."""
+        return all(kind == "F32" or key in self.copied for key, kind in self.types.items())
+
+
+def architecture(config: DecoderConfig) -> str:
+    """llama.cpp's architecture that computes what ``config`` says; Qwen2 and Mistral are ``llama`` with other settings.
+
+    Raises:
+        ModelError: there is none.
+    """
+    family, reason = family_of(config)
+    wanted = "gelu_tanh" if family == "gpt2" else "silu"
+    if family is not None and config.activation != wanted:
+        reason = f"activation {config.activation}"
+    elif family is not None and any(config.pattern_at(i) != Causal() for i in range(config.layers)):
+        reason = "sliding windows"
+    if reason:
+        raise ModelError(f"GGUF has no architecture for this model ({reason}): export to huggingface, or evaluate it here")
+    return "gpt2" if family == "gpt2" else "llama"
+
+
+def places(config: DecoderConfig) -> Iterator[Place]:
+    """Every tensor of the file, in order; llama.cpp's rotary pairs are (2i, 2i + 1), so query and key rows change places."""
+    gpt2 = architecture(config) == "gpt2"
+    biased = gpt2
+    yield Place("token_embd.weight", "embed.weight", wide=True)
+    if gpt2:
+        yield Place("position_embd.weight", "positions.weight")
+    for i in range(config.layers):
+        here, there = f"blocks.{i}.", f"blk.{i}."
+        yield from _pair(f"{there}attn_norm", f"{here}attention_norm", biased)
+        yield from _attention(config, f"{here}attention.", there, gpt2)
+        yield from _pair(f"{there}ffn_norm", f"{here}ffn_norm", biased)
+        f = config.ffn_width
+        if gpt2:
+            yield from _pair(f"{there}ffn_up", f"{here}ffn.up", config.ffn_bias, wide=True)
+        else:
+            yield from _pair(f"{there}ffn_gate", f"{here}ffn.up", config.ffn_bias, torch.arange(f), wide=True)
+            yield from _pair(f"{there}ffn_up", f"{here}ffn.up", config.ffn_bias, torch.arange(f, 2 * f), wide=True)
+        yield from _pair(f"{there}ffn_down", f"{here}ffn.down", config.ffn_bias, wide=True)
+    yield from _pair("output_norm", "norm", biased)
+    if not config.tied:
+        yield Place("output.weight", "head.weight", wide=True)
+
+
+def _pair(key: str, name: str, bias: bool, rows: Tensor | None = None, wide: bool = False) -> Iterator[Place]:
+    yield Place(f"{key}.weight", f"{name}.weight", rows, wide)
+    if bias:
+        yield Place(f"{key}.bias", f"{name}.bias", rows)
+
+
+def _attention(c: DecoderConfig, here: str, there: str, fused: bool) -> Iterator[Place]:
+    if fused:
+        yield from _pair(f"{there}attn_qkv", f"{here}qkv", c.qkv_bias, wide=True)
+    else:
+        q, kv = c.heads * c.head_width, c.kv_heads * c.head_width
+        parts = {
+            "attn_q": interleaved_rows(c.heads, c.head_width),
+            "attn_k": q + interleaved_rows(c.kv_heads, c.head_width),
+            "attn_v": torch.arange(q + kv, q + 2 * kv),
+        }
+        for part, rows in parts.items():
+            yield from _pair(f"{there}{part}", f"{here}qkv", c.qkv_bias, rows, wide=True)
+    yield from _pair(f"{there}attn_output", f"{here}out", c.out_bias, wide=True)
+
+
+def blocks(codes: Codes) -> tuple[NDArray[np.uint8], gguf.GGMLQuantizationType] | None:
+    """A quantized matrix (R, C) as GGUF blocks, (R, bytes), where its grid is one of theirs; else None.
+
+    That is fp16 scales and a multiple of 32 columns that share one, in which case a scale is written once a block.
+    """
+    layout = codes.layout
+    kinds = {("int8", False): _Kind.Q8_0, ("int4", False): _Kind.Q4_0, ("int4", True): _Kind.Q4_1}
+    kind = kinds.get((layout.kind, layout.offset))
+    if kind is None or layout.scale_dtype != torch.float16 or layout.columns % _BLOCK or layout.span % _BLOCK:
+        return None
+    shape = layout.rows, layout.columns // _BLOCK
+
+    def spread(x: Tensor) -> NDArray[np.uint8]:
+        every = x.repeat_interleave(layout.span // _BLOCK, dim=1)[:, : shape[1]] if layout.span else x
+        return every.expand(shape).contiguous().view(torch.uint8).numpy().reshape(*shape, 2)
+
+    assert codes.scales is not None
+    parts = [spread(codes.scales)] + ([] if codes.zeros is None else [spread(codes.zeros)])
+    if layout.kind == "int8":
+        parts.append(codes.codes.contiguous().view(torch.uint8).numpy().reshape(*shape, _BLOCK))
+    else:
+        halves = unpack_int4(codes.codes, layout.columns).view(*shape, 2, _BLOCK // 2)
+        parts.append((halves[:, :, 0] | (halves[:, :, 1] << 4)).numpy())
+    return np.concatenate(parts, axis=-1).reshape(layout.rows, -1), kind
+
+
+def write_gguf(model: Decoder, tokenizer: Tokenizer, file: Path, *, type: Type = "auto", name: str = "model") -> Written:  # noqa: A002
+    """Write ``model``, on the CPU, with its tokenizer; a file that was there before is replaced at the end.
+
+    Args:
+        model: finished; weights on a grid that GGUF has (Q8_0, Q4_0, Q4_1 and what a block of those can say) keep their
+            codes bit for bit under that type.
+        tokenizer: its tokenizer.
+        file: where to.
+        type: of the matrices; ``auto``: of its own for a weight on such a grid, F16 for every other.
+        name: of the model, for people.
+
+    Raises:
+        ModelError: GGUF cannot say the model or its tokenizer.
+        StorageError: the disk refused.
+    """
+    config, arch = model.config, architecture(model.config)
+    draft = storage.scratch(file)
+    writer = gguf.GGUFWriter(draft, arch)
+    made = _Making(type)
+    try:
+        add_vocabulary(writer, tokenizer, config.vocab_size)
+        if config.positions == "rope" and config.rope.scaling is not None:
+            made.add(writer, _ROPE_FACTORS, _rope_factors(config).numpy(), _Kind.F32)
+        for place in places(config):
+            made.place(writer, place, _values(model, place))
+        _settings(writer, config, name, made.commonest())
+        with storage.writing(file):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_tensors_to_file()
+            writer.close()
+            draft.replace(file)
+    finally:
+        writer.close()
+        draft.unlink(missing_ok=True)
+    return Written(arch, made.types, tuple(made.copied), tuple(made.rounded_twice), tuple(made.unfit))
+
+
+class _Making:
+    """Encodes tensor by tensor, and notes what became of each."""
+
+    def __init__(self, wanted: Type) -> None:
+        self.wanted = wanted
+        self.types: dict[str, str] = {}
+        self.copied: list[str] = []
+        self.rounded_twice: list[str] = []
+        self.unfit: list[str] = []
+        self._matrices: list[str] = []
+
+    def add(self, writer: gguf.GGUFWriter, key: str, data: NDArray[Any], kind: gguf.GGMLQuantizationType) -> None:
+        writer.add_tensor(key, data, raw_dtype=kind)
+        self.types[key] = kind.name
+
+    def place(self, writer: gguf.GGUFWriter, place: Place, values: Tensor | Codes) -> None:
+        if not place.wide:
+            plain = values.decode() if isinstance(values, Codes) else values.float()
+            self.add(writer, place.key, plain.contiguous().numpy(), _Kind.F32)
+            return
+        data, kind = self._matrix(place.key, values)
+        self.add(writer, place.key, data, kind)
+        self._matrices.append(kind.name.lower())
+
+    def _matrix(self, key: str, values: Tensor | Codes) -> tuple[NDArray[Any], gguf.GGMLQuantizationType]:
+        if isinstance(values, Codes):
+            packed = blocks(values)
+            if packed is not None and self.wanted in ("auto", packed[1].name.lower()):
+                self.copied.append(key)
+                return packed
+            if self.wanted != "f32" and values.scales is not None:
+                self.rounded_twice.append(key)
+        weight = (values.decode() if isinstance(values, Codes) else values.float()).contiguous().numpy()
+        wanted = _Kind["F16" if self.wanted == "auto" else self.wanted.upper()]
+        if wanted not in (_Kind.F32, _Kind.F16) and weight.shape[1] % _BLOCK:
+            self.unfit.append(key)
+            wanted = _Kind.F16
+        with np.errstate(over="ignore"):
+            data = gguf.quants.quantize(weight, wanted)
+        if wanted == _Kind.F16 and not np.isfinite(data).all():
+            raise ModelError(f"{key} holds numbers that F16 cannot: export with --type f32")
+        return data, wanted
+
+    def commonest(self) -> str:
+        """Type of most matrices, by which a file is called."""
+        return max(sorted(set(self._matrices)), key=self._matrices.count)
+
+
+def _values(model: Decoder, place: Place) -> Tensor | Codes:
+    """The numbers of one tensor of the file, in its order of rows."""
+    owner, _, leaf = place.name.rpartition(".")
+    module = model.get_submodule(owner)
+    if leaf == "weight" and isinstance(module, QuantizedLinear | QuantizedEmbedding):
+        codes = module.quantized.value()
+        return codes if place.rows is None else codes.take(place.rows)
+    if type(module) not in (*_PLAIN, QuantizedLinear):
+        raise ModelError(f"{owner} is a {type(module).__name__}, which GGUF has no tensors for: merge or drop it first")
+    values: Tensor = getattr(module, leaf).detach()
+    return values if place.rows is None else values[place.rows]
+
+
+def _settings(writer: gguf.GGUFWriter, c: DecoderConfig, name: str, kind: str) -> None:
+    writer.add_type(gguf.GGUFType.MODEL)
+    writer.add_name(name)
+    writer.add_file_type(int(_FILE_TYPES[kind]))
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    writer.add_vocab_size(c.vocab_size)
+    writer.add_context_length(c.context)
+    writer.add_embedding_length(c.width)
+    writer.add_block_count(c.layers)
+    writer.add_feed_forward_length(c.ffn_width)
+    writer.add_head_count(c.heads)
+    writer.add_head_count_kv(c.kv_heads)
+    if c.positions == "learned":
+        writer.add_layer_norm_eps(c.norm_eps)
+        return
+    writer.add_layer_norm_rms_eps(c.norm_eps)
+    writer.add_key_length(c.head_width)
+    writer.add_value_length(c.head_width)
+    writer.add_rope_dimension_count(c.head_width)
+    writer.add_rope_freq_base(c.rope.theta)
+
+
+def _rope_factors(c: DecoderConfig) -> Tensor:
+    """(head_width / 2,) by how much Llama 3.1's scaling slows each rotary frequency."""
+    plain = inverse_frequencies(c.rope.model_copy(update={"scaling": None}), c.head_width)
+    return (plain / inverse_frequencies(c.rope, c.head_width)).float()
+
+
+@torch.no_grad()
+def read_gguf(file: Path, config: DecoderConfig) -> Decoder:
+    """Read a file that ``write_gguf`` wrote for a model of ``config`` back, every tensor decoded to fp32.
+
+    Raises:
+        ModelError: its tensors are not those of ``config``.
+    """
+    found = {t.name: t for t in gguf.GGUFReader(file).tensors if t.name != _ROPE_FACTORS}
+    wanted = {place.key: place for place in places(config)}
+    if found.keys() != wanted.keys():
+        odd = sorted(found.keys() ^ wanted.keys())[0]
+        raise ModelError(f"{file} and the model differ in the tensor '{odd}': export it anew")
+    model = Decoder(config).eval()
+    parameters = dict(model.named_parameters())
+    for key, place in wanted.items():
+        values = torch.from_numpy(gguf.quants.dequantize(found[key].data, found[key].tensor_type).copy())
+        into = parameters[place.name]
+        into[slice(None) if place.rows is None else place.rows] = values
+    return model

@@ -1,0 +1,189 @@
+"""A tokenizer as GGUF metadata: byte-level BPE by its merges, the SentencePiece kind by scores.
+
+llama.cpp does not read pre-tokenizer and normalizer from a file: it knows some by name. A tokenizer that is none of
+those would be cut otherwise in silence, so it is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import gguf
+
+from limbeck.data.tokenizer import Tokenizer
+from limbeck.errors import ModelError
+
+__all__ = ["Vocabulary", "add_vocabulary", "vocabulary"]
+
+_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
+_REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_LLAMA3 = _CONTRACTIONS + r"\p{N}{1,3}" + _REST
+_QWEN2 = _CONTRACTIONS + r"\p{N}" + _REST
+
+_GPT2_SPLIT = ("bytes", True)
+_NAMES: Mapping[tuple[Any, ...], str] = {
+    (_GPT2_SPLIT,): "gpt-2",
+    (("digits", True), _GPT2_SPLIT): "smollm",
+    (("split", _LLAMA3), ("bytes", False)): "llama-bpe",
+    (("split", _QWEN2), ("bytes", False)): "qwen2",
+}
+"""Steps of a pre-tokenizer -> what llama.cpp calls it."""
+
+_IGNORES_MERGES = {"llama-bpe"}  # takes a word that is in the vocabulary whole, as llama.cpp does under this name
+_SPACE = "\u2581"  # SentencePiece's mark of a space
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """What a file says of its tokenizer.
+
+    Attributes:
+        model: ``gpt2`` (byte-level BPE) or ``llama`` (SentencePiece's BPE with bytes as fallback).
+        pre: llama.cpp's name of the pre-tokenizer.
+        tokens: (V,) spellings, one a row of the embedding.
+        types: (V,) values of ``gguf.TokenType``.
+        merges: ``a b`` in order of rank; None for ``llama``.
+        scores: (V,) the higher is merged first; None for ``gpt2``.
+        space_prefix: a space is put before a text.
+        unknown: id of the unknown token, or None.
+    """
+
+    model: str
+    pre: str
+    tokens: list[str]
+    types: list[int]
+    merges: list[str] | None
+    scores: list[float] | None
+    space_prefix: bool
+    unknown: int | None
+
+
+def vocabulary(tokenizer: Tokenizer, rows: int) -> Vocabulary:
+    """Say ``tokenizer`` in GGUF's terms; rows of the embedding beyond it become unused tokens.
+
+    Raises:
+        ModelError: llama.cpp has no name for the way it cuts a text.
+    """
+    structure = tokenizer.structure
+    model = structure["model"]
+    if model["type"] != "BPE" or model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
+        raise ModelError(f"GGUF holds byte-pair tokenizers, not this one of type {model['type']}: export to huggingface")
+    pairs = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in model["merges"]]
+    bytes_as_pieces = bool(model.get("byte_fallback"))
+    tokens, types = _tokens(tokenizer, rows, bytes_as_pieces)
+    unknown = tokenizer.vocabulary.get(model.get("unk_token") or "")
+    if not bytes_as_pieces:
+        pre = _named(structure)
+        return Vocabulary("gpt2", pre, tokens, types, [" ".join(p) for p in pairs], None, False, unknown)
+    scores = _scores(tokens, types, ["".join(p) for p in pairs])
+    return Vocabulary("llama", "default", tokens, types, None, scores, _space_prefix(structure), unknown)
+
+
+def _tokens(tokenizer: Tokenizer, rows: int, bytes_as_pieces: bool) -> tuple[list[str], list[int]]:
+    """Spelling and type of every row."""
+    kind = gguf.TokenType
+    tokens, types = [f"[PAD{i}]" for i in range(rows)], [int(kind.UNUSED)] * rows
+    for piece, i in tokenizer.vocabulary.items():
+        tokens[i], types[i] = piece, int(kind.NORMAL)
+    for added in tokenizer.structure["added_tokens"]:
+        types[added["id"]] = int(kind.CONTROL if added["special"] else kind.USER_DEFINED)
+    if bytes_as_pieces:
+        for i in tokenizer.byte_ids:
+            types[i] = int(kind.BYTE)
+        unknown = tokenizer.vocabulary.get(tokenizer.structure["model"].get("unk_token") or "")
+        if unknown is not None:
+            types[unknown] = int(kind.UNKNOWN)
+    return tokens, types
+
+
+def _scores(tokens: list[str], types: list[int], merged: list[str]) -> list[float]:
+    """SentencePiece's scores of a BPE, from the merges that were made of them: minus the rank of the first to give a
+    piece, letters after all pieces, 0 for what is never merged.
+    """
+    rank: dict[str, int] = {}
+    for i, piece in enumerate(merged):
+        rank.setdefault(piece, i)
+    normal = int(gguf.TokenType.NORMAL)
+    return [
+        -float(rank.get(token, len(merged))) if kind == normal else 0.0
+        for token, kind in zip(tokens, types, strict=True)
+    ]
+
+
+def _named(structure: Mapping[str, Any]) -> str:
+    steps = tuple(_steps(structure["pre_tokenizer"]))
+    pre = _NAMES.get(steps)
+    normalizer = (structure["normalizer"] or {}).get("type")
+    # llama.cpp normalizes nothing; Qwen2's NFC, which its own converter passes over too, changes rare texts alone
+    plain = normalizer is None or (pre == "qwen2" and normalizer == "NFC")
+    ignores = bool(structure["model"].get("ignore_merges"))
+    if pre is None or not plain or ignores != (pre in _IGNORES_MERGES):
+        known = ", ".join(_NAMES.values())
+        raise ModelError(
+            f"this tokenizer cuts texts in a way that llama.cpp has no name for (known here: {known}): "
+            "export to huggingface"
+        )
+    return pre
+
+
+def _steps(described: Mapping[str, Any] | None) -> Iterator[tuple[str, Any]]:
+    """A pre-tokenizer as plain steps; what is not known here comes out under its own type, and matches no name."""
+    if described is None:
+        return
+    kind = described["type"]
+    if kind == "Sequence":
+        for inner in described["pretokenizers"]:
+            yield from _steps(inner)
+    elif kind == "ByteLevel" and not described["add_prefix_space"]:
+        yield "bytes", described["use_regex"]
+    elif kind == "Digits":
+        yield "digits", described["individual_digits"]
+    elif kind == "Split" and described["behavior"] == "Isolated" and not described["invert"]:
+        yield "split", described["pattern"].get("Regex")
+    else:
+        yield kind, described
+
+
+def _space_prefix(structure: Mapping[str, Any]) -> bool:
+    """Does a text get a space before it? By Llama's normalizer, or by a Metaspace pre-tokenizer.
+
+    Raises:
+        ModelError: something else is done to texts.
+    """
+    normalizer, pre = structure["normalizer"], structure["pre_tokenizer"]
+    steps = normalizer["normalizers"] if (normalizer or {}).get("type") == "Sequence" else [normalizer]
+    replaced = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
+    if pre is None and steps in ([{"type": "Prepend", "prepend": _SPACE}, replaced], [replaced]):
+        return len(steps) == 2
+    if normalizer is None and (pre or {}).get("type") == "Metaspace" and pre["replacement"] == _SPACE:
+        if not pre.get("split", True):
+            return bool(pre["prepend_scheme"] != "never")
+    raise ModelError("this tokenizer treats spaces in a way that llama.cpp has no name for: export to huggingface")
+
+
+def add_vocabulary(writer: gguf.GGUFWriter, tokenizer: Tokenizer, rows: int) -> None:
+    """Write every key of the tokenizer.
+
+    Raises:
+        ModelError: llama.cpp has no name for the way it cuts a text.
+    """
+    v = vocabulary(tokenizer, rows)
+    writer.add_tokenizer_model(v.model)
+    writer.add_tokenizer_pre(v.pre)
+    writer.add_token_list(v.tokens)
+    writer.add_token_types(v.types)
+    if v.merges is not None:
+        writer.add_token_merges(v.merges)
+    if v.scores is not None:
+        writer.add_token_scores(v.scores)
+        writer.add_add_space_prefix(v.space_prefix)
+    # without a begin token llama.cpp would take GPT-2's id 11 for one
+    writer.add_bos_token_id(tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id)
+    writer.add_eos_token_id(tokenizer.eos_id)
+    writer.add_pad_token_id(tokenizer.pad_id)
+    if v.unknown is not None:
+        writer.add_unk_token_id(v.unknown)
+    writer.add_add_bos_token(tokenizer.begins_with_bos)
+    writer.add_add_eos_token(False)
