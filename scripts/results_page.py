@@ -47,8 +47,8 @@ def _head(origin: dict[str, Any], command: str, commit: str | None) -> list[str]
         "```",
         "",
         f"Commit {source[:12]}; {machine['cpu']}, {machine['cores']} cores, {memory:.0f} GiB, "
-        f"{machine.get('threads', '?')} torch thread(s); torch {versions['torch']}, Python {versions['python']}. The machine "
-        "is shared: times are what they were, and only ratios within a page mean something.",
+        f"{machine.get('threads', '?')} torch thread(s); torch {versions['torch']}, Python {versions['python']}. "
+        "The machine is shared: times are what they were, and only ratios within a page mean something.",
     ]
 
 

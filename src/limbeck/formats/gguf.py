@@ -1,4 +1,4 @@
-"""GGUF files (version 3), as llama.cpp reads them: architectures ``gpt2`` and ``llama``, written by the ``gguf`` package.
+"""GGUF files (version 3), as llama.cpp reads them: architectures ``gpt2`` and ``llama``, by the ``gguf`` package.
 
 Norms, biases and learned positions are F32, as in files of llama.cpp's own converter; every matrix, embedding included,
 has the type that was asked for. A tied head is written once, as the embedding: llama.cpp takes it for both.
@@ -101,12 +101,15 @@ def architecture(config: DecoderConfig) -> str:
     elif family is not None and any(config.pattern_at(i) != Causal() for i in range(config.layers)):
         reason = "sliding windows"
     if reason:
-        raise ModelError(f"GGUF has no architecture for this model ({reason}): export to huggingface, or evaluate it here")
+        raise ModelError(f"GGUF has no architecture for this model ({reason}): export to huggingface")
     return "gpt2" if family == "gpt2" else "llama"
 
 
 def places(config: DecoderConfig) -> Iterator[Place]:
-    """Every tensor of the file, in order; llama.cpp's rotary pairs are (2i, 2i + 1), so query and key rows change places."""
+    """Every tensor of the file, in order.
+
+    llama.cpp's rotary pairs are (2i, 2i + 1), so query and key rows change places.
+    """
     gpt2 = architecture(config) == "gpt2"
     biased = gpt2
     yield Place("token_embd.weight", "embed.weight", wide=True)
@@ -176,7 +179,9 @@ def blocks(codes: Codes) -> tuple[NDArray[np.uint8], gguf.GGMLQuantizationType] 
     return np.concatenate(parts, axis=-1).reshape(layout.rows, -1), kind
 
 
-def write_gguf(model: Decoder, tokenizer: Tokenizer, file: Path, *, type: Type = "auto", name: str = "model") -> Written:  # noqa: A002
+def write_gguf(
+    model: Decoder, tokenizer: Tokenizer, file: Path, *, kind: Type = "auto", name: str = "model"
+) -> Written:
     """Write ``model``, on the CPU, with its tokenizer; a file that was there before is replaced at the end.
 
     Args:
@@ -184,7 +189,7 @@ def write_gguf(model: Decoder, tokenizer: Tokenizer, file: Path, *, type: Type =
             codes bit for bit under that type.
         tokenizer: its tokenizer.
         file: where to.
-        type: of the matrices; ``auto``: of its own for a weight on such a grid, F16 for every other.
+        kind: type of the matrices; ``auto``: of its own for a weight on such a grid, F16 for every other.
         name: of the model, for people.
 
     Raises:
@@ -194,7 +199,7 @@ def write_gguf(model: Decoder, tokenizer: Tokenizer, file: Path, *, type: Type =
     config, arch = model.config, architecture(model.config)
     draft = storage.scratch(file)
     writer = gguf.GGUFWriter(draft, arch)
-    made = _Making(type)
+    made = _Making(kind)
     try:
         add_vocabulary(writer, tokenizer, config.vocab_size)
         if config.positions == "rope" and config.rope.scaling is not None:
@@ -248,7 +253,7 @@ class _Making:
             if self.wanted != "f32" and values.scales is not None:
                 self.rounded_twice.append(key)
         weight = (values.decode() if isinstance(values, Codes) else values.float()).contiguous().numpy()
-        wanted = _Kind["F16" if self.wanted == "auto" else self.wanted.upper()]
+        wanted = gguf.GGMLQuantizationType["F16" if self.wanted == "auto" else self.wanted.upper()]
         if wanted not in (_Kind.F32, _Kind.F16) and weight.shape[1] % _BLOCK:
             self.unfit.append(key)
             wanted = _Kind.F16

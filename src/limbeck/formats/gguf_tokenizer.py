@@ -69,7 +69,7 @@ def vocabulary(tokenizer: Tokenizer, rows: int) -> Vocabulary:
     structure = tokenizer.structure
     model = structure["model"]
     if model["type"] != "BPE" or model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
-        raise ModelError(f"GGUF holds byte-pair tokenizers, not this one of type {model['type']}: export to huggingface")
+        raise ModelError(f"GGUF holds plain byte-pair tokenizers, not this {model['type']}: export to huggingface")
     pairs = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in model["merges"]]
     bytes_as_pieces = bool(model.get("byte_fallback"))
     tokens, types = _tokens(tokenizer, rows, bytes_as_pieces)

@@ -38,7 +38,7 @@ class Place:
     @property
     def outputs(self) -> int:
         """Its output width."""
-        return self.rows.stop - self.rows.start
+        return int(self.rows.stop - self.rows.start)
 
 
 def places(config: DecoderConfig) -> dict[str, Place]:

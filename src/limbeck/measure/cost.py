@@ -86,6 +86,7 @@ def cost(
     model: Decoder,
     folder: Path | None = None,
     *,
+    beside: Path | None = None,
     trainable: int | None = None,
     training: Mapping[str, Any] | None = None,
     protocol: SpeedProtocol = SpeedProtocol(),  # noqa: B008 - an immutable value
@@ -95,6 +96,7 @@ def cost(
     Args:
         model: as it is deployed.
         folder: where its files lie.
+        beside: a further folder without which it is not that model: an adapter's.
         trainable: parameters that took gradients, where ``model`` itself no longer tells.
         training: what making it cost, such as tokens and seconds.
         protocol: of the speed.
@@ -102,12 +104,13 @@ def cost(
     Raises:
         DataError: ``folder`` holds no weights.
     """
+    folders = [] if folder is None else [f for f in (folder, beside) if f is not None]
     return Cost(
         parameters=model.count_parameters(),
         trainable=model.count_parameters(trainable=True) if trainable is None else trainable,
         memory_bytes=model.count_bytes(),
-        disk_bytes=None if folder is None else disk_bytes(folder),
-        folder_bytes=None if folder is None else folder_bytes(folder),
+        disk_bytes=sum(map(disk_bytes, folders)) if folders else None,
+        folder_bytes=sum(map(folder_bytes, folders)) if folders else None,
         flops_per_token=model.flops_per_token(model.config.context),
         kv_bytes_per_token=model.kv_bytes_per_token(),
         speed=speed(model, protocol),

@@ -34,6 +34,7 @@ class Evaluate(Recipe):
     summary: ClassVar[str] = "measure a model on a task, with intervals and per-item scores"
 
     model: str = Field(description="a folder, a run or a Hub id", json_schema_extra={"positional": True})
+    adapter: str | None = Field(None, description="PEFT adapter to put beside it: a folder or a Hub id")
     data: str = Field(description="rows: a path, toy:NAME or a Hub id", json_schema_extra=_DATA)
     part: Literal["all", "train", "valid", "test"] = Field(
         "all",
@@ -63,7 +64,7 @@ class Evaluate(Recipe):
             shares = {k: f for k, f in zip(("train", "valid", "test"), self.fractions, strict=True) if f > 0}
             rows = split_rows(rows, self.split_by or self.task.split_by, shares)[self.part]
         session.say(f"measuring {self.model} on {len(rows)} rows of {self.data}")
-        bundle = load_bundle(self.model, dtype_of(self.dtype), device_of(self.device))
+        bundle = load_bundle(self.model, dtype_of(self.dtype), device_of(self.device), adapter=self.adapter)
         values: dict[str, Any] = {
             "verb": self.verb,
             "model": self.model,
@@ -90,6 +91,6 @@ class Evaluate(Recipe):
         decoding, batch_size = self.decoding or self.task.decoding(), self.measuring.batch_size
         checks = Checks.of(self.probes, bundle.tokenizer, examples, decoding, batch_size=batch_size)
         values["alarms"] = fired_first([*checks.alarms(bundle.model), *values["alarms"]])
-        values["cost"] = cost(bundle.model, bundle.folder)
+        values["cost"] = cost(bundle.model, bundle.folder, beside=bundle.adapter)
         values = plain(values)
         return Report(values, show_report(values))

@@ -233,7 +233,8 @@ class Fit(DataSource, Recipe):
     ) -> Report:
         trainable = model.count_parameters(trainable=True)
         model, residues = finish_all(self.techniques, model.eval())
-        save_bundle(model, start.tokenizer, run.model, generation=start.generation, residues=(*start.residues, *residues))
+        residues = (*start.residues, *residues)
+        save_bundle(model, start.tokenizer, run.model, generation=start.generation, residues=residues)
         values: dict[str, Any] = {
             "verb": self.verb,
             "run": str(run.path),

@@ -33,6 +33,7 @@ class Generate(Recipe):
     prompt: str = Field(
         "", description="text to continue; empty: from the begin token", json_schema_extra={"positional": True}
     )
+    adapter: str | None = Field(None, description="PEFT adapter to put beside it: a folder or a Hub id")
     prompts: str | None = Field(None, description="file of prompts instead: a path or toy:NAME")
     field: str = Field("text", description="field of the prompts' rows that is the prompt")
     limit: int | None = Field(None, ge=1, description="only the first rows of the file")
@@ -41,7 +42,7 @@ class Generate(Recipe):
 
     def run(self, session: Session) -> Report:
         """Generate; one prompt is streamed, several are printed when done."""
-        bundle = load_bundle(self.model, dtype_of(self.dtype), device_of(self.device))
+        bundle = load_bundle(self.model, dtype_of(self.dtype), device_of(self.device), adapter=self.adapter)
         names, texts = self._texts()
         prompts = [self._ids(bundle.tokenizer, text) for text in texts]
         ends = _ends(bundle.generation, bundle.tokenizer)

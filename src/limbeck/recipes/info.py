@@ -32,6 +32,7 @@ class Info(Recipe):
     summary: ClassVar[str] = "describe a model or a run"
 
     model: str = Field(description="a folder, a run or a Hub id", json_schema_extra={"positional": True})
+    adapter: str | None = Field(None, description="PEFT adapter to put beside it: a folder or a Hub id")
 
     def run(self, session: Session) -> Report:
         """Load what is there and describe it.
@@ -47,7 +48,7 @@ class Info(Recipe):
             values["run"] = _run(run)
             body.append(facts(f"run {self.model}", _run_rows(values["run"])))
         if run is None or (run.model / "config.json").is_file():
-            bundle = load_bundle(self.model, dtype_of(self.dtype), device_of(self.device))
+            bundle = load_bundle(self.model, dtype_of(self.dtype), device_of(self.device), adapter=self.adapter)
             values["model"] = _model(bundle)
             body.append(facts(f"model {self.model}", _model_rows(values["model"])))
         report = Report(values, tuple(body))
@@ -60,15 +61,17 @@ def _model(bundle: Bundle) -> dict[str, Any]:
     """Everything that a model says of itself."""
     model, config, tokenizer = bundle.model, bundle.model.config, bundle.tokenizer
     folder = bundle.folder or resolve(bundle.source)
+    folders = [folder, *([bundle.adapter] if bundle.adapter is not None else [])]
     dtype = str(model.dtype).removeprefix("torch.")
     return {
         "folder": str(folder),
+        "adapter": None if bundle.adapter is None else str(bundle.adapter),
         "family": family_of(config)[0],
         "config": config.model_dump(mode="json"),
         "techniques": [r.model_dump(mode="json") for r in bundle.residues],
         "parameters": model.count_parameters(),
-        "weights_bytes": sum(f.stat().st_size for f in folder.glob("*.safetensors")),
-        "folder_bytes": sum(f.stat().st_size for f in folder.iterdir() if f.is_file()),
+        "weights_bytes": sum(f.stat().st_size for place in folders for f in place.glob("*.safetensors")),
+        "folder_bytes": sum(f.stat().st_size for place in folders for f in place.iterdir() if f.is_file()),
         "stored_dtypes": stored_dtypes(folder),
         "dtype": dtype,
         "memory_bytes": model.count_bytes(),
@@ -147,6 +150,7 @@ def _model_rows(m: Mapping[str, Any]) -> list[tuple[str, object]]:
     stored = ", ".join(f"{n} {kind}" for kind, n in m["stored_dtypes"].items())
     return [
         ("folder", m["folder"]),
+        *([("adapter", m["adapter"])] if m["adapter"] else []),
         ("family", m["family"] or "none of transformers' (native layout)"),
         ("shape", f"{c['layers']} layers, {c['width']} wide, {c['heads']} heads ({c['kv_heads']} for keys and values)"),
         ("parts", f"{c['positions']} positions, {c['norm']} norm, {'gated ' if c['gated'] else ''}{c['activation']}, "
