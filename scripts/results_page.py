@@ -65,7 +65,6 @@ def _runs(study: dict[str, Any]) -> list[str]:
             figures = ", ".join(f"{k} {v['value']:.4g}" for k, v in (run.get("metrics") or {}).items())
             cells = [arm["label"], str(seed), figures, *(str(t.get(k, "-")) for k in ("steps", "weights_step"))]
             cells.append(f"{t['tokens_per_second']:,.0f}" if t else "-")
-            cells.append(f"{t['peak_memory_bytes'] / 1e6:,.0f}" if t else "-")
             lines.append("| " + " | ".join(cells) + " |")
     return lines
 

@@ -303,7 +303,8 @@ def _cpu_model() -> str:
 
 
 def _check_same(path: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
-    differences = _differences(there, here)
+    # a run that was moved, or is named from another folder, is the same run
+    differences = _differences({**there, "out": None}, {**here, "out": None})
     if differences:
         shown = "; ".join(differences[:4]) + (f"; and {len(differences) - 4} more" if len(differences) > 4 else "")
         raise ConfigError(f"folder {path} holds another run ({shown}): give another folder, or the same recipe")

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 
 from limbeck.errors import StorageError
 
-__all__ = ["plain", "replace_folder", "scratch", "settle", "sweep", "write_json", "write_text", "writing"]
+__all__ = ["plain", "replace_folder", "scratch", "settle", "share", "sweep", "write_json", "write_text", "writing"]
 
 _REASONS = {
     errno.ENOSPC: "the disk is full",
@@ -29,6 +29,8 @@ _REASONS = {
     errno.EROFS: "the disk is read-only",
 }
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_SCRATCH = re.compile(r"\.([^/]+)\.[0-9a-f]{8}\.tmp(/.*)?$")
 
 
 @contextmanager
@@ -51,7 +53,9 @@ def writing(path: Path) -> Iterator[None]:
 
 def _refused(path: Path, code: int | None, reason: str) -> StorageError:
     reason = _REASONS.get(code, reason) if code is not None else reason
-    return StorageError(f"cannot write {path}: {reason}; what was there before is whole, make room and run it again")
+    final = _SCRATCH.sub(r"\1", str(path))  # what the user asked for, not the hidden name it is written under first
+    help_ = "make room and run it again" if code in _FULL else "mend that, or give another place, and run it again"
+    return StorageError(f"cannot write {final}: {reason}; what was there before is whole, {help_}")
 
 
 def plain(value: Any) -> Any:
@@ -112,6 +116,13 @@ def write_json(path: Path, value: Any) -> None:
 def scratch(path: Path) -> Path:
     """Return a fresh hidden name beside ``path``, to be written and then renamed to it; ``sweep`` knows it."""
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+
+
+def share(path: Path) -> None:
+    """Give ``path`` the permissions of any new file: safetensors makes its files readable by their owner alone."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)
 
 
 def sweep(folder: Path) -> None:

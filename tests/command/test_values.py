@@ -8,6 +8,7 @@ from limbeck.command.flags import Flag, flags_of
 from limbeck.command.values import converted, overlay
 from limbeck.config import build
 from limbeck.errors import ConfigError
+from limbeck.recipes.finetune import Finetune
 from tests.reference.toy_recipe import Box, Freeze, Left, Lora, Right, Toy
 
 ALL = flags_of(Toy.model_json_schema())
@@ -148,3 +149,11 @@ def test_rubbish_in_the_yaml_gives_way_to_flags_or_is_an_error() -> None:
         resolve({"techniques": ["lora"]}, lora__rank="2")
     with pytest.raises(ConfigError, match="'techniques' in the configuration"):
         resolve({"techniques": 5}, train__steps="3")
+
+
+def test_a_members_field_may_be_called_as_a_part_of_the_recipe() -> None:
+    """``--freeze.train`` is no ``--train``, which would be the whole of ``--train.steps``."""
+    flags = flags_of(Finetune.model_json_schema())
+    named = {f.name: f for f in flags}
+    given = [(named["technique"], ["freeze"]), (named["freeze.train"], "half"), (named["train.steps"], 2)]
+    assert overlay({}, flags, given) == {"train": {"steps": 2}, "techniques": [{"kind": "freeze", "train": "half"}]}

@@ -143,7 +143,7 @@ def test_strings_in_json_are_texts(tmp_path: Path) -> None:
 
 def test_missing_values_are_named_or_dropped_and_counted(tmp_path: Path) -> None:
     source = _put(tmp_path, "a.csv", "q,label\nA,1\nB,\nC,0\n,\n")
-    with pytest.raises(DataError, match=r"2 of 4 rows of .*a.csv lack a value in 'label' \(a:3, a:5\).*missing=drop"):
+    with pytest.raises(DataError, match=r"2 of 4 rows of .*a.csv lack a value in 'label' \(a:3, a:5\).*remove them"):
         read(source, required=["label"])
     rows = read(source, required=["label"], missing="drop")
     assert [r.id for r in rows] == ["a:2", "a:4"] and rows.dropped == ("a:3", "a:5")

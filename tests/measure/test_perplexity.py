@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from limbeck.config import build
 from limbeck.errors import ConfigError, DataError
-from limbeck.measure.perplexity import NATS_PER_TOKEN, PerplexityProtocol, nats_per, perplexity
+from limbeck.measure.perplexity import NATS_PER_TOKEN, PERPLEXITY, PerplexityProtocol, nats_per, perplexity
+from limbeck.measure.scores import Scores
 from limbeck.measure.stats import interval
 from tests.reference.slow_perplexity import slow_nll
 from tests.reference.small_tokenizer import byte_level, metaspace
@@ -155,3 +156,12 @@ def test_a_model_that_diverged_is_no_figure():
         model.norm.weight[0] = torch.nan
     with pytest.raises(DataError, match="'nll' of item 'a' is nan"):
         perplexity(model, TOKENIZER, TEXTS, PerplexityProtocol())
+
+
+def test_perplexity_is_exp_of_the_sum_over_the_sum():
+    scores = Scores.of(["a", "b"], nll=[6.0, 1.0], tokens=[2.0, 5.0])
+    assert PERPLEXITY.value(scores) == pytest.approx(math.exp(7 / 7), rel=1e-15)
+    nats, figure = (interval(scores, s) for s in (NATS_PER_TOKEN, PERPLEXITY))
+    assert figure.low == pytest.approx(math.exp(nats.low), rel=1e-6)
+    assert figure.high == pytest.approx(math.exp(nats.high), rel=1e-6)
+    assert PERPLEXITY.better == "lower"

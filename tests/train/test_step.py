@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch import nn
 from limbeck.data.batch import Batch
 from limbeck.errors import DivergedError, NothingToLearnError
 from limbeck.kernels import fused
-from limbeck.losses.terms import Term
+from limbeck.losses.terms import Counts, Term, Terms
 from limbeck.objectives.distill import Distill
 from limbeck.objectives.teacher import LiveTeacher
 from limbeck.train.distributed import World
@@ -51,7 +50,7 @@ class OnlyNLL(PlainNextToken):
     def counts(self, batch: Batch) -> dict[str, float]:
         return {"nll": PlainNextToken().counts(batch)["nll"]}
 
-    def __call__(self, model: nn.Module, batch: Batch, counts: Mapping[str, float] | None = None) -> dict[str, Term]:
+    def __call__(self, model: nn.Module, batch: Batch, counts: Counts | None = None) -> dict[str, Term]:
         return {"nll": PlainNextToken()(model, batch)["nll"]}
 
 
@@ -76,7 +75,7 @@ class Spoiled(PlainNextToken):
     loss: float = math.nan
     gradient: float = 1.0
 
-    def __call__(self, model: nn.Module, batch: Batch, counts: Mapping[str, float] | None = None) -> dict[str, Term]:
+    def __call__(self, model: nn.Module, batch: Batch, counts: Counts | None = None) -> dict[str, Term]:
         terms = PlainNextToken.__call__(self, model, batch)
         if bool((batch.row_ids == self.row).any()):
             bad = terms["nll"].sum
@@ -153,7 +152,7 @@ def test_no_two_micro_batches_draw_the_same() -> None:
     drawn: list[float] = []
 
     class Drawing(PlainNextToken):
-        def __call__(self, model: nn.Module, batch: Batch, counts: Mapping[str, float] | None = None) -> dict[str, Term]:
+        def __call__(self, model: nn.Module, batch: Batch, counts: Counts | None = None) -> dict[str, Term]:
             drawn.append(torch.rand(()).item())
             return PlainNextToken.__call__(self, model, batch)
 
@@ -167,11 +166,11 @@ def test_no_two_micro_batches_draw_the_same() -> None:
 
 
 def test_the_objective_is_told_the_counts_of_the_whole_step() -> None:
-    told: list[Mapping[str, float] | None] = []
+    told: list[Counts | None] = []
 
     @dataclass(frozen=True)
     class Told(PlainNextToken):
-        def __call__(self, model: nn.Module, batch: Batch, counts: Mapping[str, float] | None = None) -> dict[str, Term]:
+        def __call__(self, model: nn.Module, batch: Batch, counts: Counts | None = None) -> dict[str, Term]:
             told.append(counts)
             return PlainNextToken.__call__(self, model, batch)
 
@@ -204,10 +203,10 @@ class Untold:
 
     objective: Distill
 
-    def counts(self, batch: Batch) -> Mapping[str, float]:
+    def counts(self, batch: Batch) -> Counts:
         return self.objective.counts(batch)
 
-    def __call__(self, model: nn.Module, batch: Batch, counts: Mapping[str, float] | None = None) -> Mapping[str, Term]:
+    def __call__(self, model: nn.Module, batch: Batch, counts: Counts | None = None) -> Terms:
         return self.objective(model, batch)
 
 

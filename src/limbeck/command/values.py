@@ -90,9 +90,10 @@ def overlay(values: Mapping[str, Any], flags: Sequence[Flag], given: Given) -> d
     """
     out = copy.deepcopy(dict(values))
     kinds = {f.path: value for f, value in given if f.form in ("union", "unions")}
+    whole = {f.path for f, _ in given if f.member is None}  # a member's path starts inside the member
     for flag, value in given:
         if flag.member is None and flag.form not in ("union", "unions"):
-            _set(out, flag.path, value, {f.path for f, _ in given})
+            _set(out, flag.path, value, whole)
     for union in (f for f in flags if f.form in ("union", "unions") and f.member is None):
         inside = [(f, value) for f, value in given if f.member is not None and f.member.union == union.path]
         if union.path in kinds or inside:

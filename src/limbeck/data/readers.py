@@ -163,7 +163,7 @@ def _missing_values(source: str, dropped: tuple[str, ...], total: int, required:
     some = ", ".join(dropped[:5]) + (", ..." if len(dropped) > 5 else "")
     return DataError(
         f"{len(dropped)} of {total} rows of {source} lack a value in {_quoted(required)} ({some}); "
-        "fill them in, or leave them out with missing=drop"
+        "fill them in, or remove them"
     )
 
 

@@ -67,7 +67,7 @@ class Tokenizer:
 
     @cached_property
     def structure(self) -> Mapping[str, Any]:
-        """What it is made of, as ``tokenizer.json`` says it: normalizer, pre-tokenizer, model, added tokens and more."""
+        """What it is made of, as ``tokenizer.json`` says it: normalizer, pre-tokenizer, model, added tokens."""
         whole: dict[str, Any] = json.loads(self._plain.to_str())
         return whole
 

@@ -30,7 +30,7 @@ from limbeck.model.patterns import Causal
 from limbeck.model.positions import interleaved_rows, inverse_frequencies
 from limbeck.model.quantized import QuantizedEmbedding, QuantizedLinear
 
-__all__ = ["Place", "Type", "Written", "architecture", "blocks", "places", "read_gguf", "write_gguf"]
+__all__ = ["Place", "Type", "Written", "architecture", "blocks", "places", "read_gguf", "weight_error", "write_gguf"]
 
 Type = Literal["auto", "f32", "f16", "q8_0", "q4_0", "q4_1"]
 
@@ -73,7 +73,7 @@ class Written:
         types: key of each tensor -> its type, such as ``Q4_0``.
         copied: keys of matrices whose codes and scales went over bit for bit.
         rounded_twice: keys of quantized matrices that were decoded and rounded to another type.
-        unfit: keys of matrices whose columns do not divide into blocks, written as F16 or F32.
+        unfit: keys of matrices whose columns do not divide into blocks, decoded and written as F16.
     """
 
     architecture: str
@@ -251,11 +251,12 @@ class _Making:
                 self.copied.append(key)
                 return packed
             if self.wanted != "f32" and values.scales is not None:
-                self.rounded_twice.append(key)
+                (self.unfit if values.layout.columns % _BLOCK else self.rounded_twice).append(key)
         weight = (values.decode() if isinstance(values, Codes) else values.float()).contiguous().numpy()
         wanted = gguf.GGMLQuantizationType["F16" if self.wanted == "auto" else self.wanted.upper()]
         if wanted not in (_Kind.F32, _Kind.F16) and weight.shape[1] % _BLOCK:
-            self.unfit.append(key)
+            if key not in self.unfit:
+                self.unfit.append(key)
             wanted = _Kind.F16
         with np.errstate(over="ignore"):
             data = gguf.quants.quantize(weight, wanted)
@@ -307,6 +308,16 @@ def _rope_factors(c: DecoderConfig) -> Tensor:
     """(head_width / 2,) by how much Llama 3.1's scaling slows each rotary frequency."""
     plain = inverse_frequencies(c.rope.model_copy(update={"scaling": None}), c.head_width)
     return (plain / inverse_frequencies(c.rope, c.head_width)).float()
+
+
+def weight_error(a: Decoder, b: Decoder) -> float:
+    """The largest absolute difference of two models of one config in any weight, read as fp32."""
+
+    def numbers(model: Decoder, place: Place) -> Tensor:
+        values = _values(model, place)
+        return values.decode() if isinstance(values, Codes) else values.float()
+
+    return max(float((numbers(a, p) - numbers(b, p)).abs().max()) for p in places(a.config))
 
 
 @torch.no_grad()

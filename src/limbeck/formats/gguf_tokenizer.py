@@ -77,6 +77,7 @@ def vocabulary(tokenizer: Tokenizer, rows: int) -> Vocabulary:
     if not bytes_as_pieces:
         pre = _named(structure)
         return Vocabulary("gpt2", pre, tokens, types, [" ".join(p) for p in pairs], None, False, unknown)
+    _check_closed(tokenizer, set(pairs))
     scores = _scores(tokens, types, ["".join(p) for p in pairs])
     return Vocabulary("llama", "default", tokens, types, None, scores, _space_prefix(structure), unknown)
 
@@ -96,6 +97,23 @@ def _tokens(tokenizer: Tokenizer, rows: int, bytes_as_pieces: bool) -> tuple[lis
         if unknown is not None:
             types[unknown] = int(kind.UNKNOWN)
     return tokens, types
+
+
+def _check_closed(tokenizer: Tokenizer, pairs: set[tuple[str, ...]]) -> None:
+    """SentencePiece merges any two pieces that make a third; so must this tokenizer, or the two cut texts differently.
+
+    Raises:
+        ModelError: it has two pieces that make a third, but no merge for them.
+    """
+    known, special = tokenizer.vocabulary, tokenizer.special_ids | tokenizer.byte_ids
+    plain = {piece for piece, i in known.items() if i not in special}
+    for piece in plain:
+        for at in range(1, len(piece)):
+            if (parts := (piece[:at], piece[at:])) not in pairs and plain.issuperset(parts):
+                raise ModelError(
+                    f"this tokenizer has the pieces '{parts[0]}', '{parts[1]}' and '{piece}' but does not merge them, "
+                    "as llama.cpp would: export to huggingface"
+                )
 
 
 def _scores(tokens: list[str], types: list[int], merged: list[str]) -> list[float]:
@@ -143,7 +161,7 @@ def _steps(described: Mapping[str, Any] | None) -> Iterator[tuple[str, Any]]:
     elif kind == "Split" and described["behavior"] == "Isolated" and not described["invert"]:
         yield "split", described["pattern"].get("Regex")
     else:
-        yield kind, described
+        yield kind, None
 
 
 def _space_prefix(structure: Mapping[str, Any]) -> bool:

@@ -54,6 +54,8 @@ def _in_folder(folder: Path) -> Path:
     for place in (folder, folder / "model"):
         if _is_model(place):
             return place
+    if (folder / "recipe.yaml").is_file():
+        raise ModelError(f"run {folder} has no model yet: run its command again to finish it")
     raise ModelError(f"{folder} holds no config.json, nor does a model folder in it: it is neither a model nor a run")
 
 

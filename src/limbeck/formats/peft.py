@@ -110,6 +110,7 @@ def save_adapter(model: Decoder, lora: LoRA, folder: Path, base_name: str) -> No
         draft = storage.scratch(folder / TENSORS)
         try:
             save_file(tensors, str(draft), metadata={"format": "pt"})
+            storage.share(draft)
             os.replace(draft, folder / TENSORS)
         finally:
             draft.unlink(missing_ok=True)

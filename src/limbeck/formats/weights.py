@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from limbeck.errors import CheckpointError, ModelError
-from limbeck.storage import write_json, writing
+from limbeck.storage import share, write_json, writing
 
 __all__ = ["SHARD_BYTES", "Header", "Weights", "read_json", "write_weights"]
 
@@ -161,3 +161,4 @@ def write_weights(folder: Path, tensors: Iterable[tuple[str, Tensor]], shard_byt
 def _write(file: Path, tensors: dict[str, Tensor]) -> None:
     with writing(file):
         save_file(tensors, str(file), metadata={"format": "pt"})
+        share(file)

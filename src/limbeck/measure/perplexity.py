@@ -20,13 +20,18 @@ from limbeck.measure.scores import Scores
 from limbeck.measure.statistic import Statistic, ratio
 from limbeck.model.decoder import Decoder
 
-__all__ = ["NATS_PER_TOKEN", "Perplexity", "PerplexityProtocol", "nats_per", "perplexity"]
+__all__ = ["NATS_PER_TOKEN", "PERPLEXITY", "Perplexity", "PerplexityProtocol", "nats_per", "perplexity"]
 
 Unit = Literal["token", "word", "byte"]
 Floats = NDArray[np.float64]
 
 NATS_PER_TOKEN = ratio("nll", "tokens", name="nats per token", better="lower", unit="nats/token")
 """The figure that trains and compares models of one tokenizer."""
+
+PERPLEXITY = Statistic(
+    "perplexity", NATS_PER_TOKEN.columns, lambda sums: np.asarray(np.exp(NATS_PER_TOKEN.of_sums(sums))), "lower"
+)
+"""exp of the nats a token, every token of the set weighing the same: no mean of the items' perplexities."""
 
 
 class PerplexityProtocol(Config):

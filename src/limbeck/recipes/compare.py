@@ -97,8 +97,9 @@ class Compare(Recipe):
         b = evaluated(self.run_b, self.part or _part(self.run_b, self.run_a))
         differences = _differing(a.protocol, b.protocol)
         if differences and not self.any_protocol:
+            more = f"; and {len(differences) - 4} more" if len(differences) > 4 else ""
             raise ConfigError(
-                f"{a.name} and {b.name} were measured in different ways ({'; '.join(differences)}): "
+                f"{a.name} and {b.name} were measured in different ways ({'; '.join(differences[:4])}{more}): "
                 "evaluate both alike, or give --any-protocol"
             )
         found = {s.name: self._one(a, b, s) for s in self._statistics(a, b)}
@@ -260,7 +261,7 @@ def _changed(a: Evaluated, b: Evaluated, statistic: Statistic, most: int) -> lis
 def _table(names: tuple[str, str], found: Mapping[str, Comparison], adjusted: Mapping[str, float]) -> Table:
     table = Table(title=f"{names[1]} against {names[0]}", title_justify="left")
     for heading in ("figure", names[0], names[1], "difference", "interval", "p", "items", "better"):
-        table.add_column(heading, justify="left" if heading in ("figure", "better") else "right")
+        table.add_column(heading, justify="left" if heading in ("figure", "better") else "right", overflow="fold")
     for name, c in found.items():
         unit = f" ({c.statistic.unit})" if c.statistic.unit else ""
         better = {"a": names[0], "b": names[1], None: "no difference shown"}[c.better]

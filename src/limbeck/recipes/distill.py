@@ -100,10 +100,12 @@ class Distill(Fit):
             return load_bundle(self.model, device=device), self.model
         generation = dict(teacher.generation)
         if self.architecture is not None:
-            model = Decoder(self.architecture.config(teacher.model.config.vocab_size)).to(device)
+            reach = self.architecture.context or teacher.model.config.context  # it learns what the teacher can read
+            shape = self.architecture.model_copy(update={"context": reach})
+            model = Decoder(shape.config(teacher.model.config.vocab_size)).to(device)
             return Bundle(model, teacher.tokenizer, generation, "random weights", None), "random weights"
-        model = copy.deepcopy(teacher.model)
-        return Bundle(model, teacher.tokenizer, generation, "teacher", None, teacher.residues), f"copy of the teacher {self.teacher}"
+        model, source = copy.deepcopy(teacher.model), f"copy of the teacher {self.teacher}"
+        return Bundle(model, teacher.tokenizer, generation, "teacher", None, teacher.residues), source
 
     def objective(self, start: Start, data: Encoded, parts: Parts, run: Run | None) -> AnyObjective:
         """``Distill`` on a live teacher, or on one written to disk first."""

@@ -10,6 +10,7 @@ from pydantic import Field, JsonValue
 from limbeck.data.readers import Rows
 from limbeck.data.splits import split_rows
 from limbeck.decode.settings import Decoding
+from limbeck.errors import ConfigError
 from limbeck.formats.load import Bundle, load_bundle
 from limbeck.measure.cost import cost
 from limbeck.recipes.checks import Checks, ProbeLevel, encoded, fired_first
@@ -52,16 +53,26 @@ class Evaluate(Recipe):
         (0.7, 0.15, 0.15), description="train, valid and test shares", json_schema_extra=_DATA
     )
     limit: int | None = Field(None, ge=1, description="read only so many rows", json_schema_extra=_DATA)
-    task: AnyTask = Field(default_factory=Text, description="kind of work")
+    task: AnyTask = Field(Text(), description="kind of work")
     measuring: Measuring = Field(default_factory=Measuring, description="how it is measured")
     decoding: Decoding | None = Field(None, description="how it generates; none: the task's choice")
     probes: ProbeLevel = Field("quick", description="what is measured beside the task, and rings alarms")
+    predictions: str | None = Field(
+        None, description="file for what was generated or chosen for each row, in the task's published format"
+    )
 
     def run(self, session: Session) -> Report:
-        """Load, measure, report; with ``out`` also write a run folder."""
+        """Load, measure, report; with ``out`` also write a run folder.
+
+        Raises:
+            LimbeckError: model, data or task do not fit, or the disk refused a write.
+        """
+        self._check_predictions()
         rows = self.task.read(self.data, columns=self.columns, limit=self.limit, separator=self.separator)
         if self.part != "all":
             shares = {k: f for k, f in zip(("train", "valid", "test"), self.fractions, strict=True) if f > 0}
+            if self.part not in shares:
+                raise ConfigError(f"the {self.part} share of 'fractions' is zero: give it one, or measure another part")
             rows = split_rows(rows, self.split_by or self.task.split_by, shares)[self.part]
         session.say(f"measuring {self.model} on {len(rows)} rows of {self.data}")
         bundle = load_bundle(self.model, dtype_of(self.dtype), device_of(self.device), adapter=self.adapter)
@@ -73,7 +84,7 @@ class Evaluate(Recipe):
         if self.out is None:
             return self._measured(values, bundle, rows, None)
         with Run.create(Path(self.out), self) as run:
-            if run.finished:
+            if run.finished and (self.predictions is None or Path(self.predictions).is_file()):
                 session.say(run.describe())
                 return Report(run.report(), show_report(run.report()))
             run.provenance(seed=self.seed, data={self.part: rows.hash})
@@ -81,11 +92,25 @@ class Evaluate(Recipe):
             run.finish(report.values)
             return report
 
+    def _check_predictions(self) -> None:
+        """Refuse early what could only be refused after the work."""
+        if self.predictions is None:
+            return
+        if not self.task.predicts(self.measuring):
+            raise ConfigError(
+                f"task '{self.task.name}' predicts nothing for each row, so that there is nothing to write to "
+                f"{self.predictions}: leave out --predictions{'' if self.measuring.generate else ', or --no-generate'}"
+            )
+        if Path(self.predictions).is_dir():
+            raise ConfigError(f"{self.predictions} is a folder: name a file for the predictions")
+
     def _measured(self, values: dict[str, Any], bundle: Bundle, rows: Rows, scores: Path | None) -> Report:
         decoding = (self.decoding or self.task.decoding()).seeded(self.seed)
         values |= measure(
-            bundle.model, bundle.tokenizer, self.task, rows, self.part, self.measuring, decoding, scores
-        )
+            bundle.model, bundle.tokenizer, self.task, rows, self.part, self.measuring, decoding, scores,
+            None if self.predictions is None else Path(self.predictions),
+        )  # fmt: skip
+        values["predictions"] = self.predictions
         context = min(self.measuring.context or bundle.model.config.context, bundle.model.config.context)
         examples = encoded(self.task, rows, bundle.tokenizer, context, self.probes)
         decoding, batch_size = self.decoding or self.task.decoding(), self.measuring.batch_size

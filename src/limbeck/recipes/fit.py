@@ -46,7 +46,7 @@ _DATA: dict[str, JsonValue] = {"section": "data"}
 class Fit(DataSource, Recipe):
     """Train a model on rows of a task and measure what came of it."""
 
-    task: AnyTask = Field(default_factory=Text, description="kind of work")
+    task: AnyTask = Field(Text(), description="kind of work")
     context: int | None = Field(
         None, ge=2, description="tokens a sequence; none: the model's own", json_schema_extra=_DATA
     )
@@ -138,7 +138,7 @@ class Fit(DataSource, Recipe):
             return self._conclude(model, start, parts, data, checks, result, run, session)
 
     def _encode(self, parts: Parts, start: Start) -> Encoded:
-        context = min(self.context or start.model.config.context, start.model.config.context)
+        context = min(self.context or start.context, start.context)
         examples, report = self.task.encode(parts.train, start.tokenizer, context)
         valid: list[Example] = []
         if parts.valid is not None:

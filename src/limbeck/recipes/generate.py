@@ -12,7 +12,7 @@ from rich.text import Text as RichText
 
 from limbeck.data.readers import read
 from limbeck.data.tokenizer import Tokenizer
-from limbeck.decode.generate import Generation, OnText, generate
+from limbeck.decode.generate import Generation, OnText, fit_prompts, generate
 from limbeck.decode.settings import Decoding
 from limbeck.errors import ConfigError, DataError
 from limbeck.formats.load import load_bundle
@@ -41,13 +41,18 @@ class Generate(Recipe):
     decoding: Decoding = Field(default_factory=Decoding, description="how new tokens are chosen")
 
     def run(self, session: Session) -> Report:
-        """Generate; one prompt is streamed, several are printed when done."""
+        """Generate; one prompt is streamed, several are printed when done.
+
+        Raises:
+            LimbeckError: the model cannot be loaded, or a prompt does not fit.
+        """
         bundle = load_bundle(self.model, dtype_of(self.dtype), device_of(self.device), adapter=self.adapter)
         names, texts = self._texts()
         prompts = [self._ids(bundle.tokenizer, text) for text in texts]
         ends = _ends(bundle.generation, bundle.tokenizer)
         stream = len(prompts) == 1 and self.decoding.outputs == 1
         if stream:
+            fit_prompts(bundle.model, prompts, self.decoding, bundle.tokenizer)  # refuse before anything is shown
             session.write(texts[0])
         started = time.perf_counter()
         out = generate(
@@ -74,9 +79,11 @@ class Generate(Recipe):
         }
         if self.out is not None:
             write_json(Path(self.out) / "generations.json", values)
-        body = [] if stream else [_shown(t, g) for t, some in zip(texts, out, strict=True) for g in some]
+        if not stream:
+            for name, text, some in zip(names, texts, out, strict=True):
+                session.write("".join(_shown(name, text, g) for g in some))
         rate = f"{tokens} tokens in {seconds:.2f} s"
-        return Report(values, (*body, RichText(rate, style="dim")))
+        return Report(values, (RichText(rate, style="dim"),))
 
     def _texts(self) -> tuple[list[str], list[str]]:
         if self.prompts is None:
@@ -122,5 +129,5 @@ def _plain(name: str, prompt: str, g: Generation) -> dict[str, Any]:
     }
 
 
-def _shown(prompt: str, g: Generation) -> RichText:
-    return RichText.assemble((prompt, "dim"), g.text, (f"  [{g.stopped}, {g.tokens} tokens]\n", "cyan"))
+def _shown(name: str, prompt: str, g: Generation) -> str:
+    return f"[{name}, {g.tokens} tokens, {g.stopped}]\n{prompt}{g.text}\n\n"

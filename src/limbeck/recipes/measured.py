@@ -33,8 +33,11 @@ def measure(
     measuring: Measuring,
     decoding: Decoding | None,
     scores_file: Path | None,
+    predictions_file: Path | None = None,
 ) -> dict[str, Any]:
     """Evaluate ``model`` and write its per-item scores (and predictions beside them).
+
+    ``predictions_file`` receives the predictions too, in the task's published format.
 
     Returns:
         ``evaluated``, ``metrics`` (name -> value, interval, unit, better, items), ``protocol``, ``notes``, ``samples``,
@@ -58,6 +61,8 @@ def measure(
         found.scores.write(scores_file)
         if found.predictions:
             write_json(scores_file.with_suffix(".predictions.json"), dict(found.predictions))
+    if predictions_file is not None:
+        task.write_predictions(found, predictions_file)
     return {
         "evaluated": part,
         "metrics": metrics,
@@ -83,8 +88,9 @@ def show_report(values: Mapping[str, Any]) -> tuple[RenderableType, ...]:
         body.append(table)
     body += [Text(sentence, style="yellow") for sentence in (values.get("notes") or {}).get("told") or []]
     body += show_alarms(values.get("alarms") or [])
+    training = _training(values.get("training") or {})
     body.append(
-        facts("cost and training", [*_cost(values.get("cost") or {}), *_training(values.get("training") or {})])
+        facts("cost and training" if training else "cost", [*_cost(values.get("cost") or {}, training), *training])
     )
     for prompt, text, reference in values.get("samples") or []:
         body.append(
@@ -99,10 +105,10 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4g}"
 
 
-def _cost(cost: Mapping[str, Any]) -> list[tuple[str, object]]:
+def _cost(cost: Mapping[str, Any], training: list[tuple[str, object]]) -> list[tuple[str, object]]:
     rows: list[tuple[str, object]] = []
     if "parameters" in cost:
-        share = f", trained {cost['trainable']:,}" if "trainable" in cost else ""
+        share = f", trained {cost['trainable']:,}" if training and "trainable" in cost else ""
         rows.append(("parameters", f"{cost['parameters']:,}{share}"))
     if "disk_bytes" in cost:
         rows.append(("weights on disk", f"{cost['disk_bytes'] / 1e6:.2f} MB"))

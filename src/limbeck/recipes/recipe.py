@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
@@ -23,7 +24,16 @@ __all__ = ["Dtype", "Recipe", "Report", "Session", "facts"]
 
 Dtype = Literal["auto", "fp32", "bf16", "fp16", "fp64"]
 
+_UNBOUND = 140  # columns where nobody says how many there are
 _COMMON: dict[str, Any] = {"section": "common"}
+
+
+def _console() -> Console:
+    """Console on stderr; a file or pipe, which has no width of its own, gets lines that hold our tables whole."""
+    console = Console(stderr=True)
+    if console.is_terminal or "COLUMNS" in os.environ:
+        return console
+    return Console(stderr=True, width=_UNBOUND)
 
 
 @dataclass(frozen=True)
@@ -37,7 +47,7 @@ class Session:
         progress: show progress bars.
     """
 
-    console: Console = field(default_factory=lambda: Console(stderr=True))
+    console: Console = field(default_factory=_console)
     text: TextIO = field(default_factory=lambda: sys.stdout)
     quiet: bool = False
     progress: bool = True

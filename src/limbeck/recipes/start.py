@@ -46,6 +46,12 @@ class Start:
         for residue in self.residues:
             train_only(self.model, residue.trained(self.model))
 
+    @property
+    def context(self) -> int:
+        """Tokens that both the model and its teacher can read at once."""
+        models = [self.model] if self.teacher is None else [self.model, self.teacher.model]
+        return min(model.config.context for model in models)
+
 
 @dataclass(frozen=True, slots=True)
 class Encoded:

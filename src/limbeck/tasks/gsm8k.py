@@ -71,6 +71,10 @@ class GSM8K(Task):
         """Exact match, strict then flexible, of what was generated; nats a token of the reference solutions."""
         return (*(_FIGURES if "strict" in columns else ()), NATS_PER_TOKEN)
 
+    def predicts(self, measuring: Measuring) -> bool:
+        """What is generated, where it is."""
+        return measuring.generate
+
     def decoding(self) -> Decoding:
         """Greedy; a next question ends it."""
         return Decoding(max_new_tokens=256, stop=("\nQuestion:",), truncate_prompts=True)

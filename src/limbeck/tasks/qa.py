@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -10,13 +10,13 @@ from pydantic import Field
 
 from limbeck.data.batch import Example
 from limbeck.data.prompts import EncodingReport, Template, Truncate, encode_rows, prompt_ids
-from limbeck.data.readers import Rows
+from limbeck.data.readers import Rows, read
 from limbeck.data.tokenizer import Tokenizer
 from limbeck.decode.generate import generate
 from limbeck.decode.settings import Decoding
 from limbeck.measure.likelihood import nll_sums
 from limbeck.measure.overlap import BLEU_TOKENISATION, exact_match, sentence_bleu, token_f1
-from limbeck.measure.perplexity import NATS_PER_TOKEN
+from limbeck.measure.perplexity import NATS_PER_TOKEN, PERPLEXITY
 from limbeck.measure.scores import Scores
 from limbeck.measure.statistic import Statistic, mean
 from limbeck.model.decoder import Decoder
@@ -48,6 +48,21 @@ class QuestionAnswering(Task):
         """Prompt and answer."""
         return Template(prompt=self.prompt, answer=self.answer)
 
+    def read(self, source: str, *, columns: Mapping[str, str], limit: int | None, separator: str) -> Rows:
+        """Read questions and answers; with ``empty`` count, rows that lack one are left out and counted."""
+        return read(
+            source,
+            required=self.required,
+            columns=columns or None,
+            limit=limit,
+            separator=separator,
+            missing="drop" if self.empty == "count" else "error",
+        )
+
+    def predicts(self, measuring: Measuring) -> bool:
+        """Answers, where they are generated."""
+        return measuring.generate
+
     def encode(self, rows: Rows, tokenizer: Tokenizer, context: int) -> tuple[list[Example], EncodingReport]:
         """Prompt and answer; the answer's tokens and the end token are learned."""
         return encode_rows(
@@ -65,14 +80,14 @@ class QuestionAnswering(Task):
         return NextToken()
 
     def statistics(self, columns: Collection[str]) -> tuple[Statistic, ...]:
-        """Nats an answer token; of what was generated BLEU, F1, exact match and the share that ended."""
+        """Nats an answer token and perplexity; of what was generated BLEU, F1, exact match and the share that ended."""
         generated = (
             mean("bleu", unit="BLEU"),
             mean("f1"),
             mean("exact"),
             mean("ended"),
         )
-        return (NATS_PER_TOKEN, *(generated if "bleu" in columns else ()))
+        return (NATS_PER_TOKEN, PERPLEXITY, *(generated if "bleu" in columns else ()))
 
     def decoding(self) -> Decoding:
         """Sampling as system D does: T 0.7, top-k 50, top-p 0.95, 120 tokens."""
@@ -119,4 +134,5 @@ class QuestionAnswering(Task):
             for row in kept[:_SHOWN]
             if predictions
         ]
-        return Result(Scores.of([r.id for r in kept], **columns), protocol, shown, report.describe(), predictions)
+        notes = {**report.describe(), "dropped_rows": len(rows.dropped)}
+        return Result(Scores.of([r.id for r in kept], **columns), protocol, shown, notes, predictions)

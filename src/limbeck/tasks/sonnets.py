@@ -85,6 +85,10 @@ class Sonnets(Task):
         """Nats a token of whole poems; of the continued ones chrF, verse, variety and copied lines."""
         return (NATS_PER_TOKEN, *(s for s in _FIGURES if set(s.columns) - {COUNT} <= set(columns)))
 
+    def predicts(self, measuring: Measuring) -> bool:
+        """What is generated, where it is."""
+        return measuring.generate
+
     def decoding(self) -> Decoding:
         """Sampling as the course's baseline does: temperature 1.2, top-p 0.9."""
         return Decoding(max_new_tokens=220, temperature=1.2, top_p=0.9, truncate_prompts=True)

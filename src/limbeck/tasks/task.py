@@ -122,6 +122,10 @@ class Task(Config):
         """How it generates unless told otherwise."""
         return Decoding()
 
+    def predicts(self, measuring: Measuring) -> bool:
+        """Whether an evaluation generates or chooses something for each item, which can be written to a file."""
+        return True
+
     def write_predictions(self, result: Result, path: Path) -> None:
         """Write what was generated or chosen for each item, in the task's published format, else as a JSON object.
 

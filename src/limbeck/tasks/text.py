@@ -84,10 +84,14 @@ class Text(Task):
         documents = {row.id: str(row.value("text", rows.source)) for row in rows}
         protocol = self.protocol(tokenizer, rows.source, measuring.context)
         found = perplexity(model, tokenizer, documents, protocol, batch_size=measuring.batch_size)
-        described = found.describe()
-        notes = {key: described.pop(key) for key in ("unscored", "truncated")}
+        notes = found.describe()  # all that is not its protocol is a finding: it differs from model to model
+        alike = {"tokenisation": notes.pop("tokenisation"), **notes.pop("protocol")}
         samples = self._samples(model, tokenizer, rows, decoding) if measuring.generate else []
-        return Result(found.scores, described, samples, notes)
+        return Result(found.scores, alike, samples, notes)
+
+    def predicts(self, measuring: Measuring) -> bool:
+        """Nothing: the few samples are only to look at."""
+        return False
 
     def decoding(self) -> Decoding:
         """Greedy, a few sentences."""

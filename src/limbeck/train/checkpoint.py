@@ -226,6 +226,7 @@ def _check_settings(folder: Path, there: dict[str, Any], here: dict[str, Any]) -
 
 def _write(file: Path, tensors: dict[str, Tensor]) -> None:
     save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, file)
+    storage.share(file)
 
 
 @contextmanager

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import gguf
+import pytest
+
+from limbeck.config import build
+from limbeck.errors import ConfigError, ModelError, RunError
+from limbeck.formats.load import load_bundle, save_bundle
+from limbeck.recipes import export_gguf
+from limbeck.recipes.export import Export
+from limbeck.recipes.recipe import Session
+from limbeck.techniques.rtn import RTN
+from tests.reference.small_model import MODERN, saved
+
+
+def exported(source: Path, out: Path, **over: Any) -> dict[str, Any]:
+    recipe = build(Export, {"model": str(source), "out": str(out), "to": "gguf", **over})
+    return dict(recipe.run(Session.silent()).values)
+
+
+def rounded(source: Path, folder: Path, **grid: Any) -> Path:
+    bundle = load_bundle(str(source))
+    model, residue = RTN(**grid).finish(RTN(**grid).apply(bundle.model))
+    assert residue is not None
+    save_bundle(model, bundle.tokenizer, folder, residues=(residue,))
+    return folder
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_agreement_with_the_source_is_in_the_report(tmp_path: Path, family: str) -> None:
+    source = saved(tmp_path / "m", width=64, ffn_width=96, **(MODERN if family == "llama" else {}))
+    last = -1.0
+    for kind in ("f32", "f16", "q8_0", "q4_0"):
+        values = exported(source, tmp_path / kind, type=kind)
+        file = tmp_path / kind / "model.gguf"
+        assert (values["architecture"], values["file"], values["bytes"]) == (family, str(file), file.stat().st_size)
+        assert values["types"].keys() <= {"F32", kind.upper()} and values["told"] == []
+        found = values["agreement"]
+        assert found["max_weight_error"] > last and (found["kl_nats"] > 0) is (kind != "f32")
+        last = found["max_weight_error"]
+    assert gguf.GGUFReader(file).get_field("general.name").contents() == "m"  # type: ignore[union-attr]
+    assert 0 < found["top_agreement"] < 1
+
+
+def test_codes_survive_and_other_grids_are_told(tmp_path: Path) -> None:
+    source = saved(tmp_path / "m", width=64, ffn_width=96, **MODERN)
+    values = exported(rounded(source, tmp_path / "q", bits=4), tmp_path / "a.gguf")
+    assert values["file"] == str(tmp_path / "a.gguf") and values["types"].keys() == {"F32", "Q4_0"}
+    assert values["agreement"]["max_weight_error"] == values["agreement"]["max_difference"] == 0
+    values = exported(rounded(source, tmp_path / "q8", bits=8), tmp_path / "b.gguf", type="q8_0")
+    assert "15 quantized matrices are on a grid that this type has no blocks for" in values["told"][0]
+    values = exported(saved(tmp_path / "n", width=16), tmp_path / "c.gguf", type="q4_1")
+    assert "7 matrices have columns that do not divide into blocks of 32 and are F16" in values["told"][0]
+    assert values["told"][0].endswith(" and more")
+
+
+def test_what_is_there_is_not_replaced_unasked(tmp_path: Path) -> None:
+    source, file = saved(tmp_path / "m"), tmp_path / "a.gguf"
+    exported(source, file)
+    for out in (file, tmp_path / "m"):
+        with pytest.raises(ConfigError, match="is not empty: give another --out, or --overwrite"):
+            exported(source, out)
+    assert exported(source, file, type="f32", overwrite=True)["types"].keys() == {"F32"}
+
+
+def test_options_of_other_layouts_are_refused(tmp_path: Path) -> None:
+    source = saved(tmp_path / "m")
+    with pytest.raises(ConfigError, match="take --type"):
+        exported(source, tmp_path / "a", dtype="bf16")
+    with pytest.raises(ConfigError, match="it needs --to gguf"):
+        exported(source, tmp_path / "a", to="huggingface", type="q8_0")
+    with pytest.raises(ConfigError, match="it needs --to peft"):
+        exported(source, tmp_path / "a", base="x")
+    assert not (tmp_path / "a").exists()
+
+
+def test_without_the_package_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [n for n in sys.modules if n.startswith(("limbeck.formats.gguf", "limbeck.recipes.export_gguf"))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(ConfigError, match=r"GGUF needs the package gguf: pip install 'limbeck\[export\]'"):
+        exported(saved(tmp_path / "m"), tmp_path / "a")
+
+
+def test_a_wrong_file_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, other = saved(tmp_path / "m"), saved(tmp_path / "o")
+    monkeypatch.setattr(export_gguf, "read_gguf", lambda *_: load_bundle(str(other)).model)
+    with pytest.raises(RunError, match="differs from"):
+        exported(source, tmp_path / "a", type="f32")
+
+
+def test_a_model_that_llama_cpp_does_not_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="GGUF has no architecture for this model"):
+        exported(saved(tmp_path / "m", norm="rms"), tmp_path / "a")
+    assert not (tmp_path / "a").exists()
