@@ -42,6 +42,7 @@ def test_the_same_recipe_goes_on_and_another_is_refused(tmp_path: Path) -> None:
     Run.create(tmp_path, Recipe()).close()
     with Run.create(tmp_path, Recipe()) as run:
         assert run.resumed and "goes on" in run.describe()
+        run.log(1, loss=1.0)
     with pytest.raises(ConfigError, match=r"inner\.rate is 0\.1 there and 0\.2 here"):
         Run.create(tmp_path, Recipe(inner=Inner(rate=0.2)))
 
@@ -55,7 +56,8 @@ def test_many_differences_are_counted(tmp_path: Path) -> None:
         e: int = 0
         f: int = 0
 
-    Run.create(tmp_path, Wide()).close()
+    with Run.create(tmp_path, Wide()) as run:
+        run.log(1, loss=1.0)
     with pytest.raises(ConfigError, match="and 2 more"):
         Run.create(tmp_path, Wide(a=1, b=1, c=1, d=1, e=1, f=1))
 

@@ -42,6 +42,8 @@ class Run:
     def create(cls, path: Path, recipe: config.Config) -> Run:
         """Begin a run in ``path``, or go on with the same recipe's run there (see ``resumed`` and ``finished``).
 
+        A run that stopped before it made anything, on a wrong setting for instance, gives way to another recipe.
+
         Raises:
             ConfigError: the folder holds another recipe's run, or files that are no run.
             RunError: another process is writing this run.
@@ -50,10 +52,11 @@ class Run:
         file, text = path / "recipe.yaml", config.dump(recipe)
         if path.exists() and not path.is_dir():
             raise ConfigError(f"{path} is a file: give a folder for the run")
-        resumed = file.exists()
-        if resumed:
-            _check_same(path, _read_yaml(file), yaml.safe_load(text))
-        elif path.exists() and any(not p.name.startswith(".") for p in path.iterdir()):
+        there, here = _read_yaml(file) if file.exists() else None, yaml.safe_load(text)
+        resumed = there is not None and (there == here or _worth_keeping(path))
+        if there is not None and resumed:
+            _check_same(path, there, here)
+        elif there is None and path.exists() and any(not p.name.startswith(".") for p in path.iterdir()):
             raise ConfigError(f"folder {path} is not empty and holds no run: give an empty or a new one")
         run = cls(path, resumed=resumed)
         with storage.writing(path):
@@ -64,6 +67,8 @@ class Run:
             for folder in (run.checkpoints, run.scores):
                 folder.mkdir(exist_ok=True)
         if not resumed:
+            with storage.writing(path):
+                (path / "provenance.json").unlink(missing_ok=True)
             storage.write_text(file, text)
         return run
 
@@ -300,6 +305,12 @@ def _cpu_model() -> str:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
+
+
+def _worth_keeping(path: Path) -> bool:
+    """Whether a run made anything: a file beside what says how it was begun."""
+    begun = {"recipe.yaml", "provenance.json"}
+    return any(p.is_file() and p.name not in begun and not p.name.startswith(".") for p in path.rglob("*"))
 
 
 def _check_same(path: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:

@@ -203,7 +203,7 @@ def test_toy_corpora_are_sources() -> None:
         ("a.json", "[]", "holds no rows"),
         ("a.txt", "<|endoftext|>\n<|endoftext|>", "holds no rows"),
         ("a.parquet", b"PAR1 nonsense", "is not a readable parquet file"),
-        ("a.docx", "x", r"does not end in one of \.txt, \.csv"),
+        ("a.docx", "x", r"does not end in one of \.txt, \.raw, \.csv"),
     ],
 )
 def test_bad_files_are_refused_in_one_sentence(tmp_path: Path, name: str, content: str | bytes, words: str) -> None:

@@ -11,19 +11,19 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from limbeck.data.batch import Batch
+from limbeck.data.tokenizer import Tokenizer
 from limbeck.errors import ModelError, StorageError
 from limbeck.formats.gguf import architecture, blocks, read_gguf, weight_error, write_gguf
 from limbeck.formats.load import save_bundle
 from limbeck.kernels.packed import dispatch
-from limbeck.model.config import DecoderConfig
 from limbeck.model.decoder import Decoder
-from limbeck.model.quantized import QuantizedEmbedding, QuantizedLinear
 from limbeck.techniques.gptq import GPTQ
 from limbeck.techniques.grid import Grid, encode
 from limbeck.techniques.lora import LoRA
 from limbeck.techniques.rtn import RTN
 from tests.reference.small_model import MODERN, decoder
 from tests.reference.small_tokenizer import byte_level
+from tests.reference.tokenizers import llama_like
 
 SHAPE: dict[str, Any] = {"width": 64, "ffn_width": 96}
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -110,6 +110,24 @@ def test_every_key(tmp_path: Path, name: str) -> None:
     ours = {key for key in reader.fields if not key.startswith("GGUF.")}
     assert ours == settings.keys() | lists | {f"{arch}.attention.{norm}"}
     assert len(value(reader, "tokenizer.ggml.tokens")) == 288
+
+
+def test_every_key_of_a_sentencepiece_tokenizer(tmp_path: Path) -> None:
+    tokenizer = Tokenizer.load(llama_like(tmp_path))
+    write_gguf(small("llama", vocab_size=310), tokenizer, tmp_path / "m.gguf")
+    reader = gguf.GGUFReader(tmp_path / "m.gguf")
+    wanted = {
+        "model": "llama", "pre": "default", "bos_token_id": 1, "eos_token_id": 2, "unknown_token_id": 0,
+        "padding_token_id": 3, "add_bos_token": True, "add_eos_token": False, "add_space_prefix": True,
+    }  # fmt: skip
+    for key, held in wanted.items():
+        assert value(reader, f"tokenizer.ggml.{key}") == held, key
+    lists = {key: value(reader, f"tokenizer.ggml.{key}") for key in ("tokens", "scores", "token_type")}
+    assert {len(held) for held in lists.values()} == {310}
+    first, later = (lists["scores"][lists["tokens"].index(piece)] for piece in ("\u2581t", "\u2581the"))
+    assert first == 0 and later == -2 and lists["scores"][lists["tokens"].index("z")] == -8
+    ours = {key for key in reader.fields if key.startswith("tokenizer.")}
+    assert ours == {f"tokenizer.ggml.{key}" for key in (*wanted, *lists)}
 
 
 @pytest.mark.parametrize("kind", ["f16", "q8_0", "q4_0", "q4_1"])
@@ -282,9 +300,3 @@ def test_a_file_of_another_model_is_not_read(tmp_path: Path) -> None:
     write_gguf(small("gpt2"), byte_level(), tmp_path / "m.gguf")
     with pytest.raises(ModelError, match="differ in the tensor"):
         read_gguf(tmp_path / "m.gguf", small("gpt2", layers=1).config)
-
-
-def test_quantized_modules_are_what_was_meant() -> None:
-    model = RTN(bits=4).apply(small("gpt2"))
-    assert isinstance(model.embed, QuantizedEmbedding) and isinstance(model.head, QuantizedLinear)
-    assert isinstance(model.config, DecoderConfig)

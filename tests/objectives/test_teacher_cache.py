@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -250,6 +251,30 @@ def test_a_finished_cache_is_left_alone(cache: Path) -> None:
 
     build_cache(Silent(decoder(0)), EXAMPLES, cache, key())
     assert files(cache) == before
+
+
+def test_runs_that_share_a_cache_and_start_together_write_it_once(tmp_path: Path, built: Path) -> None:
+    asked: list[int] = []
+    inside, go = threading.Event(), threading.Event()
+
+    def slowly(done: int, _: int) -> None:
+        asked.append(done)
+        inside.set()
+        assert go.wait(timeout=30)
+
+    def make() -> None:
+        build_cache(TEACHER, EXAMPLES, tmp_path / "c", key(), batch_size=4, on_progress=slowly)
+
+    runs = [threading.Thread(target=make) for _ in range(2)]
+    runs[0].start()
+    assert inside.wait(timeout=30)
+    runs[1].start()
+    runs[1].join(timeout=0.3)
+    assert runs[1].is_alive()  # it waits for the first
+    go.set()
+    for run in runs:
+        run.join(timeout=30)
+    assert asked == [4, 6] and files(tmp_path / "c") == files(built)
 
 
 def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

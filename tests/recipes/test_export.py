@@ -88,7 +88,9 @@ def test_a_wrong_file_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     source, other = saved(tmp_path / "m"), saved(tmp_path / "other")
     real = export.load_bundle
     monkeypatch.setattr(
-        export, "load_bundle", lambda name, *rest: real(name if name == str(source) else str(other), *rest)
+        export,
+        "load_bundle",
+        lambda name, *rest, **named: real(name if name == str(source) else str(other), *rest, **named),
     )
     with pytest.raises(RunError, match="differs from"):
         Export(model=str(source), out=str(tmp_path / "hf")).run(Session.silent())

@@ -13,11 +13,13 @@ from rich.console import Console
 from limbeck.config import build
 from limbeck.data.readers import read
 from limbeck.errors import ConfigError, ModelError, TechniqueError
-from limbeck.formats.load import load_bundle
+from limbeck.formats.load import load_bundle, save_bundle
 from limbeck.measure.cost import SpeedProtocol, disk_bytes
 from limbeck.measure.perplexity import NATS_PER_TOKEN
 from limbeck.measure.scores import Scores
 from limbeck.measure.stats import compare
+from limbeck.model.config import Classes
+from limbeck.model.heads import with_classes
 from limbeck.model.quantized import is_quantized
 from limbeck.recipes import quantize, quantize_report
 from limbeck.recipes.quantize import Quantize
@@ -25,6 +27,7 @@ from limbeck.recipes.quantize_report import alternated, show_quantized
 from limbeck.recipes.recipe import Session
 from limbeck.tasks.text import Text
 from tests.reference.small_model import MODERN, decoder, saved
+from tests.reference.task_models import small, tokenizer
 
 QUICK: dict[str, Any] = {
     "data": "toy:stories", "limit": 12,
@@ -92,9 +95,15 @@ def test_calibration_reaches_the_technique(tmp_path: Path, technique: dict[str, 
         source, tmp_path / "run", technique=technique, calibration="toy:verse", calibration_tokens=300, context=24
     )
     used = values["calibration"]
+    assert not any("calibration rows" in told for told in values["told"])
     assert used["source"] == "toy:verse" and 0 < used["tokens"] <= 300 and used["sequences"] >= 300 // 24
     assert [r["kind"] for r in values["residues"]] == [technique["kind"]]
     assert is_quantized(load_bundle(str(tmp_path / "run")).model)
+
+
+def test_measuring_on_the_calibration_rows_is_said(tmp_path: Path) -> None:
+    values = quantized(saved(tmp_path / "m"), tmp_path / "run", calibration=QUICK["data"])
+    assert values["told"][0] == "the calibration rows are those measured on: the figures are too good"
 
 
 def test_what_stays_keeps_its_stored_dtype(tmp_path: Path) -> None:
@@ -129,6 +138,16 @@ def test_bad_input_is_one_sentence_and_leaves_no_run(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="limbeck_format 99: this version reads 1"):
         quantized(run, tmp_path / "twice")
     assert not (tmp_path / "twice").exists()
+
+
+def test_a_head_of_classes_has_figures_but_no_agreement(tmp_path: Path) -> None:
+    model = with_classes(small(), Classes(labels=("0", "1")))
+    save_bundle(model, tokenizer(), tmp_path / "m")
+    values = quantized(
+        tmp_path / "m", tmp_path / "run", data="toy:sentiment", task={"kind": "sentiment", "labels": ["0", "1"]}
+    )
+    assert values["agreement"] == {} and "accuracy" in values["comparisons"]
+    assert "KL to the original" not in shown(values)
 
 
 def test_a_run_that_was_cut_short_is_done_again(tmp_path: Path) -> None:

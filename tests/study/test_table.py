@@ -9,9 +9,10 @@ import pytest
 from rich.console import Console, RenderableType
 
 from limbeck.errors import ConfigError
+from limbeck.measure.perplexity import PERPLEXITY
 from limbeck.measure.statistic import mean
 from limbeck.study.table import Group, findings, groups, markdown, rounded, short, span, tables
-from tests.reference.finished_arms import Arm, arm
+from tests.reference.finished_arms import NATS, Arm, arm
 
 
 def shown(body: Sequence[RenderableType], width: int = 80) -> str:
@@ -98,6 +99,18 @@ def test_markdown_has_full_figures_and_cannot_be_broken_by_a_label() -> None:
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}) == 1
     assert "student, taught by it against teacher, from" in text and "60 items, 1 seed; p = " in text
     assert "\n\n\n" not in text
+
+
+def test_markdown_tells_the_other_figures_of_every_arm_too() -> None:
+    rows = (arm("one", 1.0, seeds=3, statistics=(NATS, PERPLEXITY)), arm("two", 2.0, label="a | b"))
+    text = markdown("", *made(rows, ("one", "two")))
+    assert "\n\n| arm | perplexity (lower is better) |\n|---|---:|\n" in text
+    figure = re.search(r"^\| one \| ([\d.]+) \[([\d.]+), ([\d.]+)\] \|$", text, re.MULTILINE)
+    assert figure is not None
+    value, low, high = map(float, figure.groups())
+    assert low < value < high and value == pytest.approx(math.e, rel=0.1)
+    assert "| a \\| b | - |\n" in text
+    assert "perplexity" not in markdown("", *made([arm("one", 1.0)]))
 
 
 def test_what_must_stand_beside_a_figure_does() -> None:

@@ -24,6 +24,7 @@ _READERS: dict[str, Callable[[Path], Table]] = {
     ".jsonl": read_jsonl,
     ".parquet": read_parquet,
 }
+_TEXTS = (".txt", ".raw")  # WikiText calls its untouched text .raw
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?")
 
 
@@ -40,9 +41,9 @@ def read(
     """Read a data set.
 
     Args:
-        source: a ``.txt`` (one document between separators, field ``text``), ``.csv``, ``.tsv``, ``.json`` (a list of
-            objects or of strings), ``.jsonl`` or ``.parquet`` file; ``toy:NAME``; or a Hub id, ``owner/name`` or
-            ``owner/name:config``, read through ``datasets``.
+        source: a ``.txt`` or ``.raw`` (one document between separators, field ``text``), ``.csv``, ``.tsv``,
+            ``.json`` (a list of objects or of strings), ``.jsonl`` or ``.parquet`` file; ``toy:NAME``; or a Hub id,
+            ``owner/name`` or ``owner/name:config``, read through ``datasets``.
         required: fields that every row must have a value for. An empty cell of a CSV is no value; an empty string of a
             JSON or parquet file is one.
         columns: our field <- their column; columns not named keep their names.
@@ -93,15 +94,17 @@ def _table(source: str, split: str | None, separator: str) -> tuple[Table, str, 
     if path.is_dir():
         raise DataError(f"{source} is a folder; name one of its files")
     if path.is_file():
-        if kind != ".txt" and kind not in _READERS:
-            endings = ", ".join([".txt", *_READERS])
+        if kind not in _TEXTS and kind not in _READERS:
+            endings = ", ".join([*_TEXTS, *_READERS])
             raise DataError(
                 f"{source} does not end in one of {endings}, so its format is unknown; rename or convert it"
             )
-        table = read_text(path, separator) if kind == ".txt" else _READERS[kind](path)
+        table = read_text(path, separator) if kind in _TEXTS else _READERS[kind](path)
         table = table if split is None else _pick(source, table, split)
         return table, path.stem, (None, "") if kind in (".csv", ".tsv") else (None,)
-    if kind == ".txt" or kind in _READERS or not _HUB_ID.fullmatch(source):
+    if path.exists():
+        raise DataError(f"{source} is no regular file; write its content to one")
+    if kind in _TEXTS or kind in _READERS or not _HUB_ID.fullmatch(source):
         raise DataError(f"data file {source} does not exist; check the path")
     return _hub(source, split or "train"), source, (None,)
 

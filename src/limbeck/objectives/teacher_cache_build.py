@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +41,8 @@ def build_cache(
     Args:
         teacher: asked in batches; on a resume it must be the one that ``key`` names.
         examples: chunks of rows, each asked on its own, the longest first; no two of one row begin at one token.
-        folder: made where missing; a finished cache of the same key and text is left as it is.
+        folder: made where missing; a finished cache of the same key and text is left as it is. Runs that share it may
+            start together: one writes, the others wait.
         key: what the cache is made from, with k, temperature and vocabulary rows.
         batch_size: chunks of one forward.
         device: of the teacher.
@@ -59,24 +62,37 @@ def build_cache(
     chunks = _chunks(ordered)
     header = Header(key=key, text=_text_hash(ordered), chunks=len(ordered), tokens=int(chunks[:, 2].sum()))
     try:
-        done = _start(folder, header, chunks)
-        with _Files(folder, header, int(chunks[:done, 2].sum())) as files:
-            since = 0
-            while done < len(ordered):
-                part = ordered[done : done + batch_size]
-                files.append(*_ask(teacher, part, header, device))
-                done, since = done + len(part), since + len(part)
-                if since >= sync_chunks or done == len(ordered):
-                    files.sync()
-                    _write(folder / "progress.json", json.dumps({"chunks": done}).encode())
-                    since = 0
-                if on_progress is not None:
-                    on_progress(done, len(ordered))
+        with _alone(folder):
+            done = _start(folder, header, chunks)
+            with _Files(folder, header, int(chunks[:done, 2].sum())) as files:
+                since = 0
+                while done < len(ordered):
+                    part = ordered[done : done + batch_size]
+                    files.append(*_ask(teacher, part, header, device))
+                    done, since = done + len(part), since + len(part)
+                    if since >= sync_chunks or done == len(ordered):
+                        files.sync()
+                        _write(folder / "progress.json", json.dumps({"chunks": done}).encode())
+                        since = 0
+                    if on_progress is not None:
+                        on_progress(done, len(ordered))
     except OSError as error:
         raise StorageError(
             f"the teacher cache in {folder} could not be written ({error}): free some space and run again to go on"
         ) from None
     return folder
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Make ``folder`` and wait until no other run writes in it: the second of two finds the cache finished."""
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)  # which unlocks
 
 
 def _chunks(examples: Sequence[Example]) -> NDArray[np.int64]:
@@ -106,7 +122,6 @@ def _text_hash(examples: Sequence[Example]) -> str:
 def _start(folder: Path, header: Header, chunks: NDArray[np.int64]) -> int:
     """Lay out a new cache, or check the one that is there; returns how many chunks are written."""
     if not (folder / "cache.json").exists():
-        folder.mkdir(parents=True, exist_ok=True)
         _write(folder / "chunks.bin", chunks.tobytes())
         _write(folder / "progress.json", b'{"chunks": 0}')
         _write(folder / "cache.json", header.model_dump_json(indent=2).encode())  # last: it makes the folder a cache

@@ -122,12 +122,12 @@ class Fit(DataSource, Recipe):
         parts, found = audited(self.parts(self.task), self.audit, self.task)
         start = self.start(parts, device)
         data = self._encode(parts, start)
+        settings = self.settings(bool(data.valid))
         checks = self._checks(start, data, found)  # asks the base, which techniques may change in place
         torch.manual_seed(self.seed)
         model = apply_all(self.techniques, self.task.prepare(start.model), self._calibration(data, start))
         stream = self._stream(data.train, start, data.context)
         if self.dry_run:
-            settings = self.settings(bool(data.valid))
             shown = [stream.at(0)], [row.id for row in parts.train]
             return dry_run(model, start.tokenizer, self.objective(start, data, parts, None), stream, settings, *shown)
         with Run.create(self.folder, self) as run:

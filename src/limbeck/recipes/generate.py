@@ -49,7 +49,7 @@ class Generate(Recipe):
         bundle = load_bundle(self.model, dtype_of(self.dtype), device_of(self.device), adapter=self.adapter)
         names, texts = self._texts()
         prompts = [self._ids(bundle.tokenizer, text) for text in texts]
-        ends = _ends(bundle.generation, bundle.tokenizer)
+        ends, decoding = _ends(bundle.generation, bundle.tokenizer), self.decoding.seeded(self.seed)
         stream = len(prompts) == 1 and self.decoding.outputs == 1
         if stream:
             fit_prompts(bundle.model, prompts, self.decoding, bundle.tokenizer)  # refuse before anything is shown
@@ -59,7 +59,7 @@ class Generate(Recipe):
             bundle.model,
             bundle.tokenizer,
             prompts,
-            self.decoding,
+            decoding,
             batch_size=self.batch_size,
             end_ids=ends,
             on_text=_writer(session) if stream else None,
@@ -71,7 +71,7 @@ class Generate(Recipe):
         values: dict[str, Any] = {
             "verb": self.verb,
             "model": self.model,
-            "decoding": self.decoding.model_dump(mode="json"),
+            "decoding": decoding.model_dump(mode="json"),
             "generations": [_plain(n, t, g) for n, t, some in zip(names, texts, out, strict=True) for g in some],
             "tokens": tokens,
             "seconds": seconds,

@@ -121,6 +121,8 @@ class Quantize(Recipe):
                 **self._compared(source, made, rows, run),
                 **self._costs(source, made),
             }
+            if calibration is not None and calibration.hash == rows.hash:
+                values["told"].insert(0, "the calibration rows are those measured on: the figures are too good")
             values = plain(values)
             run.finish(values)
             return Report(values, show_quantized(values))

@@ -98,7 +98,7 @@ def show_quantized(values: Mapping[str, Any]) -> tuple[RenderableType, ...]:
         ),
         ("speed", values["speed"]["sentence"]),
     ]
-    notes = [Text(told, style="yellow") for told in values["told"]]
+    notes = [Text(told, style="yellow") for told in values["told"] if told != values["speed"]["sentence"]]
     return (
         table,
         *verdicts,

@@ -12,7 +12,7 @@ from typing import Any
 
 from limbeck.run import Run
 from limbeck.study.charts import COLOURS, Chart, Curve, cost_charts, curve_chart, number
-from limbeck.study.table import Finding, Group, Line, Row, change, rounded, short, span, told
+from limbeck.study.table import Finding, Group, Line, Row, change, others, rounded, short, span, told
 
 __all__ = ["page", "protocol"]
 
@@ -149,6 +149,7 @@ def _section(group: Group, numbers: Mapping[str, int]) -> dict[str, Any]:
         "reference": group.reference,
         "lines": [_cells(line, numbers, group) for line in group.lines],
         "told": told(group),
+        "others": others(group),
         "charts": [asdict(c) for c in (*cost_charts(group, numbers), *_curves(group, numbers))],
         "samples": _samples(group, numbers),
         "protocol": shared,

@@ -30,6 +30,7 @@ __all__ = [
     "findings",
     "groups",
     "markdown",
+    "others",
     "rounded",
     "short",
     "span",
@@ -215,10 +216,26 @@ def markdown(title: str, grouped: Sequence[Group], compared: Sequence[Finding]) 
         lines += [f"**{_cell(group.heading)}**", "", "| " + " | ".join(map(_cell, columns)) + " |"]
         lines.append("|---|" + "---:|" * (len(columns) - 1))
         lines += ["| " + " | ".join(map(_cell, _full(line))) + " |" for line in group.lines]
+        heading, *rows = others(group)
+        if len(heading) > 1:
+            lines += ["", "| " + " | ".join(map(_cell, heading)) + " |", "|---|" + "---:|" * (len(heading) - 1)]
+            lines += ["| " + " | ".join(map(_cell, row)) + " |" for row in rows]
         lines += ["", *(f"- {_cell(f'{name}: {sentence}')}" for name, sentence in told(group))]
         lines += [""] if told(group) else []
     lines += [f"- {_cell(_sentence(f, len(compared)))}" for f in compared]
     return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def others(group: Group) -> list[list[str]]:
+    """Every figure but the table's own, with its interval: a heading, then a row an arm."""
+    names = dict.fromkeys(s.name for line in group.lines for s in line.row.statistics if s.name != group.statistic.name)
+    known = {s.name: s for line in group.lines for s in line.row.statistics}
+    out = [["arm", *(f"{name} ({known[name].better} is better)" for name in names)]]
+    for line in group.lines:
+        own = {s.name: interval(list(line.row.scores), s) for s in line.row.statistics if s.name in names}
+        cells = [f"{rounded(f.value, f.low, f.high)} {span(f)}" if (f := own.get(name)) else "-" for name in names]
+        out.append([line.row.label, *cells])
+    return out
 
 
 def told(group: Group) -> list[tuple[str, str]]:

@@ -26,7 +26,8 @@ class Depth(Technique):
     it can go on to teach. Rules for a count n of L layers:
 
     - ``uniform``: evenly spaced from first to last, ``round(i (L - 1) / (n - 1))``: 6 of 12 gives 0, 2, 4, 7, 9, 11,
-      from which DistilGPT-2 was started (Sanh et al. 2019, ``scripts/extract.py``);
+      the layers that the published preparation of DistilGPT-2 takes of GPT-2 (transformers,
+      ``examples/research_projects/distillation/scripts/extract.py``; the DistilBERT paper says one layer out of two);
     - ``first_last``: the first ceil(n / 2) and the last floor(n / 2);
     - ``importance``: the n of greatest block influence on the calibration data (Men et al. 2024, ShortGPT, eq. 1).
     """
