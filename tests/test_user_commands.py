@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -271,3 +273,44 @@ def test_raw_is_text_and_a_device_is_no_file(base: Path, tmp_path: Path, limbeck
     assert said.code == 0, said.err
     assert json.loads(said.out)["notes"]["bytes"] == file.stat().st_size
     refused(limbeck("evaluate", base, "--data", "/dev/null"), "/dev/null is no regular file")
+
+
+def test_a_wrong_value_in_a_study_names_its_arm(tmp_path: Path, limbeck: Limbeck) -> None:
+    plan = tmp_path / "plan.yaml"
+    plan.write_text("arms:\n  first: {verb: pretrain}\n  second: {verb: pretran}\n", encoding="utf-8")
+    refused(limbeck("study", plan, "--out", tmp_path / "out"), "'arms.second.verb'", "got 'pretran'")
+
+
+def test_a_near_miss_of_a_folder_is_offered_it(base: Path, limbeck: Limbeck, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(base.parent.parent)
+    near = f"{base.parent.name}/bass"  # could be a Hub id
+    refused(limbeck("generate", near, "x"), f"'{near}' is n", f"did you mean '{base.parent.name}/base'?")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+@pytest.mark.parametrize("argv", [("demo", "--print-config", "--json"), ("demo", "--no-such", "--json"), ("--help",)])
+def test_a_full_disk_behind_stdout_is_one_sentence(argv: tuple[str, ...]) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "limbeck", *argv], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert done.returncode in (1, 2)
+    assert done.stderr.startswith("limbeck: error: ") and done.stderr.count("\n") == 1, done.stderr
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize(
+    ("model", "more", "nats", "tokens"),
+    [("stories260K", (), 1.30498, 36664), ("models/base-14m-gpt2", ("--text.begin",), 3.24382, 20613)],
+)
+def test_the_documented_commands_give_the_reference_losses(
+    model: str, more: tuple[str, ...], nats: float, tokens: int, real_data: Path, limbeck: Limbeck
+) -> None:
+    said = limbeck(
+        "evaluate", real_data / model, "--data", real_data / "tinystories" / "valid.txt", "--limit", 100,
+        "--text.truncate", "--no-text.end", *more, "--no-generate", *MEASURED, "--json",
+    )  # fmt: skip
+    assert said.code == 0, said.err
+    found = json.loads(said.out)
+    assert found["metrics"]["nats per token"]["value"] == pytest.approx(nats, abs=1e-5)
+    assert found["notes"]["tokens"] == tokens

@@ -100,17 +100,18 @@ def _resolve(verb: str, flags: Sequence[Flag], typed: Mapping[str, Any]) -> Reci
 def _fail(failure: Failure, args: Sequence[str]) -> int:
     """Say what went wrong: a sentence on stderr, and the JSON object where one was asked for."""
     before_end = args[: args.index("--")] if "--" in args else args
-    try:
-        if failure.message:
-            print(f"limbeck: error: {failure.message}", file=sys.stderr)
-            if "--json" in before_end:
-                print(json.dumps({"error": failure.message, "exit_code": failure.exit_code}, ensure_ascii=False))
-        sys.stdout.flush()
-    except BrokenPipeError:
-        failure = Failure("", failure.exit_code or 1)
     if not failure.message:
         _forget_stdout()
-    return failure.exit_code
+        return failure.exit_code
+    try:
+        with contextlib.suppress(BrokenPipeError):  # nobody reads stderr any more
+            print(f"limbeck: error: {failure.message}", file=sys.stderr)
+        if "--json" in before_end:
+            print(json.dumps({"error": failure.message, "exit_code": failure.exit_code}, ensure_ascii=False))
+        sys.stdout.flush()
+    except OSError:  # stdout is closed or full, which may be the very failure
+        _forget_stdout()
+    return failure.exit_code or 1
 
 
 def _forget_stdout() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -162,7 +162,8 @@ def _name(kind: type[BaseModel], path: list[str]) -> str:
     kept: list[str] = []
     for i, step in enumerate(path):
         last_of_unknown = i == len(path) - 1
-        if step.isdigit() or step in _known(kind, path[:i]) or (last_of_unknown and _is_key(step)):
+        named = step.isdigit() or step in _known(kind, path[:i]) or _is_mapping(kind, path[:i])
+        if named or (last_of_unknown and _is_key(step)):
             kept.append(step)
     return ".".join(kept)
 
@@ -175,8 +176,19 @@ def _is_key(step: str) -> bool:
 _LABELS = frozenset({"str", "int", "float", "bool", "none", "dict", "list", "tuple"})
 
 
+def _is_mapping(kind: type[BaseModel], path: list[str]) -> bool:
+    """Whether ``path`` leads to a mapping, whose keys the user has chosen."""
+    fields = [k.model_fields.get(path[-1]) for k in _at(kind, path[:-1])] if path else []
+    return any(get_origin(field.annotation) is dict for field in fields if field is not None)
+
+
 def _known(kind: type[BaseModel], path: list[str]) -> list[str]:
     """Return the field names at ``path`` inside ``kind`` (unions: the names of every member)."""
+    return [name for k in _at(kind, path) for name in k.model_fields]
+
+
+def _at(kind: type[BaseModel], path: list[str]) -> list[type[BaseModel]]:
+    """The configs that may stand at ``path`` inside ``kind``."""
     kinds: list[type[BaseModel]] = [kind]
     for step in path:
         inner: list[type[BaseModel]] = []
@@ -185,7 +197,7 @@ def _known(kind: type[BaseModel], path: list[str]) -> list[str]:
             if field is not None:
                 inner += _models(field.annotation)
         kinds = inner or kinds  # an index, or a union's tag: a step of the path that names no field
-    return [name for k in kinds for name in k.model_fields]
+    return kinds
 
 
 def _models(annotation: Any) -> list[type[BaseModel]]:

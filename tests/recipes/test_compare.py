@@ -70,7 +70,7 @@ def pair(tmp_path: Path) -> tuple[str, str]:
 def test_every_figure_that_both_report_is_compared_by_item(pair: tuple[str, str]) -> None:
     report = go(*pair)
     found = report.values["comparisons"]
-    assert list(found) == [NLL.name, "bleu", "f1", "exact", "ended"]
+    assert list(found) == [NLL.name, "perplexity", "bleu", "f1", "exact", "ended"]
     wanted = compare(scores(0.3), scores(0.1, seed=1), NLL, resamples=400, seed=0)
     for key in ("a", "b", "difference", "low", "high", "p", "items"):
         assert found[NLL.name][key] == getattr(wanted, key)
@@ -137,7 +137,7 @@ def test_files_of_scores(tmp_path: Path, pair: tuple[str, str]) -> None:
     assert go(str(loose), str(loose), metric="bleu", better="higher").values["a"]["name"].endswith("(first)")
     both_inside = [str(Path(p) / "scores" / "test.jsonl") for p in pair]
     report = go(*both_inside)
-    assert list(report.values["comparisons"]) == [NLL.name, "bleu", "f1", "exact", "ended"]
+    assert list(report.values["comparisons"]) == [NLL.name, "perplexity", "bleu", "f1", "exact", "ended"]
     assert report.values["b"]["name"] == "taught/scores/test.jsonl"
 
 

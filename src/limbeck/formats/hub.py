@@ -44,10 +44,10 @@ def resolve(name: str) -> Path:
         return _in_folder(folder)
     if folder.exists():
         raise ModelError(f"{name} is a file: name the folder of the model")
+    siblings = [str(p) for p in folder.parent.iterdir() if p.is_dir()] if folder.parent.is_dir() else []
     if not _ID.fullmatch(name) or name.endswith((".", "-")):
-        siblings = [str(p) for p in folder.parent.iterdir() if p.is_dir()] if folder.parent.is_dir() else []
         raise ModelError(f"the model folder {name} does not exist{nearest(name, siblings)}")
-    return _from_hub(name)
+    return _from_hub(name, nearest(name, siblings))
 
 
 def _in_folder(folder: Path) -> Path:
@@ -63,7 +63,8 @@ def _is_model(folder: Path) -> bool:
     return any((folder / name).is_file() for name in ("config.json", ADAPTER))
 
 
-def _from_hub(name: str) -> Path:
+def _from_hub(name: str, hint: str) -> Path:
+    """Fetch ``name``; ``hint`` names a folder here that may have been meant."""
     try:
         folder = Path(huggingface_hub.snapshot_download(name, allow_patterns=ALLOWED, ignore_patterns=["*/*"]))
     except errors.GatedRepoError:
@@ -71,11 +72,11 @@ def _from_hub(name: str) -> Path:
             f"the Hub model {name} is gated: accept its terms there and log in with 'hf auth login'"
         ) from None
     except errors.RepositoryNotFoundError:
-        raise ModelError(f"'{name}' is neither a folder here nor a model on the Hub (or it is private)") from None
+        raise ModelError(f"'{name}' is neither a folder here nor a model on the Hub (or it is private){hint}") from None
     except errors.LocalEntryNotFoundError:
         raise ModelError(
             f"'{name}' is no folder here, and the Hub's cache has no copy while the Hub cannot be reached "
-            "(or HF_HUB_OFFLINE is set)"
+            f"(or HF_HUB_OFFLINE is set){hint}"
         ) from None
     except Exception as error:  # transport, storage and validation errors of several libraries, with no class in common
         raise ModelError(f"the Hub model {name} cannot be fetched: {' '.join(str(error).split())}") from None

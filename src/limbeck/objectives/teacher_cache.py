@@ -39,7 +39,7 @@ from limbeck.losses.divergence import Divergence, ForwardKL, TopK
 from limbeck.objectives.distill import Distill
 from limbeck.objectives.teacher import Teacher
 
-__all__ = ["CacheDifference", "CacheKey", "CachedTeacher", "Header", "loss_difference", "read_json"]
+__all__ = ["CacheDifference", "CacheKey", "CachedTeacher", "Header", "check_fresh", "loss_difference", "read_json"]
 
 _ROW_BITS = 32  # a chunk's place is row << 32 | offset
 
@@ -97,6 +97,19 @@ class Header(Config):
             return build(Header, read_json(folder / "cache.json"), f"{folder / 'cache.json'}")
         except ConfigError as error:
             raise CheckpointError(f"{folder} is no usable teacher cache: {error}; build it again") from None
+
+
+def check_fresh(folder: Path, key: CacheKey) -> None:
+    """Refuse a cache that was made from something else than ``key``, before anything is spent on it.
+
+    Raises:
+        DataError: it is stale; the message says in what.
+        CheckpointError: its header is damaged.
+    """
+    if said := Header.read(folder).key.difference(key):
+        raise DataError(
+            f"{folder} holds a teacher cache of something else: its {said}; remove it or name another folder"
+        )
 
 
 def read_json(file: Path) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from limbeck.data.batch import Example, collate
 from limbeck.errors import CheckpointError, DataError, ModelError, StorageError
 from limbeck.kernels.topk import top_k
 from limbeck.objectives.teacher import LiveTeacher
-from limbeck.objectives.teacher_cache import CacheKey, Header, read_json
+from limbeck.objectives.teacher_cache import CacheKey, Header, check_fresh, read_json
 
 __all__ = ["build_cache"]
 
@@ -126,11 +126,12 @@ def _start(folder: Path, header: Header, chunks: NDArray[np.int64]) -> int:
         _write(folder / "progress.json", b'{"chunks": 0}')
         _write(folder / "cache.json", header.model_dump_json(indent=2).encode())  # last: it makes the folder a cache
         return 0
-    there = Header.read(folder)
-    said = there.key.difference(header.key)
-    if said or there != header:
-        said = f"its {said}" if said else "its rows are other text, or cut into other chunks"
-        raise DataError(f"{folder} holds a teacher cache of something else: {said}; remove it or name another folder")
+    check_fresh(folder, header.key)
+    if Header.read(folder) != header:
+        raise DataError(
+            f"{folder} holds a teacher cache of something else: its rows are other text, or cut into other chunks; "
+            "remove it or name another folder"
+        )
     done = read_json(folder / "progress.json").get("chunks")
     if not isinstance(done, int) or not 0 <= done <= header.chunks:
         raise CheckpointError(f"{folder / 'progress.json'} is damaged: remove {folder} and build the cache again")

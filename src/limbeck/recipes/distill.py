@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import json
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -20,7 +19,7 @@ from limbeck.model.presets import Architecture
 from limbeck.objectives.distill import Distill as DistillObjective
 from limbeck.objectives.objective import AnyObjective
 from limbeck.objectives.teacher import LiveTeacher, Teacher, fingerprint
-from limbeck.objectives.teacher_cache import CachedTeacher, CacheKey, loss_difference
+from limbeck.objectives.teacher_cache import CachedTeacher, CacheKey, check_fresh, loss_difference
 from limbeck.objectives.teacher_cache_build import build_cache
 from limbeck.recipes.fit import Encoded, Fit, Start
 from limbeck.recipes.parts import Parts
@@ -31,7 +30,6 @@ __all__ = ["Distill"]
 _TEACH: dict[str, JsonValue] = {"section": "distillation"}
 _MODEL: dict[str, JsonValue] = {"section": "model"}
 _SAMPLE = 64  # training examples on which cached and live teacher are compared
-_CACHE_FACTS = "teacher_cache.json"
 
 
 class Distill(Fit):
@@ -48,7 +46,9 @@ class Distill(Fit):
     model: str | None = Field(
         None, description="student to start from: a folder, a run or a Hub id", json_schema_extra=_MODEL
     )
-    architecture: Architecture | None = Field(None, description="a fresh student instead")
+    architecture: Architecture | None = Field(
+        None, description="a fresh student instead; its context is the teacher's unless given"
+    )
     alpha: float = Field(0.5, ge=0, description="weight of the cross-entropy on the answers", json_schema_extra=_TEACH)
     beta: float = Field(0.5, ge=0, description="weight of the divergence from the teacher", json_schema_extra=_TEACH)
     temperature: float = Field(
@@ -91,9 +91,13 @@ class Distill(Fit):
         )
         facts = {"teacher": self.teacher, "teacher_parameters": teacher.model.count_parameters()}
         fresh = self.architecture is not None
-        return Start(
+        start = Start(
             student.model, student.tokenizer, student.generation, source, facts, teacher, fresh, student.residues
         )
+        if self.teacher_cache is not None and (Path(self.teacher_cache) / "cache.json").is_file():
+            key = self._key(start, parts, min(self.context or start.context, start.context))
+            check_fresh(Path(self.teacher_cache), key)  # before a run folder is made
+        return start
 
     def _student(self, teacher: Bundle, device: torch.device) -> tuple[Bundle, str]:
         if self.model is not None:
@@ -127,32 +131,40 @@ class Distill(Fit):
             on=self.on,
         )
 
-    def _on_disk(self, bundle: Bundle, start: Start, data: Encoded, parts: Parts, run: Run) -> Teacher:
-        """Write the teacher's top tokens once, or find them written, and measure what that costs the loss."""
-        folder = Path(self.teacher_cache) if self.teacher_cache is not None else run.path / "teacher"
-        told = f"{self.task.model_dump_json()} {start.tokenizer.fingerprint} {data.context}"
-        rows = min(bundle.model.config.vocab_size, start.model.config.vocab_size)
-        key = CacheKey(
-            teacher=fingerprint(bundle.model),
+    def _key(self, start: Start, parts: Parts, context: int) -> CacheKey:
+        """What a cache of this teacher on this data is made from."""
+        assert start.teacher is not None
+        told = f"{self.task.model_dump_json()} {start.tokenizer.fingerprint} {context}"
+        rows = min(start.teacher.model.config.vocab_size, start.model.config.vocab_size)
+        return CacheKey(
+            teacher=fingerprint(start.teacher.model),
             data=parts.train.hash,
             template=hashlib.sha256(told.encode()).hexdigest(),
             k=min(self.teacher_top_k, rows),
             temperature=self.temperature,
             rows=rows,
         )
-        live = LiveTeacher(bundle.model)
-        build_cache(live, data.train, folder, key, batch_size=self.batch_size, device=bundle.model.device)
-        cached = CachedTeacher(folder, key)
-        sample = [batch.to(bundle.model.device) for batch in self._fixed(data.train[:_SAMPLE], start, data.context)]
-        lost = loss_difference(cached, live, start.model, sample, named(self.divergence))
-        facts = {"k": key.k, "live_nats": lost.live, "cached_nats": lost.cached, "tokens": lost.tokens}
-        run.write_json(_CACHE_FACTS, {**facts, "difference_nats": lost.difference, "bytes": _size(folder)})
-        return cached
 
-    def extras(self, run: Run) -> dict[str, Any]:
-        """What the teacher on disk costs: the difference in loss from the live one, and bytes."""
-        file = run.path / _CACHE_FACTS
-        return {"teacher_cache": json.loads(file.read_text(encoding="utf-8"))} if file.exists() else {}
+    def _cache(self, run: Run) -> Path:
+        return Path(self.teacher_cache) if self.teacher_cache is not None else run.path / "teacher"
+
+    def _on_disk(self, bundle: Bundle, start: Start, data: Encoded, parts: Parts, run: Run) -> Teacher:
+        """Write the teacher's top tokens once, or find them written."""
+        folder, key = self._cache(run), self._key(start, parts, data.context)
+        device = bundle.model.device
+        build_cache(LiveTeacher(bundle.model), data.train, folder, key, batch_size=self.batch_size, device=device)
+        return CachedTeacher(folder, key)
+
+    def extras(self, model: Decoder, start: Start, data: Encoded, run: Run) -> dict[str, Any]:
+        """What the teacher on disk costs: the student's difference in loss from the live one, and bytes."""
+        if not (self.teacher_top_k and self.beta):
+            return {}
+        assert start.teacher is not None
+        cached, live = CachedTeacher(self._cache(run)), LiveTeacher(start.teacher.model)
+        sample = [batch.to(model.device) for batch in self._fixed(data.train[:_SAMPLE], start, data.context)]
+        lost = loss_difference(cached, live, model, sample, named(self.divergence))
+        facts = {"k": cached.header.key.k, "live_nats": lost.live, "cached_nats": lost.cached, "tokens": lost.tokens}
+        return {"teacher_cache": {**facts, "difference_nats": lost.difference, "bytes": _size(self._cache(run))}}
 
 
 def _size(folder: Path) -> int:

@@ -108,7 +108,8 @@ def write_adapter(bundle: Bundle, name: str, base: str, folder: Path) -> None:
 
 def adapter_dtype(model: Decoder) -> torch.dtype:
     """What the adapters of ``model`` are held in."""
-    return next(p.dtype for m in adapters(model).values() for p in m.lora_a.values())
+    found: torch.dtype = next(p.dtype for m in adapters(model).values() for p in m.lora_a.values())
+    return found
 
 
 def _same(a: torch.Tensor | None, b: torch.Tensor | None) -> bool:

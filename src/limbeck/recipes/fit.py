@@ -74,8 +74,8 @@ class Fit(DataSource, Recipe):
     def start(self, parts: Parts, device: torch.device) -> Start:
         """Build or load the model to train."""
 
-    def extras(self, run: Run) -> dict[str, Any]:
-        """Further values for the report."""
+    def extras(self, model: Decoder, start: Start, data: Encoded, run: Run) -> dict[str, Any]:
+        """Further values for the report, told of the finished ``model``."""
         return {}
 
     @abstractmethod
@@ -241,7 +241,7 @@ class Fit(DataSource, Recipe):
             "start": {"source": start.source, **start.facts},
             "data": {**parts.describe(), "encoding": data.report.describe()},
             "training": result,
-            **self.extras(run),
+            **self.extras(model, start, data, run),
         }
         final = parts.final
         if final is not None:
