@@ -10,6 +10,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # so that tests import `tests.reference...`
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before any import reads it: no test may reach out
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("LIMBECK_ALLOCATOR", "system")  # commands run in this process must not change how it frees memory
 
 import pytest  # noqa: E402
 import torch  # noqa: E402

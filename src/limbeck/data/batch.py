@@ -109,7 +109,7 @@ class Batch:
         return same
 
     def prediction_mask(self) -> Tensor:
-        """(B, T) bool: true where the logits at t predict a real token, learned or not (the positions of an all-token KL)."""
+        """(B, T) bool: true where the logits at t predict a real token, learned or not: where an all-token KL looks."""
         return self._next_in_document()
 
     def next_token_labels(self) -> Tensor:

@@ -24,9 +24,7 @@ OfSums = Callable[[Floats], Floats]
 _CELLS = 4_000_000  # of a chunk's table of counts, 32 MB
 
 
-def item_replicates(
-    tables: Sequence[Floats], of_sums: OfSums, resamples: int, random: np.random.Generator
-) -> Floats:
+def item_replicates(tables: Sequence[Floats], of_sums: OfSums, resamples: int, random: np.random.Generator) -> Floats:
     """Bootstrap over items that several tables share (Efron 1979): equal items are drawn for all of them.
 
     Args:

@@ -181,9 +181,7 @@ def interval(
     if items > 1:
         random = np.random.default_rng(seed)
         tables = [statistic.table(run) for run in runs]
-        replicates = resample.with_seeds(
-            resample.item_replicates(tables, statistic.of_sums, resamples, random), random
-        )
+        replicates = resample.with_seeds(resample.item_replicates(tables, statistic.of_sums, resamples, random), random)
         if method == "bca":
             without_one = resample.jackknife(tables, statistic.of_sums)
             low, high = resample.bca_interval(replicates, value, without_one, level)
