@@ -234,3 +234,13 @@ def test_holm_against_the_textbook():
     assert adjusted == pytest.approx({"c": 0.06, "a": 0.03, "d": 0.02, "b": 0.06})
     assert list(adjusted) == ["c", "a", "d", "b"]
     assert holm({"x": 0.6, "y": 0.9}) == {"x": 1.0, "y": 1.0} and holm({}) == {}
+
+
+def test_an_interval_stays_within_what_the_figure_can_be() -> None:
+    from limbeck.measure.statistic import mean
+
+    rng = np.random.default_rng(0)
+    runs = [Scores.of([str(i) for i in range(40)], ended=(rng.random(40) < p).astype(float)) for p in (0.9, 1.0, 0.98)]
+    free, bounded = interval(runs, mean("ended")), interval(runs, mean("ended", bounds=(0, 1)))
+    assert free.high > 1
+    assert (bounded.low, bounded.high, bounded.value) == (free.low, 1.0, free.value)

@@ -52,7 +52,7 @@ def test_applied_first_to_last_finished_last_to_first_rebuilt_first_to_last():
     training(techniques, model)
     assert [r.label for r in residues] == ["a", "c"]
     assert log == [
-        *("apply a 2", "apply b 2", "apply c 2"),
+        *(f"apply {name} {len(calibration())}" for name in "abc"),
         *("finish c", "finish b", "finish a"),
         *("deployed a", "deployed c"),
         *("training a", "training b", "training c"),

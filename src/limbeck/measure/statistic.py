@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -28,6 +29,7 @@ class Statistic:
             be those of any number of items: the figure must not change when all are multiplied by one factor.
         better: which direction is an improvement.
         unit: such as ``nats``; empty for a pure number.
+        bounds: values that the figure cannot leave, such as 0 and 1 for a share; no interval reaches beyond them.
     """
 
     name: str
@@ -35,6 +37,7 @@ class Statistic:
     of_sums: Callable[[Floats], Floats]
     better: Better = "higher"
     unit: str = ""
+    bounds: tuple[float, float] = (-math.inf, math.inf)
 
     def table(self, scores: Scores) -> Floats:
         """(n, k) what is summed; the column ``1`` counts items."""
@@ -50,9 +53,15 @@ COUNT = "1"
 """Name of the column of ones: its sum is the number of items."""
 
 
-def mean(column: str, *, better: Better = "higher", unit: str = "") -> Statistic:
+def mean(
+    column: str,
+    *,
+    better: Better = "higher",
+    unit: str = "",
+    bounds: tuple[float, float] = (-math.inf, math.inf),
+) -> Statistic:
     """The mean over items of one score."""
-    return Statistic(column, (column, COUNT), _quotient, better, unit)
+    return Statistic(column, (column, COUNT), _quotient, better, unit, bounds)
 
 
 def ratio(

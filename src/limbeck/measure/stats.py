@@ -187,6 +187,8 @@ def interval(
             low, high = resample.bca_interval(replicates, value, without_one, level)
         else:
             low, high = resample.percentile_interval(replicates, level)
+        least, most = statistic.bounds
+        low, high = max(low, least), min(high, most)
     return Interval(value, low, high, level, items, len(runs), method, statistic.unit)
 
 

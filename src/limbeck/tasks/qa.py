@@ -83,9 +83,9 @@ class QuestionAnswering(Task):
         """Nats an answer token and perplexity; of what was generated BLEU, F1, exact match and the share that ended."""
         generated = (
             mean("bleu", unit="BLEU"),
-            mean("f1"),
-            mean("exact"),
-            mean("ended"),
+            mean("f1", bounds=(0, 1)),
+            mean("exact", bounds=(0, 1)),
+            mean("ended", bounds=(0, 1)),
         )
         return (NATS_PER_TOKEN, PERPLEXITY, *(generated if "bleu" in columns else ()))
 
