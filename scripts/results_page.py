@@ -56,8 +56,8 @@ def _runs(study: dict[str, Any]) -> list[str]:
     lines = [
         "## Runs",
         "",
-        "| arm | seed | figures | steps | best step | tokens/s | peak MB |",
-        "|---|---:|---|---:|---:|---:|---:|",
+        "| arm | seed | figures | steps | weights of step | tokens/s |",
+        "|---|---:|---|---:|---:|---:|",
     ]
     for arm in study["arms"].values():
         for seed, run in zip(study["seeds"], arm["runs"], strict=False):
