@@ -2,73 +2,38 @@
 
 from __future__ import annotations
 
-import hashlib
 from abc import abstractmethod
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import Field, JsonValue
 
-from limbeck.config import dump
 from limbeck.data.audit import Audit
 from limbeck.data.batch import Batch, Example
 from limbeck.data.batches import Batches
-from limbeck.decode.settings import Decoding
-from limbeck.errors import ConfigError
 from limbeck.formats.load import save_bundle
 from limbeck.measure.cost import cost
 from limbeck.measure.held_out import HeldOut
 from limbeck.model.decoder import Decoder
 from limbeck.objectives.objective import AnyObjective
-from limbeck.recipes.checks import Checks, OnOverlap, ProbeLevel, audited, encoded
+from limbeck.recipes.checks import Checks, audited, encoded
+from limbeck.recipes.choices import Choices
 from limbeck.recipes.measured import measure, show_report
-from limbeck.recipes.parts import DataSource, Parts, device_of
+from limbeck.recipes.parts import Parts, device_of
 from limbeck.recipes.plan import dry_run
-from limbeck.recipes.recipe import Recipe, Report, Session
+from limbeck.recipes.recipe import Report, Session
 from limbeck.recipes.start import Encoded, Start
 from limbeck.run import Run
 from limbeck.storage import plain
-from limbeck.tasks.table import AnyTask
-from limbeck.tasks.task import Measuring
 from limbeck.tasks.text import Text
-from limbeck.techniques.table import AnyTechnique
 from limbeck.techniques.technique import apply_all, finish_all
 from limbeck.train.loop import TrainResult, train
-from limbeck.train.settings import TrainSettings
 
 __all__ = ["Encoded", "Fit", "Start"]
 
-_DATA: dict[str, JsonValue] = {"section": "data"}
 
-
-class Fit(DataSource, Recipe):
+class Fit(Choices):
     """Train a model on rows of a task and measure what came of it."""
-
-    task: AnyTask = Field(Text(), description="kind of work")
-    context: int | None = Field(
-        None, ge=2, description="tokens a sequence; none: the model's own", json_schema_extra=_DATA
-    )
-    batch_size: int = Field(8, ge=1, description="sequences (packed: rows) a micro-batch", json_schema_extra=_DATA)
-    packing: bool = Field(False, description="fill rows with several whole documents", json_schema_extra=_DATA)
-    bucketing: bool = Field(True, description="batch rows of like length together", json_schema_extra=_DATA)
-    techniques: tuple[AnyTechnique, ...] = Field((), description="applied in this order")
-    train: TrainSettings = Field(default_factory=TrainSettings, description="the training itself")
-    measuring: Measuring = Field(default_factory=Measuring, description="the final evaluation")
-    decoding: Decoding | None = Field(None, description="how the final evaluation generates; none: the task's choice")
-    audit: OnOverlap = Field(
-        "list",
-        description="training rows that overlap with evaluation rows or repeat: list them, drop them, refuse to run",
-        json_schema_extra=_DATA,
-    )
-    probes: ProbeLevel = Field("quick", description="what is measured beside the task, and rings alarms")
-    general: str | None = Field(
-        None, description="held-out general text, on which lost generality is measured too", json_schema_extra=_DATA
-    )
-    dry_run: bool = Field(
-        False, description="show tokenised examples, memory and time, and stop", json_schema_extra={"section": "common"}
-    )
 
     @abstractmethod
     def start(self, parts: Parts, device: torch.device) -> Start:
@@ -81,30 +46,6 @@ class Fit(DataSource, Recipe):
     @abstractmethod
     def objective(self, start: Start, data: Encoded, parts: Parts, run: Run | None) -> AnyObjective:
         """What to learn; ``run`` is None on a dry run, when nothing may be written."""
-
-    def settings(self, monitored: bool) -> TrainSettings:
-        """Settings of the loop: ``dtype`` names the precision; without validation rows there is nothing to monitor.
-
-        Raises:
-            ConfigError: training in fp16 was asked for, or patience without validation rows.
-        """
-        changes: dict[str, Any] = {}
-        if self.dtype == "fp16":
-            raise ConfigError("training in fp16 is not supported, as its gradients underflow: use bf16, fp32 or auto")
-        if self.dtype != "auto":
-            changes["precision"] = self.dtype
-        if not monitored:
-            if self.train.patience:
-                raise ConfigError("patience needs validation rows: give 'valid', or a validation share in 'fractions'")
-            changes["monitor"] = ""
-        return self.train.model_copy(update=changes)
-
-    @property
-    def folder(self) -> Path:
-        """Run folder: ``out``, or one named after the recipe, so that the same command finds its own run again."""
-        if self.out is not None:
-            return Path(self.out)
-        return Path("runs") / f"{self.verb}-{hashlib.sha256(dump(self).encode()).hexdigest()[:8]}"
 
     def run(self, session: Session) -> Report:
         """Train, save, measure, report.
@@ -125,7 +66,9 @@ class Fit(DataSource, Recipe):
         settings = self.settings(bool(data.valid))
         checks = self._checks(start, data, found)  # asks the base, which techniques may change in place
         torch.manual_seed(self.seed)
-        model = apply_all(self.techniques, self.task.prepare(start.model), self._calibration(data, start))
+        looked_at = data.train[: 8 * self.measuring.batch_size] if self.techniques else []
+        calibration = self._fixed(looked_at, start, data.context)
+        model = apply_all(self.techniques, self.task.prepare(start.model), calibration)
         stream = self._stream(data.train, start, data.context)
         if self.dry_run:
             shown = [stream.at(0)], [row.id for row in parts.train]
@@ -188,12 +131,6 @@ class Fit(DataSource, Recipe):
             shuffle=False,
         )
         return [batches.at(i) for i in range(batches.per_epoch)]
-
-    def _calibration(self, data: Encoded, start: Start) -> list[Batch]:
-        """The first training rows, for techniques that look at activations; drawn only if there is one."""
-        if not self.techniques:
-            return []
-        return self._fixed(data.train[: 8 * self.measuring.batch_size], start, data.context)
 
     def _train(
         self,
