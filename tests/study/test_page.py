@@ -136,7 +136,12 @@ def test_table_has_every_cost_and_the_change(tmp_path: Path) -> None:
 
 def test_nothing_hostile_becomes_markup_and_only_known_scripts_may_run(tmp_path: Path) -> None:
     samples = [[f"Once {HOSTILE}", HOSTILE, HOSTILE]]
-    arms = study(tmp_path, samples=samples, alarms=[HOSTILE], protocol={"corpus": HOSTILE})
+    arms = study(
+        tmp_path,
+        samples=samples,
+        alarms=[{"name": "x", "fired": True, "sentence": HOSTILE}],
+        protocol={"corpus": HOSTILE},
+    )
     arms = [Arm(a.name, f"{a.label} {HOSTILE}", a.reports, a.scores) for a in arms]
     compared = findings(arms, [("student", "teacher")], None)
     source = page(f"t {HOSTILE}", groups(arms, compared, None), compared, arms)
@@ -226,12 +231,23 @@ def test_samples_stand_prompt_by_prompt() -> None:
 
 
 def test_alarms_and_warnings_are_shown_once() -> None:
+    def alarm(name: str, fired: bool) -> dict[str, object]:
+        return {"name": name, "value": 0.3, "threshold": 0.2, "fired": fired, "sentence": f"what {name} says"}
+
     arms = [
-        arm("a", 1.0, seeds=2, alarms=["one answer to all"], notes={"told": ["predicted no: 60"]}),
-        arm("b", 1.0, alarms=[{"name": "generality", "value": 0.3}]),
+        arm(
+            "a",
+            1.0,
+            seeds=2,
+            alarms=[alarm("collapse", True), alarm("loops", False)],
+            notes={"told": ["predicted no: 60"]},
+        ),
+        arm("b", 1.0, alarms=[alarm("generality", True)]),
     ]
     read, _ = made(arms)
-    assert read.words.count("a : one answer to all") == 1 and "b : name: generality; value: 0.3" in read.words
+    assert read.words.count("a : collapse: what collapse says") == 1
+    assert "b : generality: what generality says" in read.words
+    assert "what loops says" not in read.words and "2 further checks kept silent" in read.words
     assert read.words.count("a : predicted no: 60") == 1
     assert "Alarms" not in made([arm("a", 1.0)])[0].words
 

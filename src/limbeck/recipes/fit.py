@@ -56,8 +56,7 @@ class Fit(Choices):
         if not self.dry_run and (self.folder / "report.json").is_file():
             with Run.create(self.folder, self) as run:
                 session.say(run.describe())
-                values = run.report()
-                return Report(values, show_report(values))
+                return Report(run.report(), show_report(run.report()))
         torch.manual_seed(self.seed)
         device = device_of(self.device)
         parts, found = audited(self.parts(self.task), self.audit, self.task)

@@ -53,13 +53,15 @@ def page(title: str, grouped: Sequence[Group], compared: Sequence[Finding], arms
         loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["sha256"] = lambda text: base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    rang, silent = _alarms(arms)
     return environment.get_template("page.html").render(
         title=title or "Study",
         lede=_lede(grouped, arms),
         one_seed=max((len(line.row.scores) for g in grouped for line in g.lines), default=0) == 1,
         verdicts=[_verdict(f, grouped) for f in compared],
         sections=sections,
-        alarms=_alarms(arms),
+        alarms=rang,
+        silent=silent,
         provenance=_provenance(arms, numbers),
         plotly=get_plotlyjs().strip(),
         script=(_HERE / "page.js").read_text(encoding="utf-8").strip(),
@@ -212,15 +214,17 @@ def _samples(group: Group, numbers: Mapping[str, int]) -> list[dict[str, Any]]:
     return list(out.values())
 
 
-def _alarms(arms: Sequence[Row]) -> list[tuple[str, str]]:
-    """(arm, sentence) of every alarm, each once however many seeds raised it."""
-    out = []
+def _alarms(arms: Sequence[Row]) -> tuple[list[tuple[str, str]], int]:
+    """(arm, sentence) of each alarm that rang, once however many seeds raised it; and how many checks kept silent."""
+    rang, silent = [], 0
     for row in arms:
         for report in row.reports:
             for alarm in report.get("alarms") or []:
-                words = "; ".join(f"{k}: {v}" for k, v in alarm.items()) if isinstance(alarm, Mapping) else str(alarm)
-                out.append((row.label, words))
-    return list(dict.fromkeys(out))
+                if alarm["fired"]:
+                    rang.append((row.label, f"{alarm['name']}: {alarm['sentence']}"))
+                else:
+                    silent += 1
+    return list(dict.fromkeys(rang)), silent
 
 
 def _provenance(arms: Sequence[Row], numbers: Mapping[str, int]) -> dict[str, Any]:
