@@ -220,3 +220,23 @@ def test_predictions_that_are_none(tmp_path: Path, text: str) -> None:
     (tmp_path / "x.predictions.json").write_text(text)
     with pytest.raises(DataError, match="is not a JSON object of predictions"):
         read_predictions(tmp_path / "x.jsonl")
+
+
+def test_a_further_figure_must_outlast_holm_and_the_main_one_stands_alone() -> None:
+    from dataclasses import replace
+
+    from limbeck.measure.statistic import mean
+    from limbeck.recipes.compare import _adjusted, _lost
+
+    ids = [str(i) for i in range(30)]
+    rng = np.random.default_rng(0)
+    a = Scores.of(ids, x=rng.normal(size=30))
+    b = Scores.of(ids, x=a["x"] + rng.normal(0.5, 0.5, size=30))
+    one = compare(a, b, mean("x"), resamples=500)
+    found = {name: replace(one, p=0.03) for name in ("main", "second", "third")}
+    adjusted = _adjusted(found)
+    assert adjusted == {"main": 0.03, "second": 0.06, "third": 0.06}
+    assert found["main"].shown and _lost(found["main"], adjusted["main"], 2) == ""
+    assert (
+        _lost(found["second"], adjusted["second"], 2) == "; not shown after Holm over the 2 further figures, p = 0.06"
+    )

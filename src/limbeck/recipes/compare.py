@@ -104,8 +104,10 @@ class Compare(Recipe):
             )
         found = {s.name: self._one(a, b, s) for s in self._statistics(a, b)}
         names = _names(a, b)
-        verdicts = {name: verdict(c, names, self.margin) for name, c in found.items()}
-        adjusted = holm({name: c.p for name, c in found.items()})
+        adjusted = _adjusted(found)
+        verdicts = {
+            name: verdict(c, names, self.margin) + _lost(c, adjusted[name], len(found) - 1) for name, c in found.items()
+        }
         main = next(iter(found.values()))
         changed = _changed(a, b, main.statistic, self.samples) if self.pairing != "none" else []
         values: dict[str, Any] = {
@@ -258,13 +260,28 @@ def _changed(a: Evaluated, b: Evaluated, statistic: Statistic, most: int) -> lis
     ]
 
 
+def _adjusted(found: Mapping[str, Comparison]) -> dict[str, float]:
+    """P of every figure: the main one was named beforehand and stands alone, the further ones are Holm's."""
+    main, *others = found
+    return {main: found[main].p} | holm({name: found[name].p for name in others})
+
+
+def _lost(c: Comparison, p: float, others: int) -> str:
+    """What the verdict must add where a difference is gone once the further figures are counted."""
+    if not c.shown or p <= 1 - c.level:
+        return ""
+    return f"; not shown after Holm over the {others} further figures, p = {p:.2g}"
+
+
 def _table(names: tuple[str, str], found: Mapping[str, Comparison], adjusted: Mapping[str, float]) -> Table:
-    table = Table(title=f"{names[1]} against {names[0]}", title_justify="left")
-    for heading in ("figure", names[0], names[1], "difference", "interval", "p", "items", "better"):
+    note = "* of the first figure alone; of the further ones after Holm" if len(found) > 1 else None
+    table = Table(title=f"{names[1]} against {names[0]}", title_justify="left", caption=note, caption_justify="left")
+    for heading in ("figure", names[0], names[1], "difference", "interval", "p*", "items", "better"):
         table.add_column(heading, justify="left" if heading in ("figure", "better") else "right", overflow="fold")
     for name, c in found.items():
         unit = f" ({c.statistic.unit})" if c.statistic.unit else ""
-        better = {"a": names[0], "b": names[1], None: "no difference shown"}[c.better]
+        sure = c.better if not _lost(c, adjusted[name], 0) else None
+        better = {"a": names[0], "b": names[1], None: "no difference shown"}[sure]
         span = f"[{c.low:+.4g}, {c.high:+.4g}]"
         figures = (f"{c.a:.4g}", f"{c.b:.4g}", f"{c.difference:+.4g}", span, f"{adjusted[name]:.3g}")
         table.add_row(name + unit, *figures, str(c.items), better)
