@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import Field, model_validator
 
@@ -206,6 +206,7 @@ texts = st.text(st.characters(exclude_categories=("Cs",)), max_size=12) | st.sam
 )
 
 
+@example(name="a\u2028", text="\r", none="\x85", steps=0, rate=0.0, table={"\u2029": 1.0})
 @given(
     name=texts,
     text=texts,

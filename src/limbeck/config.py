@@ -23,6 +23,7 @@ class Config(BaseModel):
 
 C = TypeVar("C", bound=Config)
 
+_BREAKS = re.compile("[\r\x85\u2028\u2029]")
 _EXPONENT = re.compile(r"^[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$")
 """Floats such as ``1e-4`` (YAML 1.2), which PyYAML's own rule (YAML 1.1) takes for text."""
 
@@ -50,6 +51,13 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
+def _write_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    """Text with line breaks other than the line feed in double quotes: YAML folds them in every other style."""
+    style = '"' if _BREAKS.search(text) else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _write_text)
 for _kind in (_Loader, _Dumper):
     _kind.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+.0123456789"))
 
