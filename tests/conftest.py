@@ -16,7 +16,9 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 
-settings.register_profile("limbeck", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile(
+    "limbeck", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize="CI" in os.environ
+)
 settings.load_profile("limbeck")  # shared machines are slow at times; that is no failure
 
 
