@@ -15,7 +15,8 @@ from tests.reference.small_tokenizer import byte_level
 
 TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}\n"
-    "    {% if message['role'] == 'system' and loop.index0 > 0 %}{{ raise_exception('system comes first') }}{% endif %}\n"
+    "    {% if message['role'] == 'system' and loop.index0 > 0 %}\n"
+    "{{ raise_exception('system comes first') }}{% endif %}\n"
     "<|{{ message['role'] }}|>\n{{ message['content'] | trim }}{{ eos_token }}\n"
     "{% if loop.index > 9 %}{% break %}{% endif %}"
     "{% endfor %}\n{{ {'é': 1} | tojson }}{% if add_generation_prompt %}<|assistant|>\n{% endif %}"

@@ -161,6 +161,9 @@ class Evaluate(Recipe):
             chat=self.harness_chat, limit=self.limit, seed=self.seed, measuring=self.measuring, quiet=session.quiet,
         )  # fmt: skip
         values |= harness_values(run_harness(bundle, asked), self.measuring, scores)
+        for name, part in values["parts"].items():  # what lm-eval had from elsewhere
+            items = max((m["items"] for m in part["metrics"].values()), default=0)
+            values["data"].setdefault(name, {"source": str(part["protocol"].get("corpus")), "hash": "", "rows": items})
         values["cost"] = cost(bundle.model, bundle.folder, beside=bundle.adapter)
         values = plain(values)
         return Report(values, show_report(values))

@@ -119,6 +119,8 @@ def _recipes(plan: StudyPlan, name: str, folder: Path, folders: dict[int, dict[s
         if owner == seed:
             values = plan.values(name, kind.model_fields, folders[seed])
             out[seed] = build(kind, {**values, "seed": seed, "out": str(place)}, f"arm '{name}'")
+            if len(getattr(out[seed], "harness", ())) > 1:
+                raise ConfigError(f"arm '{name}' has several tasks of the harness: give each an arm of its own")
     return out
 
 
