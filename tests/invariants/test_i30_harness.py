@@ -161,6 +161,8 @@ DIFFERENT = [  # generated, right answer, which way, ours, lm-eval's
     ("####18", "18", "strict", True, False),  # lm-eval wants the space
     ("#### $18", "18", "strict", True, False),  # and no unit before the number
     ("#### 1,5", "15", "strict", False, True),  # a decimal comma is no thousand
+    ("#### 5/2", "5", "strict", False, True),  # nor is a fraction its numerator
+    ("#### \u22127", "7", "flexible", False, True),  # a typesetter's minus is a minus
     ("we have 5-3", "3", "flexible", True, False),  # lm-eval reads minus three
     ("that makes 7 ...", "7", "flexible", True, False),  # dots alone are a number to lm-eval
     ("that is 7.50", "7.5", "flexible", True, False),

@@ -18,7 +18,7 @@ from lm_eval.tasks._yaml_loader import load_yaml
 
 from limbeck.errors import ConfigError, DataError, LimbeckError, nearest
 from limbeck.formats.load import Bundle
-from limbeck.integrations.items import found_of
+from limbeck.integrations.items import found_of, item_id, label_of
 from limbeck.integrations.lm_eval import LimbeckLM
 from limbeck.integrations.local_tasks import LIMIT, local_splits
 from limbeck.recipes.harness import Asked, Found
@@ -36,7 +36,7 @@ def run(bundle: Bundle, asked: Asked) -> list[Found]:
 
     Raises:
         ConfigError: an unknown task, data for none of them, or a chat where the model has no template.
-        DataError: a task's data cannot be had.
+        DataError: a task's data cannot be had, or has a label that is none of the choices.
     """
     lm = LimbeckLM.of(
         bundle, batch_size=asked.measuring.batch_size, max_length=asked.measuring.context, seed=asked.seed
@@ -45,7 +45,8 @@ def run(bundle: Bundle, asked: Asked) -> list[Found]:
         raise ConfigError(f"{bundle.source} has no chat template: leave out --harness-chat")
     with _aside(asked.quiet):
         loaded = _loaded(asked)
-        for task in loaded["tasks"].values():
+        for name, task in loaded["tasks"].items():
+            _check_labels(name, task, asked.limit)
             if asked.shots is not None:
                 task.set_config("num_fewshot", asked.shots)
             task.set_fewshot_seed(asked.seed)
@@ -108,6 +109,16 @@ def _loaded(asked: Asked) -> Mapping[str, Any]:
             f"lm-eval cannot load {', '.join(asked.tasks)}: {reason}; rows of your own are named by "
             "--harness-data TASK=FILE"
         ) from None
+
+
+def _check_labels(name: str, task: Any, limit: int | None) -> None:
+    """Refuse right answers that are none of an item's choices, before the model is asked."""
+    if task.OUTPUT_TYPE != "multiple_choice" or task.multiple_input:
+        return
+    for number, doc in task.doc_iterator(limit=limit):
+        target = task.doc_to_target(doc)
+        if isinstance(target, int | str):
+            label_of(name, item_id(doc, number), target, [str(c).strip() for c in task.doc_to_choice(doc)])
 
 
 def _is_file(name: str) -> bool:

@@ -16,7 +16,7 @@ from limbeck.measure.statistic import COUNT
 from limbeck.recipes.harness import Figure, Found
 from limbeck.tasks.task import Result
 
-__all__ = ["ROW_ID", "found_of"]
+__all__ = ["ROW_ID", "found_of", "item_id", "label_of"]
 
 ROW_ID = "limbeck_id"
 """Field of lm-eval's document that holds the id of its row, where the data came from a local file."""
@@ -92,7 +92,12 @@ def found_of(
 
 def _ids(samples: Samples) -> list[str]:
     """The rows' own ids, where the data came from a local file, else lm-eval's numbers."""
-    return [str(s["doc"].get(ROW_ID, s["doc_id"]) if isinstance(s["doc"], Mapping) else s["doc_id"]) for s in samples]
+    return [item_id(s["doc"], s["doc_id"]) for s in samples]
+
+
+def item_id(doc: Any, number: int) -> str:
+    """Id of lm-eval's document ``number``: its row's, where it has one."""
+    return str(doc.get(ROW_ID, number) if isinstance(doc, Mapping) else number)
 
 
 def _figures(
@@ -150,7 +155,9 @@ def _choices(name: str, samples: Samples, ids: Sequence[str]) -> Columns:
     columns = {f"log_prob:{label}": log_probs[:, c] for c, label in enumerate(labels)}
     if not alike:
         return columns
-    truth = [_label(name, i, s["target"], labels) for i, s in zip(ids, samples, strict=True)]
+    if not all(isinstance(s["target"], int | str) for s in samples):
+        return columns  # several right answers an item: no classes
+    truth = [label_of(name, i, s["target"], labels) for i, s in zip(ids, samples, strict=True)]
     normalised = log_probs - np.logaddexp.reduce(log_probs, axis=1, keepdims=True)
     return (
         columns
@@ -162,8 +169,12 @@ def _choices(name: str, samples: Samples, ids: Sequence[str]) -> Columns:
     )
 
 
-def _label(name: str, item: str, target: Any, labels: Sequence[str]) -> int:
-    """Class of an item, which lm-eval has as a place among the choices, or as the choice itself."""
+def label_of(name: str, item: str, target: int | str, labels: Sequence[str]) -> int:
+    """Place of an item's right answer, which lm-eval has as such or as the choice itself, among ``labels``.
+
+    Raises:
+        DataError: it is none of them; lm-eval would count the item as wrong.
+    """
     if isinstance(target, int) and 0 <= target < len(labels):
         return target
     if isinstance(target, str) and target.strip() in labels:

@@ -6,9 +6,11 @@ before) finds it once this module was imported, as ``python -m limbeck.integrati
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from lm_eval import models as _models  # registers lm-eval's own models first: it does so only into an empty registry
 from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
@@ -22,6 +24,8 @@ from limbeck.recipes.parts import device_of, dtype_of
 __all__ = ["LimbeckLM"]
 
 del _models
+
+_LOG = logging.getLogger("lm_eval.limbeck")  # below lm-eval's own, so that it is shown as its messages are
 
 
 @register_model("limbeck")
@@ -46,7 +50,7 @@ class LimbeckLM(LM):  # type: ignore[misc]  # lm-eval has no types
             pretrained: a folder, a run or a Hub id.
             adapter: a PEFT adapter to put beside it.
             dtype: auto (fp32), fp32, bf16, fp16 or fp64.
-            device: auto, cpu, cuda or cuda:N.
+            device: auto, cpu, cuda or cuda:N; without CUDA the CPU, since lm-eval names cuda:0 where nobody did.
             batch_size: sequences at once; ``auto`` is 16, for no score depends on it.
             max_length: most tokens to read at once; none: the model's context.
             seed: of sampled generations.
@@ -55,7 +59,7 @@ class LimbeckLM(LM):  # type: ignore[misc]  # lm-eval has no types
         Raises:
             LimbeckError: the model cannot be loaded, or an argument is wrong.
         """
-        bundle = load_bundle(pretrained, dtype_of(dtype), device_of(device or "auto"), adapter=adapter)
+        bundle = load_bundle(pretrained, dtype_of(dtype), device_of(_device(device)), adapter=adapter)
         self._begin(bundle, _size(batch_size), max_length, seed, chat_template)
 
     @classmethod
@@ -124,6 +128,13 @@ class LimbeckLM(LM):  # type: ignore[misc]  # lm-eval has no types
         """What lm-eval writes beside its results."""
         model = self._bundle.model
         return {"model_num_parameters": model.count_parameters(), "model_dtype": str(model.dtype)}
+
+
+def _device(name: str | None) -> str:
+    if name is not None and name.startswith("cuda") and not torch.cuda.is_available():
+        _LOG.warning("no CUDA device is at hand: the model runs on the CPU")
+        return "cpu"
+    return name or "auto"
 
 
 def _size(batch_size: int | str) -> int:
