@@ -307,7 +307,9 @@ def test_where_more_is_better_the_front_of_two_figures_begins_at_the_most() -> N
 
 def test_generation_speed_stands_beside_the_figures_where_it_was_measured() -> None:
     def rated(*rates: float) -> list[dict[str, Any]]:
-        return [{**r, "notes": {"generation": {"tokens_per_second": x}}} for r, x in zip(two.reports, rates, strict=True)]
+        return [
+            {**r, "notes": {"generation": {"tokens_per_second": x}}} for r, x in zip(two.reports, rates, strict=True)
+        ]
 
     two = arm("a", 1.0, seeds=2, statistics=(NATS,))
     fast = Arm("a", "a", rated(100.0, 300.0), two.scores, two.statistics)

@@ -88,7 +88,9 @@ def figure_chart(group: Group, numbers: Mapping[str, int], across: str, up: str)
         up: name of the figure up it.
     """
     found = [(line, figure(line.row, across), figure(line.row, up)) for line in group.lines]
-    points = [_Point(line, Spread(x.value, x.low, x.high), y) for line, x, y in found if x is not None and y is not None]
+    points = [
+        _Point(line, Spread(x.value, x.low, x.high), y) for line, x, y in found if x is not None and y is not None
+    ]
     if len(points) < 2:
         return None
     known = {s.name: s for line in group.lines for s in line.row.statistics}
@@ -150,8 +152,8 @@ def _scatter(
     items = " or ".join(str(n) for n in sorted({p.figure.items for p in points}))
     return Chart(
         title=f"{up.name} against {what}",
-        caption=f"Bars: 95 % intervals over {items} items.{' ' if remark else ''}{remark} Dashed: the Pareto front, arms "
-        "that none beats on both; it joins the figures, so look whether the bars of neighbours overlap.",
+        caption=f"Bars: 95 % intervals over {items} items.{' ' if remark else ''}{remark} Dashed: the Pareto front, "
+        "arms that none beats on both; it joins the figures, so look whether the bars of neighbours overlap.",
         summary=f"On the front, {'cheapest' if unit else 'best along'} first: {', '.join(names)}.",
         figure={"data": data, "layout": layout},
         keys=tuple((numbers[p.line.row.name], p.line.row.label) for p in points),
