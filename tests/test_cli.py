@@ -278,7 +278,7 @@ def test_every_verb_is_well_formed(verb: str) -> None:
 @pytest.mark.parametrize(
     ("argv", "sentence"),
     [
-        (("evaluate", "a", "b"), "'b' is one word too many: 'evaluate' takes MODEL: give each value its flag, such as "),
+        (("evaluate", "a", "b"), "'b' is one word too many: 'evaluate' takes MODEL: give each value its flag"),
         (("finetune", "gpt2"), "'gpt2' is one word too many: 'finetune' takes no argument: give each value its flag, "
                                "such as --model"),
         (("demo", "now"), "'now' is one word too many: 'demo' takes no argument"),
