@@ -137,6 +137,16 @@ def test_answers_are_cached_by_lm_eval(place: Path, tmp_path: Path, monkeypatch:
     assert scores() == first
 
 
+def test_what_gave_way_is_logged(place: Path, caplog: pytest.LogCaptureFixture) -> None:
+    from lm_eval.api.instance import Instance
+
+    from limbeck.integrations.lm_eval import LimbeckLM
+
+    lm = LimbeckLM(str(place / "model"), max_length=16, batch_size="2")
+    lm.loglikelihood([Instance("loglikelihood", {}, ("the plot was good " * 9, " yes"), 0)])
+    assert "1 of 1 contexts were longer than 16 tokens allow and lost their beginning" in caplog.text
+
+
 def test_lm_evals_own_tasks_take_local_rows(place: Path) -> None:
     """The prompts of the published tasks, without the Hub."""
     data = {"sst2": "test.tsv", "gsm8k": "sums.jsonl", "gsm8k_examples": "sums.jsonl"}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from lm_eval import models as _models  # registers lm-eval's own models first: it does so only into an empty registry
@@ -24,6 +24,8 @@ from limbeck.recipes.parts import device_of, dtype_of
 __all__ = ["LimbeckLM"]
 
 del _models
+
+T = TypeVar("T")
 
 _LOG = logging.getLogger("lm_eval.limbeck")  # below lm-eval's own, so that it is shown as its messages are
 
@@ -85,15 +87,21 @@ class LimbeckLM(LM):  # type: ignore[misc]  # lm-eval has no types
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
         """See ``Answers.loglikelihood``; the arguments of a request are context and continuation."""
-        return self.answers.loglikelihood([request.args for request in requests])
+        return self._told(self.answers.loglikelihood([request.args for request in requests]))
 
     def loglikelihood_rolling(self, requests: Sequence[Any]) -> list[float]:
         """See ``Answers.rolling``; the argument of a request is a text."""
-        return self.answers.rolling([request.args[0] for request in requests])
+        return self._told(self.answers.rolling([request.args[0] for request in requests]))
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
         """See ``Answers.generate_until``; the arguments of a request are a context and its ``generation_kwargs``."""
-        return self.answers.generate_until([request.args for request in requests])
+        return self._told(self.answers.generate_until([request.args for request in requests]))
+
+    def _told(self, found: list[T]) -> list[T]:
+        """Log what had to give way, which stands nowhere in lm-eval's own results."""
+        for sentence in self.answers.told():
+            _LOG.warning(sentence)
+        return found
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """Render a conversation by the folder's own template.
