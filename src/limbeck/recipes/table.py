@@ -15,6 +15,7 @@ RECIPES: dict[str, str] = {
     "distill": "limbeck.recipes.distill:Distill",
     "quantize": "limbeck.recipes.quantize:Quantize",
     "evaluate": "limbeck.recipes.evaluate:Evaluate",
+    "score": "limbeck.recipes.score:Score",
     "audit": "limbeck.recipes.audit:Audit",
     "generate": "limbeck.recipes.generate:Generate",
     "info": "limbeck.recipes.info:Info",

@@ -26,7 +26,14 @@ from limbeck.model.heads import classes_of, with_classes
 from limbeck.objectives.classify import Classify
 from limbeck.objectives.next_token import NextToken
 from limbeck.objectives.objective import AnyObjective
-from limbeck.tasks.classification import NATS_PER_ITEM, class_result, encode_texts, head_log_probs, labels_of
+from limbeck.tasks.classification import (
+    NATS_PER_ITEM,
+    class_result,
+    encode_texts,
+    head_log_probs,
+    labels_of,
+    scored_classes,
+)
 from limbeck.tasks.predictions import read_labels, same_items, write_labels
 from limbeck.tasks.task import Measuring, Result, Task
 
@@ -205,3 +212,7 @@ class Paraphrase(Task):
                 f"predictions file {path} gives '{odd}' the label '{found[odd]}', none of {', '.join(known)}"
             )
         return same_items({name: known[label] for name, label in found.items()}, [row.id for row in rows], path)
+
+    def score(self, predictions: Mapping[str, str], rows: Rows) -> Result:
+        """Accuracy, F1 and majority rate of classes from a file; an answer that is neither is wrong."""
+        return scored_classes(predictions, rows, "is_duplicate", _LABELS, {})
