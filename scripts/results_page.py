@@ -1,6 +1,6 @@
-"""Write a results page from a finished study folder: command, commit, machine, table, verdicts, costs of the runs.
+"""Write a results page from finished study folders: commands, commit, machine, tables, verdicts, alarms, costs.
 
-Usage: python scripts/results_page.py RUN_FOLDER docs/results/NAME.md --command 'limbeck study ...' [--commit HASH]
+Usage: python scripts/results_page.py RUN_FOLDER... docs/results/NAME.md --command 'limbeck study ...' [--commit HASH]
 
 Paths below the folder named by LIMBECK_DATA are written as $LIMBECK_DATA, so that no page names a machine's folders.
 """
@@ -10,31 +10,116 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from limbeck.command.flags import MISSING, Flag, flags_of, shown
+from limbeck.command.verb import schema
+
 
 def main() -> None:
-    """Read the study, write the page."""
+    """Read the studies, write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folders", type=Path, nargs="+")
     parser.add_argument("page", type=Path)
-    parser.add_argument("--command", required=True, help="the command that made the folder, as the page shows it")
+    parser.add_argument("--command", required=True, action="append", help="what made each folder, as the page shows it")
+    parser.add_argument("--title", help="heading of a page of several studies")
     parser.add_argument("--commit", help="commit of the source, where the run's provenance lacks it")
-    parser.add_argument("--note", type=Path, help="Markdown put between the head and the table")
+    parser.add_argument("--note", type=Path, help="Markdown put between the head and the first table")
     given = parser.parse_args()
-    study = json.loads((given.folder / "study.json").read_text(encoding="utf-8"))
-    table = (given.folder / "study.md").read_text(encoding="utf-8")
-    origin = json.loads(next(iter(sorted(given.folder.glob("*/seed-*/provenance.json")))).read_text(encoding="utf-8"))
-    title, _, rest = table.partition("\n")
-    parts = [title, "", *_head(origin, given.command, given.commit), ""]
-    if given.note is not None:
-        parts += [given.note.read_text(encoding="utf-8").strip(), ""]
-    parts += [rest.strip(), "", *_runs(study)]
-    text = "\n".join(parts) + "\n"
-    data = os.environ.get("LIMBECK_DATA")
+    if len(given.command) != len(given.folders):
+        parser.error("give one --command for each folder")
+    note = [] if given.note is None else [given.note.read_text(encoding="utf-8").strip(), ""]
+    parts = [] if given.title is None else [f"# {given.title}", "", *note]
+    for folder, command in zip(given.folders, given.command, strict=True):
+        parts += _study(folder, command, given.commit, note if given.title is None else [], given.title is not None)
+    text = "\n".join(parts).rstrip("\n") + "\n"
+    for name, value in (("QA_CSV", os.environ.get("QA_CSV")), ("LIMBECK_DATA", os.environ.get("LIMBECK_DATA"))):
+        text = text.replace(value.rstrip("/"), f"${name}") if value else text
+    for folder in given.folders:
+        text = text.replace(str(folder), f"runs/{folder.name}")
     given.page.parent.mkdir(parents=True, exist_ok=True)
-    given.page.write_text(text.replace(data.rstrip("/"), "$LIMBECK_DATA") if data else text, encoding="utf-8")
+    given.page.write_text(text, encoding="utf-8")
+
+
+def _study(folder: Path, command: str, commit: str | None, note: list[str], nested: bool) -> list[str]:
+    study = json.loads((folder / "study.json").read_text(encoding="utf-8"))
+    table = (folder / "study.md").read_text(encoding="utf-8")
+    origin = json.loads(next(iter(sorted(folder.glob("*/seed-*/provenance.json")))).read_text(encoding="utf-8"))
+    title, _, rest = table.partition("\n")
+    parts = ["#" * nested + title, "", *_head(origin, command, commit), "", *note, rest.strip(), ""]
+    return [*parts, *_alarms(study, nested), *_commands(study, nested), *_runs(study, nested), ""]
+
+
+def _alarms(study: dict[str, Any], nested: bool) -> list[str]:
+    """What rang, an arm a line; what kept silent is counted."""
+    rang, silent = {}, 0
+    for arm in study["arms"].values():
+        for alarm in (a for run in arm["runs"] for a in run.get("alarms") or []):
+            silent += not alarm["fired"]
+            if alarm["fired"]:
+                rang[f"- {arm['label']}: **{alarm['name']}**: {' '.join(alarm['sentence'].split())}"] = None
+    head = [f"{'#' * nested}## Alarms", "", f"Of {silent + len(rang)} checks {len(rang)} rang."]
+    return [*head, "", *rang, ""]
+
+
+def _commands(study: dict[str, Any], nested: bool) -> list[str]:
+    """One command an arm, the first seed's; paths of runs are those of the study."""
+    lines = []
+    for arm in study["arms"].values():
+        file = Path(arm["runs"][0]["run"]) / "recipe.yaml"
+        words = command_words(arm["runs"][0]["verb"], yaml.safe_load(file.read_text(encoding="utf-8")))
+        lines += [f"# {arm['label']}", shlex.join(["limbeck", *words])]
+    return [f"{'#' * nested}## One command an arm", "", "```sh", *lines, "```", ""]
+
+
+def command_words(verb: str, values: Mapping[str, Any]) -> list[str]:
+    """The words of a command that gives a recipe these values: flags for what differs from the defaults."""
+    positional, options = [], []
+    for flag in flags_of(schema()["verbs"][verb]["schema"]):
+        for value in _given(flag, values):
+            usual = (
+                flag.default.get("kind") if isinstance(flag.default, Mapping) and "kind" in flag.default else MISSING
+            )
+            if value is MISSING or value == flag.default or isinstance(value, Mapping) and value.get("kind") == usual:
+                continue
+            if flag.positional:
+                positional.append(str(value))
+            elif flag.form == "switch":
+                options.append(f"--{flag.name}" if value else f"--no-{flag.name}")
+            elif flag.form == "union":
+                options += [f"--{flag.name}", value["kind"]]
+            elif flag.form == "unions":
+                options += [f"--{flag.name}", ",".join(v["kind"] for v in value)] if value else []
+            elif flag.form == "mapping":
+                options += [word for k, v in value.items() for word in (f"--{flag.name}", f"{k}={shown(v)}")]
+            elif flag.form == "list":
+                options += [f"--{flag.name}", ",".join(map(shown, value if isinstance(value, list) else [value]))]
+            else:
+                options += [f"--{flag.name}", shown(value)]
+    return [verb, *positional, *options]
+
+
+def _given(flag: Flag, values: Mapping[str, Any]) -> list[Any]:
+    """Values of a flag: one, or none where its union member is not chosen."""
+    if flag.member is None:
+        return [_at(values, flag.path)]
+    union = _at(values, flag.member.union)
+    members = union if isinstance(union, list) else [union]
+    chosen = [m for m in members if isinstance(m, Mapping) and m.get("kind") == flag.member.kind]
+    return [_at(m, flag.path) for m in chosen]
+
+
+def _at(values: Any, path: Sequence[str]) -> Any:
+    for key in path:
+        if not isinstance(values, Mapping) or key not in values:
+            return MISSING
+        values = values[key]
+    return values
 
 
 def _head(origin: dict[str, Any], command: str, commit: str | None) -> list[str]:
@@ -52,9 +137,9 @@ def _head(origin: dict[str, Any], command: str, commit: str | None) -> list[str]
     ]
 
 
-def _runs(study: dict[str, Any]) -> list[str]:
+def _runs(study: dict[str, Any], nested: bool) -> list[str]:
     lines = [
-        "## Runs",
+        f"{'#' * nested}## Runs",
         "",
         "| arm | seed | figures | steps | weights of step | tokens/s |",
         "|---|---:|---|---:|---:|---:|",

@@ -273,3 +273,19 @@ def test_every_verb_is_well_formed(verb: str) -> None:
     spelled += ["--config", "--print-config", "--json", "--quiet", "--help"]
     assert len(spelled) == len(set(spelled)), "two flags share a spelling"
     assert [f.name for f in flags if not f.text and f.form != "union"] == [], "flags without a description"
+
+
+@pytest.mark.parametrize(
+    ("argv", "sentence"),
+    [
+        (("evaluate", "a", "b"), "'b' is one word too many: 'evaluate' takes MODEL: give each value its flag"),
+        (("finetune", "gpt2"), "'gpt2' is one word too many: 'finetune' takes no argument: give each value its flag, "
+                               "such as --model"),
+        (("demo", "now"), "'now' is one word too many: 'demo' takes no argument"),
+    ],
+)  # fmt: skip
+def test_a_word_too_many_is_told_with_what_to_write(
+    argv: tuple[str, ...], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(argv) == 2
+    assert sentence in capsys.readouterr().err

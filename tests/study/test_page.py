@@ -12,10 +12,11 @@ from typing import Any
 import plotly.graph_objects as go
 import pytest
 
-from limbeck.study.charts import Curve, cost_charts, curve_chart
+from limbeck.measure.statistic import COUNT, ratio
+from limbeck.study.charts import Curve, cost_charts, curve_chart, figure_chart
 from limbeck.study.page import page, protocol
-from limbeck.study.table import findings, groups
-from tests.reference.finished_arms import Arm, arm, write_run
+from limbeck.study.table import findings, groups, others
+from tests.reference.finished_arms import NATS, Arm, arm, write_run
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>{{ 7 * 7 }}&amp;"
 LINES = [
@@ -279,3 +280,40 @@ def test_provenance_names_versions_commit_machine_seeds_and_data(tmp_path: Path)
     assert words.count("python 3.11.7, torch 2.13.0") == 1 and "cpu some processor, cores 2" in words
     assert "device cpu, dtype float32, repeats 5" in words
     assert "test: verse.txt" in words and "60 rows, sha256 " + "b" * 64 in words
+
+
+def test_two_figures_of_the_arms_make_a_chart_with_the_front_of_both() -> None:
+    doubled = ratio("nll", COUNT, name="nats per item", better="lower")
+    made_by = {"statistics": (NATS, doubled)}
+    arms = [arm("a", 1.0, **made_by), arm("b", 2.0, **made_by), arm("c", 3.0, statistics=(NATS,))]
+    (group,) = groups(arms, (), None)
+    chart = figure_chart(group, {"a": 1, "b": 2, "c": 3}, "nats per item", "nats per token")
+    assert chart is not None and chart.title == "nats per token against nats per item"
+    front, *points = chart.figure["data"]
+    assert len(points) == 2  # c does not measure both
+    assert front["x"] == [points[0]["x"][0]] and points[0]["x"][0] == pytest.approx(10 * points[0]["y"][0])
+    assert points[0]["error_x"]["array"][0] == pytest.approx(10 * points[0]["error_y"]["array"][0], rel=1e-6)
+    assert figure_chart(group, {"a": 1, "b": 2, "c": 3}, "chrF", "nats per token") is None
+
+
+def test_where_more_is_better_the_front_of_two_figures_begins_at_the_most() -> None:
+    lines = ratio("nll", COUNT, name="lines", better="higher")
+    (group,) = groups([arm(n, m, statistics=(NATS, lines)) for n, m in (("a", 1.0), ("b", 2.0))], (), None)
+    chart = figure_chart(group, {"a": 1, "b": 2}, "lines", "nats per token")
+    assert chart is not None
+    assert chart.figure["data"][0]["x"] == sorted(chart.figure["data"][0]["x"], reverse=True)
+    assert "best along first: b, a" in chart.summary
+
+
+def test_generation_speed_stands_beside_the_figures_where_it_was_measured() -> None:
+    def rated(*rates: float) -> list[dict[str, Any]]:
+        return [
+            {**r, "notes": {"generation": {"tokens_per_second": x}}} for r, x in zip(two.reports, rates, strict=True)
+        ]
+
+    two = arm("a", 1.0, seeds=2, statistics=(NATS,))
+    fast = Arm("a", "a", rated(100.0, 300.0), two.scores, two.statistics)
+    (group,) = groups([fast, arm("b", 2.0)], (), None)
+    heading, first, second = others(group)
+    assert heading[-1] == "tokens/s when generating (slowest to fastest)"
+    assert first[-1] == "200 (100 to 300)" and second[-1] == "-"

@@ -80,3 +80,10 @@ def test_shipped_studies_are_valid(file: Path, monkeypatch: pytest.MonkeyPatch) 
     plan = read_plan(file)
     folders: dict[int, dict[str, str]] = {seed: {} for seed in plan.seeds}
     assert sum(len(_recipes(plan, name, Path("x"), folders)) for name in plan.order()) >= len(plan.arms)
+
+
+def test_a_chart_of_a_figure_that_no_arm_measures_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "plan.yaml"
+    file.write_text(yaml.safe_dump({**PLAN, "plots": [["nats per token", "nats per wrod"]]}))
+    with pytest.raises(ConfigError, match="no arm measures 'nats per wrod'.*did you mean 'nats per word'"):
+        Study(plan=str(file), out=str(tmp_path / "out")).run(Session.silent())

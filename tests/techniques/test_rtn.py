@@ -36,7 +36,9 @@ def test_it_is_the_model_with_rounded_weights(grid: Grid, tied: bool):
     for dtype in (torch.float32, torch.float64):
         got = reference_logits(RTN(grid=grid).apply(decoder(dtype=dtype, tied=tied)))
         assert got.dtype == dtype
-        assert torch.equal(got, reference_logits(rounded_by_hand(decoder(dtype=dtype, tied=tied), grid)))
+        wanted = reference_logits(rounded_by_hand(decoder(dtype=dtype, tied=tied), grid))
+        # the weights are the same bits; a BLAS may still order the sums of a product by where its operands lie
+        torch.testing.assert_close(got, wanted, rtol=0, atol=64 * torch.finfo(dtype).eps)
 
 
 def test_a_tied_head_borrows_the_embedding():

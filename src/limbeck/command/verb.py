@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from limbeck.command.flags import Flag, flags_of
+from limbeck.command.flags import MISSING, Flag, flags_of
 from limbeck.command.help import write
 from limbeck.errors import nearest
 
@@ -58,6 +58,22 @@ class Verb(click.Command):
             context_settings={"token_normalize_func": _dashes, "help_option_names": ["--help", "-h"]},
             add_help_option=True,
         )
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """As click does, but a word too many is told with what to write instead.
+
+        Raises:
+            UsageError: there is one.
+        """
+        ctx.allow_extra_args = True
+        left = super().parse_args(ctx, args)
+        if left:
+            takes = " ".join(f.argument for f in self.flags if f.positional) or "no argument"
+            named = [f for f in self.flags if not f.positional and (f.name == "model" or f.default is MISSING)]
+            wanted = [f.spellings[0] for f in sorted(named, key=lambda f: f.name != "model")]
+            hint = f": give each value its flag, such as {wanted[0]}" if wanted else ""
+            raise click.UsageError(f"'{left[0]}' is one word too many: '{self.name}' takes {takes}{hint}", ctx)
+        return left
 
     def _typed(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """What was typed: flag identifiers to ``(flag, text or texts)``, the extra options by their names."""

@@ -56,12 +56,13 @@ COUNT = "1"
 def mean(
     column: str,
     *,
+    name: str | None = None,
     better: Better = "higher",
     unit: str = "",
     bounds: tuple[float, float] = (-math.inf, math.inf),
 ) -> Statistic:
-    """The mean over items of one score."""
-    return Statistic(column, (column, COUNT), _quotient, better, unit, bounds)
+    """The mean over items of one score, called after its column unless it has a ``name``."""
+    return Statistic(name or column, (column, COUNT), _quotient, better, unit, bounds)
 
 
 def ratio(

@@ -11,10 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from limbeck.measure.statistic import Better, Statistic
+from limbeck.measure.stats import Interval
 from limbeck.study.pareto import front
-from limbeck.study.table import Group, Line, Spread, rounded, span
+from limbeck.study.table import Group, Line, Spread, figure, rounded, span
 
-__all__ = ["COLOURS", "Chart", "Curve", "cost_charts", "curve_chart", "number"]
+__all__ = ["COLOURS", "Chart", "Curve", "cost_charts", "curve_chart", "figure_chart", "number"]
 
 COLOURS = 8
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star")
@@ -71,9 +73,29 @@ def cost_charts(group: Group, numbers: Mapping[str, int]) -> list[Chart]:
 
     drawn = (
         ("weights on disk", "MB", megabytes, ""),
-        ("time a token", "ms", lambda ln: ln.ms_per_token, " Bars along the time: fastest to slowest repeat."),
+        ("time a token", "ms", lambda ln: ln.ms_per_token, "Bars along the time: fastest to slowest repeat."),
     )
     return [c for what in drawn if (c := _cost_chart(group, numbers, *what)) is not None]
+
+
+def figure_chart(group: Group, numbers: Mapping[str, int], across: str, up: str) -> Chart | None:
+    """One figure against another, such as diversity and quality; None where fewer than two arms measure both.
+
+    Args:
+        group: arms of one table.
+        numbers: name of an arm -> its number on the page.
+        across: name of the figure along the chart.
+        up: name of the figure up it.
+    """
+    found = [(line, figure(line.row, across), figure(line.row, up)) for line in group.lines]
+    points = [
+        _Point(line, Spread(x.value, x.low, x.high), y) for line, x, y in found if x is not None and y is not None
+    ]
+    if len(points) < 2:
+        return None
+    known = {s.name: s for line in group.lines for s in line.row.statistics}
+    sides = f"{across} ({known[across].better} is better)"
+    return _scatter(points, numbers, known[up], across, sides, known[across].better, "Bars along too.", "")
 
 
 def _cost_chart(
@@ -84,60 +106,82 @@ def _cost_chart(
     cost: Callable[[Line], Spread | None],
     remark: str,
 ) -> Chart | None:
-    points = [(line, c) for line in group.lines if (c := cost(line)) is not None and c.middle > 0]
+    points = [_Point(ln, c, ln.figure) for ln in group.lines if (c := cost(ln)) is not None and c.middle > 0]
     if len(points) < 2:
         return None
-    figure_name, better = group.statistic.name, group.statistic.better
-    kept = front([(c.middle, line.figure.value) for line, c in points], better)
+    return _scatter(points, numbers, group.statistic, what, f"{what}, {unit} (less is better)", "lower", remark, unit)
+
+
+@dataclass(frozen=True, slots=True)
+class _Point:
+    """An arm in a chart: its place along, and its figure up."""
+
+    line: Line
+    along: Spread
+    figure: Interval
+
+
+def _scatter(
+    points: Sequence[_Point],
+    numbers: Mapping[str, int],
+    up: Statistic,
+    what: str,
+    side: str,
+    along: Better,
+    remark: str,
+    unit: str,
+) -> Chart:
+    sign = 1.0 if along == "lower" else -1.0
+    kept = front([(sign * p.along.middle, p.figure.value) for p in points], up.better)
     data: list[dict[str, Any]] = [
         {
             "type": "scatter",
             "mode": "lines",
-            "x": [points[i][1].middle for i in kept],
-            "y": [points[i][0].figure.value for i in kept],
+            "x": [points[i].along.middle for i in kept],
+            "y": [points[i].figure.value for i in kept],
             "line": {"shape": "hv", "dash": "dash", "width": 1.5, "color": "var(--muted)"},
             "hoverinfo": "skip",
         }
     ]
-    data += [_point(line, c, numbers[line.row.name], unit) for line, c in points]
+    data += [_marker(p, numbers[p.line.row.name], unit) for p in points]
     layout = {
-        "xaxis": _axis(f"{what}, {unit} (less is better)", [c.middle for _, c in points]),
-        "yaxis": _axis(f"{figure_name} ({better} is better)", [line.figure.value for line, _ in points]),
+        "xaxis": _axis(side, [p.along.middle for p in points]),
+        "yaxis": _axis(f"{up.name} ({up.better} is better)", [p.figure.value for p in points]),
     }
-    names = [points[i][0].row.label for i in kept]
-    items = " or ".join(str(n) for n in sorted({line.figure.items for line, _ in points}))
+    names = [points[i].line.row.label for i in kept]
+    items = " or ".join(str(n) for n in sorted({p.figure.items for p in points}))
     return Chart(
-        title=f"{figure_name} against {what}",
-        caption=f"Bars: 95 % intervals over {items} items.{remark} Dashed: the Pareto front, arms "
-        "that none beats on both; it joins the figures, so look whether the bars of neighbours overlap.",
-        summary=f"On the front, cheapest first: {', '.join(names)}.",
+        title=f"{up.name} against {what}",
+        caption=f"Bars: 95 % intervals over {items} items.{' ' if remark else ''}{remark} Dashed: the Pareto front, "
+        "arms that none beats on both; it joins the figures, so look whether the bars of neighbours overlap.",
+        summary=f"On the front, {'cheapest' if unit else 'best along'} first: {', '.join(names)}.",
         figure={"data": data, "layout": layout},
-        keys=tuple((numbers[line.row.name], line.row.label) for line, _ in points),
+        keys=tuple((numbers[p.line.row.name], p.line.row.label) for p in points),
     )
 
 
-def _point(line: Line, cost: Spread, arm: int, unit: str) -> dict[str, Any]:
-    f, style = line.figure, number(arm)
+def _marker(p: _Point, arm: int, unit: str) -> dict[str, Any]:
+    f, along, style = p.figure, p.along, number(arm)
     colour = f"var(--arm-{style['colour']})"
     shown = f"{rounded(f.value, f.low, f.high)} {span(f)}, {f.items} items, {f.seeds} seed{'' if f.seeds == 1 else 's'}"
     point: dict[str, Any] = {
         "type": "scatter",
         "mode": "markers+text",
         "cliponaxis": False,  # else the number of a point near the edge is cut
-        "x": [cost.middle],
+        "x": [along.middle],
         "y": [f.value],
         "text": [str(arm)],
         "textposition": _PLACES[(arm - 1) % len(_PLACES)],
         "textfont": {"color": colour, "size": 14},
         "marker": {"size": 10, "symbol": style["symbol"], "color": colour},
         # plotly.js takes text for a little HTML: what comes from outside is escaped
-        "hovertext": [f"{arm} {html.escape(line.row.label)}<br>{shown}<br>{cost.middle:.4g} {unit}"],
+        "hovertext": [f"{arm} {html.escape(p.line.row.label)}<br>{shown}<br>{along.middle:.4g} {unit}".rstrip()],
         "hoverinfo": "text",
     }
     if math.isfinite(f.low) and math.isfinite(f.high):
         point["error_y"] = _bars(Spread(f.value, f.low, f.high), colour)
-    if cost.high > cost.low:
-        point["error_x"] = _bars(cost, colour)
+    if math.isfinite(along.low) and math.isfinite(along.high) and along.high > along.low:
+        point["error_x"] = _bars(along, colour)
     return point
 
 

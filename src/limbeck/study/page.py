@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from limbeck.run import Run
-from limbeck.study.charts import COLOURS, Chart, Curve, cost_charts, curve_chart, number
+from limbeck.study.charts import COLOURS, Chart, Curve, cost_charts, curve_chart, figure_chart, number
 from limbeck.study.table import Finding, Group, Line, Row, change, others, rounded, short, span, told
 
 __all__ = ["page", "protocol"]
@@ -25,7 +25,13 @@ _TRAINING = (
 )
 
 
-def page(title: str, grouped: Sequence[Group], compared: Sequence[Finding], arms: Sequence[Row]) -> str:
+def page(
+    title: str,
+    grouped: Sequence[Group],
+    compared: Sequence[Finding],
+    arms: Sequence[Row],
+    plots: Sequence[tuple[str, str]] = (),
+) -> str:
     """Render the page.
 
     Args:
@@ -33,6 +39,7 @@ def page(title: str, grouped: Sequence[Group], compared: Sequence[Finding], arms
         grouped: tables, as ``table.groups`` gives them.
         compared: comparisons with their verdicts.
         arms: every arm that ran, those without a table too: for alarms and provenance.
+        plots: further charts, of two figures each, by their names.
 
     Returns:
         The whole file: plotly.js is inside, nothing is fetched, and its content security policy admits only its own two
@@ -43,7 +50,7 @@ def page(title: str, grouped: Sequence[Group], compared: Sequence[Finding], arms
     from plotly.offline import get_plotlyjs
 
     numbers = {row.name: i for i, row in enumerate(arms, start=1)}
-    sections = [_section(group, numbers) for group in grouped]
+    sections = [_section(group, numbers, plots) for group in grouped]
     figures: list[dict[str, Any]] = []
     for section in sections:
         for chart in section["charts"]:
@@ -141,7 +148,8 @@ def _fixed(value: float) -> str:
     return f"{value:,.{2 if value < 100 else 0}f}"
 
 
-def _section(group: Group, numbers: Mapping[str, int]) -> dict[str, Any]:
+def _section(group: Group, numbers: Mapping[str, int], plots: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    pairs = [c for plot in plots if (c := figure_chart(group, numbers, *plot)) is not None]
     protocols = [(numbers[line.row.name], line.row.label, protocol(line.row.reports[0])) for line in group.lines]
     keys = list(dict.fromkeys(k for _, _, p in protocols for k in p))
     shared = {k: protocols[0][2].get(k) for k in keys if len({p.get(k) for _, _, p in protocols}) == 1}
@@ -152,7 +160,7 @@ def _section(group: Group, numbers: Mapping[str, int]) -> dict[str, Any]:
         "lines": [_cells(line, numbers, group) for line in group.lines],
         "told": told(group),
         "others": others(group),
-        "charts": [asdict(c) for c in (*cost_charts(group, numbers), *_curves(group, numbers))],
+        "charts": [asdict(c) for c in (*pairs, *cost_charts(group, numbers), *_curves(group, numbers))],
         "samples": _samples(group, numbers),
         "protocol": shared,
         "differing": {k: [(n, p.get(k, "-")) for n, _, p in protocols] for k in keys if k not in shared},

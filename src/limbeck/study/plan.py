@@ -41,6 +41,7 @@ class StudyPlan(Config):
     compare: tuple[tuple[str, str], ...] = Field((), description="pairs of arms: the first against the second")
     show: tuple[str, ...] = Field((), description="arms of the table, in order; none named: all")
     metric: str | None = Field(None, description="main figure of the table; none: the task's own")
+    plots: tuple[tuple[str, str], ...] = Field((), description="charts of two figures: one along, the other up")
 
     @model_validator(mode="before")
     @classmethod

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,7 +11,7 @@ import yaml
 from pydantic import Field
 
 from limbeck.config import build
-from limbeck.errors import ConfigError, DataError
+from limbeck.errors import ConfigError, DataError, nearest
 from limbeck.measure.scores import Scores
 from limbeck.measure.statistic import Statistic
 from limbeck.recipes.recipe import Recipe, Report, Session
@@ -90,6 +90,7 @@ def run_plan(plan: StudyPlan, folder: Path, session: Session) -> Report:
             reports.append(plain(one.run(session).values))
         done[name] = _finished(plan, name, list(members.values()), reports)
     shown = [done[name] for name in (plan.show or tuple(done)) if done[name].scores]
+    _check_figures(shown, (name for plot in plan.plots for name in plot))
     compared = findings([f for f in done.values() if f.scores], plan.compare, plan.metric)
     values = {
         "verb": "study",
@@ -102,7 +103,7 @@ def run_plan(plan: StudyPlan, folder: Path, session: Session) -> Report:
     write_json(folder / "study.json", plain(values))
     grouped = groups(shown, compared, plan.metric)
     write_text(folder / "study.md", markdown(plan.title, grouped, compared))
-    write_text(folder / "study.html", page(plan.title, grouped, compared, list(done.values())))
+    write_text(folder / "study.html", page(plan.title, grouped, compared, list(done.values()), plan.plots))
     return Report(values, tables(plan.title, grouped, compared))
 
 
@@ -128,3 +129,15 @@ def _finished(plan: StudyPlan, name: str, members: Sequence[Recipe], reports: li
     task = getattr(members[0], "task", None)
     statistics = task.statistics(scores[0].columns) if task is not None and scores else ()
     return Finished(name, plan.arms[name].label or name, reports, scores, statistics)
+
+
+def _check_figures(rows: Sequence[Finished], names: Iterable[str]) -> None:
+    """Refuse a figure that no arm measures.
+
+    Raises:
+        ConfigError: a name is none of theirs.
+    """
+    known = dict.fromkeys(s.name for row in rows for s in row.statistics)
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"no arm measures '{name}', only {', '.join(known)}{nearest(name, known)}")

@@ -27,6 +27,7 @@ __all__ = [
     "Row",
     "Spread",
     "change",
+    "figure",
     "findings",
     "groups",
     "markdown",
@@ -235,7 +236,25 @@ def others(group: Group) -> list[list[str]]:
         own = {s.name: interval(list(line.row.scores), s) for s in line.row.statistics if s.name in names}
         cells = [f"{rounded(f.value, f.low, f.high)} {span(f)}" if (f := own.get(name)) else "-" for name in names]
         out.append([line.row.label, *cells])
+    rates = [_rates(line.row) for line in group.lines]
+    if any(rates):
+        out[0].append("tokens/s when generating (slowest to fastest)")
+        for row, found in zip(out[1:], rates, strict=True):
+            low, high = (min(found), max(found)) if found else (0.0, 0.0)
+            row.append(f"{averages.median(found):,.0f} ({low:,.0f} to {high:,.0f})" if found else "-")
     return out
+
+
+def _rates(row: Row) -> list[float]:
+    """Tokens a second that each seed's evaluation generated, with its own batch and decoding."""
+    made = [((r.get("notes") or {}).get("generation") or {}).get("tokens_per_second") for r in row.reports]
+    return [rate for rate in made if rate is not None]
+
+
+def figure(row: Row, name: str) -> Interval | None:
+    """A figure of an arm by its name, with its interval; None where the arm does not measure it."""
+    found = next((s for s in row.statistics if s.name == name), None)
+    return None if found is None else interval(list(row.scores), found)
 
 
 def told(group: Group) -> list[tuple[str, str]]:

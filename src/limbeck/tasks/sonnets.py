@@ -38,7 +38,14 @@ _ORDER = 2  # n-grams whose variety is measured
 CHRF_NEW = Statistic("chrF of new lines", tuple(f"new_{c}" for c in CHRF.columns), CHRF.of_sums, CHRF.better, CHRF.unit)
 """The same without the given lines, which are right in every poem and flatter the figure of the whole."""
 
-_FIGURES = (CHRF, CHRF_NEW, *VERSE, distinct(_ORDER), mean("self_bleu", better="lower", unit="BLEU"), MEMORISED)
+_FIGURES = (
+    CHRF,
+    CHRF_NEW,
+    *VERSE,
+    distinct(_ORDER),
+    mean("self_bleu", name="self-BLEU", better="lower", unit="BLEU"),
+    MEMORISED,
+)
 
 _NUMBER = re.compile(r"^\s*(\d+)\s*$", re.MULTILINE)
 """A line with a poem's number alone, as the course's files have it."""
