@@ -9,29 +9,34 @@ from harness.turns import main
 from harness.worker import Turn
 
 
+def limbeck(turn: Turn, shape: Shape, size: tuple[int, int]) -> None:
+    turn.imports(*OURS)
+    from limbeck.data.batch import Batch
+    from limbeck.objectives.next_token import NextToken
+
+    train_ours(turn, ours(shape), NextToken(), [Batch.of_ids(random_ids(shape, *size))])
+
+
+def transformers(turn: Turn, shape: Shape, size: tuple[int, int], compiled: bool = False) -> None:
+    turn.imports(*THEIRS)
+    import torch
+
+    model = theirs(shape)
+    ids = random_ids(shape, *size)
+    called = torch.compile(model) if compiled else model
+
+    def loss(_: int):
+        value = called(input_ids=ids, labels=ids).loss
+        return value, {"nll": value}
+
+    plain_loop(turn, model, loss, [ids.numel()])
+
+
 def claim(quick: bool) -> Claim:
     shape, size = (TINY, (2, 24)) if quick else (GPT2, (4, 256))
 
-    def limbeck(turn: Turn) -> None:
-        turn.imports(*OURS)
-        from limbeck.data.batch import Batch
-        from limbeck.objectives.next_token import NextToken
-
-        train_ours(turn, ours(shape), NextToken(), [Batch.of_ids(random_ids(shape, *size))])
-
-    def peer(turn: Turn, compiled: bool = False) -> None:
-        turn.imports(*THEIRS)
-        import torch
-
-        model = theirs(shape)
-        ids = random_ids(shape, *size)
-        called = torch.compile(model) if compiled else model
-
-        def loss(_: int):
-            value = called(input_ids=ids, labels=ids).loss
-            return value, {"nll": value}
-
-        plain_loop(turn, model, loss, [ids.numel()])
+    def peer(turn: Turn) -> None:
+        transformers(turn, shape, size)
 
     return Claim(
         name="full_finetuning",
@@ -40,8 +45,8 @@ def claim(quick: bool) -> Claim:
         arms=(
             Arm("transformers", peer, "system", "bf16 autocast, fused AdamW, as users run it"),
             Arm("transformers, freed memory kept", peer, "keep"),
-            Arm("transformers, compiled, freed memory kept", lambda turn: peer(turn, True), "keep", "torch.compile"),
-            Arm("Limbeck", limbeck),
+            Arm("transformers, compiled, freed memory kept", lambda turn: transformers(turn, shape, size, True), "keep", "torch.compile"),
+            Arm("Limbeck", lambda turn: limbeck(turn, shape, size)),
         ),
         bars=(
             Bar("Limbeck", "transformers", "speed", 2.5),

@@ -23,7 +23,6 @@ class Arm:
         work: imports what it needs, builds its model, and calls the turn after every step until that raises.
         allocator: "system": as glibc comes; "keep": freed memory is kept, by the settings Limbeck makes for itself.
         remark: what a reader must know about it.
-        timed: False: only its memory is measured, after one round.
         packages: what it needs installed; an arm without them is left out, and named as left out.
     """
 
@@ -31,7 +30,6 @@ class Arm:
     work: Callable[[Turn], None]
     allocator: Literal["system", "keep"] = "keep"
     remark: str = ""
-    timed: bool = True
     packages: tuple[str, ...] = ()
 
 
@@ -39,13 +37,13 @@ class Arm:
 class Bar:
     """A figure to reach: ``quantity`` of ``arm``, as a multiple of that of ``against``.
 
-    ``speed`` must be at least ``bound``, a memory at most.
+    ``speed`` must be at least ``bound``, a memory at most; without a bound the ratio is told alone.
     """
 
     arm: str
     against: str
     quantity: Quantity
-    bound: float
+    bound: float | None = None
 
     @property
     def at_least(self) -> bool:
@@ -68,7 +66,8 @@ class Claim:
         steps: steps a turn.
         warmup: steps before the first turn, untimed.
         equal: losses that must agree between the arms at the first step and at the last, and their relative tolerance.
-        apart: the workers run one after the other, for models that do not fit beside each other; then no ratio a round.
+        axis: what the number in an arm's name ("Limbeck, 256") is; the page then draws the arms over it.
+        apart: the arms run one after the other instead of in turn, where they do not fit beside each other.
     """
 
     name: str
@@ -82,3 +81,4 @@ class Claim:
     warmup: int = 2
     equal: dict[str, float] = field(default_factory=dict)
     apart: bool = False
+    axis: str = ""

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from harness.worker import Turn
-
-__all__ = ["OURS", "THEIRS", "Cycle", "plain_loop", "train_ours"]
+__all__ = ["OURS", "THEIRS", "Cycle", "OnStep", "plain_loop", "train_ours"]
 
 OURS = ("limbeck.train.loop", "limbeck.formats.huggingface", "limbeck.objectives.next_token")
 THEIRS = ("torch", "transformers.models.gpt2.modeling_gpt2")
 
 RATE, DECAY, CLIP = 1e-4, 0.01, 1.0
+
+OnStep = Callable[[float, Mapping[str, float]], None]
+"""Called after a step with its useful tokens and its losses: a ``Turn``, or what hands on to one."""
 
 
 class Cycle:
@@ -29,14 +30,16 @@ class Cycle:
         return self.batches[index % len(self.batches)]
 
 
-def train_ours(turn: Turn, model: nn.Module, objective: Any, batches: Sequence[Any], precision: str = "bf16") -> None:
+def train_ours(
+    turn: OnStep, model: nn.Module, objective: Any, batches: Sequence[Any], rate: float = RATE, precision: str = "bf16"
+) -> None:
     """Run Limbeck's loop, as its recipes do."""
     from limbeck.train.loop import train
     from limbeck.train.settings import TrainSettings
     from limbeck.train.stream import tokens
 
     settings = TrainSettings(
-        steps=10**6, precision=precision, learning_rate=RATE, schedule="constant", weight_decay=DECAY,
+        steps=10**6, precision=precision, learning_rate=rate, schedule="constant", weight_decay=DECAY,
         decay_embeddings=True, clip_norm=CLIP, monitor="",
     )  # fmt: skip
     sizes = [tokens(b)[0] for b in batches]
@@ -49,10 +52,11 @@ def train_ours(turn: Turn, model: nn.Module, objective: Any, batches: Sequence[A
 
 
 def plain_loop(
-    turn: Turn,
+    turn: OnStep,
     model: nn.Module,
     loss: Callable[[int], tuple[Tensor, dict[str, Tensor]]],
     tokens: Sequence[int],
+    rate: float = RATE,
 ) -> None:
     """Take bf16 autocast steps with torch's fused AdamW.
 
@@ -61,6 +65,7 @@ def plain_loop(
         model: its trainable parameters are stepped.
         loss: step number -> the loss to go back from, and what to report.
         tokens: useful tokens of the batches, which come round.
+        rate: learning rate.
     """
     import torch
 
@@ -69,7 +74,7 @@ def plain_loop(
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": DECAY},
         {"params": [p for p in trained if p.ndim == 1], "weight_decay": 0.0},
     ]
-    optimizer = torch.optim.AdamW(groups, lr=RATE, fused=True)
+    optimizer = torch.optim.AdamW(groups, lr=rate, fused=True)
     step = 0
     while True:
         with torch.autocast("cpu", dtype=torch.bfloat16):

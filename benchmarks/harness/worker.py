@@ -34,7 +34,7 @@ class Turn:
         self._replies = os.fdopen(replies, "w")
         self._first: dict[str, float] = {}
         self._losses: dict[str, float] = {}
-        self._tokens = 0
+        self._tokens = 0.0
         self._import_bytes = 0
         self._profiler: Any = None
 
@@ -44,11 +44,11 @@ class Turn:
             importlib.import_module(name)
         self._import_bytes = peak_bytes()
 
-    def __call__(self, tokens: int, losses: Mapping[str, float]) -> None:
+    def __call__(self, tokens: float, losses: Mapping[str, float]) -> None:
         """End a step.
 
         Args:
-            tokens: useful ones of the step.
+            tokens: useful ones of the step, or whatever work the claim counts.
             losses: mean nats by name.
 
         Raises:
@@ -69,7 +69,7 @@ class Turn:
         line = json.loads(sys.stdin.readline() or "{}")
         if not line.get("steps"):
             raise Finished
-        self._left, self._tokens = line["steps"], 0
+        self._left, self._tokens = line["steps"], 0.0
         self._profiler = _profiler() if line.get("profile") else None
         self._began = time.perf_counter()
 
