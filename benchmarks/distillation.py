@@ -42,9 +42,7 @@ def limbeck(turn: Turn, shape: Shape, size: tuple[int, int], top_k: int = 0) -> 
 
     with tempfile.TemporaryDirectory() as folder:
         if top_k:
-            key = CacheKey(
-                teacher="t", data="d", template="p", k=top_k, temperature=TEMPERATURE, rows=shape.vocabulary
-            )
+            key = CacheKey(teacher="t", data="d", template="p", k=top_k, temperature=TEMPERATURE, rows=shape.vocabulary)
             build_cache(teacher, examples, Path(folder), key, batch_size=1)
             teacher = CachedTeacher(Path(folder), key)
         objective = Distill(teacher, ALPHA, BETA, TEMPERATURE)

@@ -45,7 +45,12 @@ def claim(quick: bool) -> Claim:
         arms=(
             Arm("transformers", peer, "system", "bf16 autocast, fused AdamW, as users run it"),
             Arm("transformers, freed memory kept", peer, "keep"),
-            Arm("transformers, compiled, freed memory kept", lambda turn: transformers(turn, shape, size, True), "keep", "torch.compile"),
+            Arm(
+                "transformers, compiled, freed memory kept",
+                lambda turn: transformers(turn, shape, size, True),
+                "keep",
+                "torch.compile",
+            ),
             Arm("Limbeck", lambda turn: limbeck(turn, shape, size)),
         ),
         bars=(

@@ -31,7 +31,8 @@ def claim(quick: bool) -> Claim:
     return Claim(
         name="growth_sequence",
         title="Growth with the sequence",
-        setting=f"{shape.words()}; full fine-tuning as above, {least:,} tokens a step or one sequence, freed memory kept",
+        setting=f"{shape.words()}; full fine-tuning as above, {least:,} tokens a step or one sequence, freed "
+        "memory kept",
         arms=tuple(arms),
         rounds=2,
         steps=1,

@@ -52,7 +52,9 @@ def step(turn: Turn, shape: Shape, size: tuple[int, int], techniques: list[dict[
     train_ours(named, model, NextToken(), [Batch.of_ids(random_ids(shape, *size))], precision="fp32")
 
 
-def memory_claim(name: str, shape: Shape, size: tuple[int, int], rows: list[tuple[str, list[dict[str, object]]]]) -> Claim:
+def memory_claim(
+    name: str, shape: Shape, size: tuple[int, int], rows: list[tuple[str, list[dict[str, object]]]]
+) -> Claim:
     """Full fine-tuning in the first row, and every other row against it."""
     return Claim(
         name=name,

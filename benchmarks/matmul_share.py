@@ -36,8 +36,8 @@ def claim(quick: bool) -> Claim:
     return Claim(
         name="matmul_share",
         title="Share of the bf16 matmul rate",
-        setting=f"{shape.words()}; full fine-tuning as above, its matrix products and attention scores counted, against "
-        f"{side} x {side} x {side} in bf16 by torch",
+        setting=f"{shape.words()}; full fine-tuning as above, its matrix products and attention scores counted, "
+        f"against {side} x {side} x {side} in bf16 by torch",
         arms=(Arm("matmul alone", matmul), Arm("Limbeck", limbeck)),
         bars=(Bar("Limbeck", "matmul alone", "speed", 0.5),),
         unit="GFLOP/s",

@@ -74,8 +74,8 @@ def claim(quick: bool) -> Claim:
     return Claim(
         name="perplexity",
         title="Perplexity",
-        setting=f"{shape.words()}, random weights in bf16; {count} windows of {shape.context} tokens, none overlapping, "
-        f"one at a time on both sides: {what}",
+        setting=f"{shape.words()}, random weights in bf16; {count} windows of {shape.context} tokens, none "
+        f"overlapping, one at a time on both sides: {what}",
         arms=(
             Arm("transformers", peer, "system", "the loop of its guide"),
             Arm("transformers, freed memory kept", peer, "keep"),

@@ -19,15 +19,15 @@ from harness.turns import table
 __all__ = ["main", "page"]
 
 _ORDER = (
-    "full_finetuning", "sft", "ragged_finetuning", "lora_finetuning", "distillation", "distillation_memory", "gkd", "dpo",
-    "perplexity", "matmul_share", "growth_sequence", "growth_vocabulary",
+    "full_finetuning", "sft", "ragged_finetuning", "lora_finetuning", "distillation", "distillation_memory", "gkd",
+    "dpo", "perplexity", "matmul_share", "growth_sequence", "growth_vocabulary",
 )  # fmt: skip
 
 _HEAD = """# Performance
 
 Written by `make bench` from the files in `{folder}/`. Each arm runs in a process of its own; the arms take turns, round
-after round, on the same random weights and tokens, and a run ends with an error where their losses part. A ratio is that
-of two turns of one round; told are the median of the rounds, and the smallest and largest.
+after round, on the same random weights and tokens, and a run ends with an error where their losses part. A ratio is
+that of two turns of one round; told are the median of the rounds, and the smallest and largest.
 
 - **Peak** is the largest resident size of the process, interpreter and libraries included. **Above state** leaves out
   what it had after its imports, the weights (master copies too) and the optimizer's moments; **and gradients** leaves
@@ -111,7 +111,7 @@ def _profile(r: Mapping[str, Any]) -> str:
 
 def main(folder: Path, target: Path) -> None:
     """Write the page ``target`` from the files in ``folder``, and the plots beside those."""
-    results = [json.loads(f.read_text()) for f in sorted(folder.glob("*.json"))]
+    results = [r for f in sorted(folder.glob("*.json")) if "arms" in (r := json.loads(f.read_text()))]
     results.sort(key=lambda r: (_ORDER.index(r["name"]) if r["name"] in _ORDER else len(_ORDER), r["name"]))
     remarks = {f.stem: f.read_text() for f in folder.glob("*.md")}
     text, plots = page(results, folder.relative_to(target.parent), remarks)

@@ -46,7 +46,9 @@ def _panel(panel: Panel, left: float) -> str:
     def at(x: float, y: float) -> tuple[float, float]:
         return x0 + (x1 - x0) * math.log2(x / xs[0]) / span, y0 + (y1 - y0) * y / top
 
-    out = [f'<text x="{(x0 + x1) / 2}" y="16" text-anchor="middle" font-weight="bold">{html.escape(panel.title)}</text>']
+    out = [
+        f'<text x="{(x0 + x1) / 2}" y="16" text-anchor="middle" font-weight="bold">{html.escape(panel.title)}</text>'
+    ]
     out.append(f'<text x="{(x0 + x1) / 2}" y="{_HIGH - 8}" text-anchor="middle">{html.escape(panel.across)}</text>')
     for i in range(5):
         y = top * i / 4

@@ -24,6 +24,9 @@ from harness.worker import serve
 __all__ = ["Different", "judge", "main", "measure", "table"]
 
 
+_ALLOCATORS = ("MALLOC_", "GLIBC_TUNABLES", "LIMBECK_ALLOCATOR")  # an arm says itself which it has
+
+
 class Different(Exception):
     """Two arms did not compute the same thing, so that comparing them would mean nothing."""
 
@@ -34,7 +37,7 @@ class _Worker:
     def __init__(self, file: Path, arm: Arm, claim: Claim, quick: bool) -> None:
         self.arm = arm
         command = [sys.executable, str(file), "--worker", arm.name, "--warmup", str(claim.warmup)]
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")} | {"HF_HUB_OFFLINE": "1"}
+        environment = {k: v for k, v in os.environ.items() if not k.startswith(_ALLOCATORS)} | {"HF_HUB_OFFLINE": "1"}
         self._log = tempfile.TemporaryFile("w+")
         self._process = subprocess.Popen(
             command + ["--quick"] * quick, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True,
@@ -110,9 +113,7 @@ def measure(file: Path, claim: Claim, *, quick: bool = False, profile: bool = Fa
     }
 
 
-def _in_turn(
-    file: Path, claim: Claim, arms: Sequence[Arm], quick: bool, profile: bool
-) -> dict[str, dict[str, Any]]:
+def _in_turn(file: Path, claim: Claim, arms: Sequence[Arm], quick: bool, profile: bool) -> dict[str, dict[str, Any]]:
     workers: list[_Worker] = []
     rates: dict[str, list[float]] = {a.name: [] for a in arms}
     try:
@@ -187,7 +188,7 @@ _MEMORY = {
 
 
 def judge(bar: Bar, rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
-    """The bar beside its figure: median of the rounds' ratios with the smallest and largest; None where an arm is not."""
+    """The bar beside its figure: median, smallest and largest of the rounds' ratios; None where an arm is missing."""
     if bar.arm not in rows or bar.against not in rows:
         return None
     a, b = rows[bar.arm], rows[bar.against]
@@ -248,7 +249,7 @@ def main(file: str, claim_of: Callable[[bool], Claim], shapes: Callable[[bool], 
     parser.add_argument("--quick", action="store_true", help="toy shapes, two rounds: tries the benchmark itself")
     parser.add_argument("--profile", action="store_true", help="one more turn each under torch's profiler")
     parser.add_argument("--rounds", type=int, help="turns of every arm")
-    parser.add_argument("--arms", help="only those whose name holds one of these words, separated by commas")
+    parser.add_argument("--arms", help="only these, separated by ';'")
     parser.add_argument("--json", type=Path, help="write the figures here too")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--warmup", type=int, default=1, help=argparse.SUPPRESS)
@@ -259,8 +260,8 @@ def main(file: str, claim_of: Callable[[bool], Claim], shapes: Callable[[bool], 
         return
     changes: dict[str, Any] = {"rounds": given.rounds or (2 if given.quick else claim.rounds)}
     if given.arms:
-        words = given.arms.split(",")
-        changes["arms"] = tuple(a for a in claim.arms if any(w in a.name for w in words))
+        named = given.arms.split(";")
+        changes["arms"] = tuple(a for a in claim.arms if a.name in named)
     claim = Claim(**{name: getattr(claim, name) for name in claim.__dataclass_fields__} | changes)
     with weights_folder(shapes(given.quick)):
         result = measure(Path(file), claim, quick=given.quick, profile=given.profile)

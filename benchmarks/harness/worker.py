@@ -105,8 +105,9 @@ def peak_bytes() -> int:
 
 def _state_bytes() -> tuple[int, int, int]:
     """Bytes of all parameters alive, of the optimizer's state, and of one gradient for each tensor it steps."""
-    import torch
-
+    torch = sys.modules.get("torch")
+    if torch is None:  # an arm without it holds none of these
+        return 0, 0, 0
     alive = gc.get_objects()
     optimizers = [x for x in alive if issubclass(type(x), torch.optim.Optimizer)]  # isinstance would wake lazy modules
     moments = [t for o in optimizers for s in o.state.values() for t in s.values() if isinstance(t, torch.Tensor)]
