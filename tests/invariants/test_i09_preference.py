@@ -90,6 +90,6 @@ def test_dropout_of_the_policy_does_not_reach_the_reference() -> None:
 def test_log_probabilities_are_sums_over_the_completion_only() -> None:
     model = tiny().double()
     got = pair_log_probs(model, BATCH)
-    want = [[slow_log_prob(model, side) for side in (p, p.rejected)] for p in pairs(6)]
+    want = [[slow_log_prob(model, side).item() for side in (p, p.rejected)] for p in pairs(6)]
     assert torch.allclose(got, torch.tensor(want, dtype=torch.float64), rtol=1e-12)
     assert isinstance(BATCH, PairBatch) and got.shape == (6, 2)

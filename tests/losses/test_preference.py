@@ -67,7 +67,8 @@ def test_rewards_and_margin() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"beta": 0.0}, {"beta": 0.1, "label_smoothing": 0.5}, {"beta": 1.0, "loss": "ipo", "label_smoothing": 0.1}]
+    "options",
+    [{"beta": 0.0}, {"beta": 0.1, "label_smoothing": 0.5}, {"beta": 1.0, "loss": "ipo", "label_smoothing": 0.1}],
 )
 def test_options_out_of_range_are_refused(options: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="beta|smoothing"):

@@ -205,7 +205,8 @@ def test_only_the_completion_is_scored() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"beta": 0.0}, {"label_smoothing": 0.5}, {"loss": "ipo", "label_smoothing": 0.1}, {"beta": float("inf")}]
+    "options",
+    [{"beta": 0.0}, {"beta": float("inf")}, {"label_smoothing": 0.5}, {"loss": "ipo", "label_smoothing": 0.1}],
 )
 def test_bad_options_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="beta|label_smoothing"):
