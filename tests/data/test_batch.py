@@ -71,8 +71,8 @@ def test_labels_of_rows_are_kept_where_every_row_has_one() -> None:
 
 def test_moving_keeps_every_field() -> None:
     batch = collate(_rows([[3], [5]], label=1))
-    pairs = PairBatch(batch, collate(_rows([[2], [4]])), reference=torch.zeros(2, 2)).to("meta")
+    pairs = PairBatch(batch, collate(_rows([[2], [4]])), ("a", "b")).to("meta")
     moved = pairs.chosen
-    assert {moved.ids.device.type, moved.labels.device.type, pairs.reference.device.type} == {"meta"}  # type: ignore[union-attr]
+    assert {moved.ids.device.type, moved.labels.device.type, pairs.rejected.ids.device.type} == {"meta"}  # type: ignore[union-attr]
     assert moved.ids.shape == batch.ids.shape and moved.plain and pairs.rejected.labels is None
-    assert PairBatch(batch, batch).to("cpu").reference is None
+    assert pairs.keys == ("a", "b") and pairs.pairs == 2

@@ -22,7 +22,7 @@ def test_rows_in_words() -> None:
 
 
 def test_pairs_have_two_parts() -> None:
-    pair = PairBatch(batch(2), batch(3, 7))
+    pair = PairBatch(batch(2), batch(3, 7), ("a", "b"))
     assert parts(pair) == (pair.chosen, pair.rejected)
     assert name_rows([pair]) == "rows 0, 1, 7, 8 and 9"
     assert tokens(pair) == (6 + 9, 4 + 6)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -27,7 +29,10 @@ class Example:
         target: (n,) bool; true where that token is to be learned, i.e. predicted from the token before it.
         offset: place of ``ids[0]`` within its row, where a long row was cut into chunks.
         label: class of the row, for classification.
+        sides: token sequences that a batch lays out for it: 2 for a pair.
     """
+
+    sides: ClassVar[int] = 1
 
     row: int
     id: str
@@ -43,6 +48,21 @@ class Example:
     def predictions(self) -> int:
         """Number of tokens learned from it: a first token has nothing before it and is never predicted."""
         return int(self.target[1:].sum())
+
+    @property
+    def width(self) -> int:
+        """Tokens that a row must have room for."""
+        return len(self)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in all."""
+        return len(self)
+
+    @property
+    def targets(self) -> int:
+        """Tokens learned in all."""
+        return self.predictions
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,22 +162,62 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class PairBatch:
-    """Preference pairs: two batches with equal prompts, row by row.
+    """Preference pairs: two batches with the same documents' prompts in the same places.
+
+    The p-th document of ``chosen``, row by row, and the p-th of ``rejected`` are one pair; there are P pairs in B rows.
 
     Attributes:
-        chosen: (B, T) preferred completions; ``target_mask`` covers the completion only.
-        rejected: (B, T') the others.
-        reference: (B, 2) summed log-probabilities of chosen and rejected under the reference, in nats, or None.
+        chosen: (B, T) prompts with the preferred completions; ``target_mask`` covers the completions only.
+        rejected: (B, T') the same prompts with the others.
+        keys: P keys of the pairs: row id, ``#`` and a hash of the tokens of both sides.
     """
 
     chosen: Batch
     rejected: Batch
-    reference: Tensor | None = None
+    keys: tuple[str, ...]
+
+    @property
+    def pairs(self) -> int:
+        """How many there are, P."""
+        return len(self.keys)
+
+    def joined(self) -> tuple[Batch, Tensor]:
+        """Both sides as one batch (2B, max(T, T')), chosen first, for one forward; and what each token belongs to.
+
+        Returns:
+            The batch, and (2B, max(T, T')) int64: the completion's number, p for the chosen one of pair p and P + p for
+            the rejected one; 0 on padding.
+        """
+        sides = (self.chosen, self.rejected)
+        width = max(side.ids.shape[1] for side in sides)
+
+        def lay(name: str, fill: int | bool) -> Tensor:
+            parts = [getattr(side, name) for side in sides]
+            return torch.cat([F.pad(x, (0, width - x.shape[1]), value=fill) for x in parts])
+
+        joined = Batch(
+            ids=lay("ids", 0),
+            target_mask=lay("target_mask", False),
+            document_ids=lay("document_ids", 0),
+            row_ids=lay("row_ids", -1),
+            offsets=lay("offsets", 0),
+            plain=all(side.plain for side in sides),
+        )
+        documents = joined.document_ids.long()
+        held = documents.amax(dim=1)
+        first = held.cumsum(0) - held  # documents in the rows before
+        return joined, torch.where(joined.real, first[:, None] + documents - 1, 0)
+
+    def completion_tokens(self) -> Tensor:
+        """(P, 2) int64 tokens that are scored of each completion, chosen and rejected."""
+        joined, sequence = self.joined()
+        scored = joined.next_token_labels() != IGNORE
+        counted = torch.zeros(2 * self.pairs, dtype=torch.int64, device=scored.device)
+        return counted.index_add(0, sequence.reshape(-1), scored.reshape(-1).long()).view(2, self.pairs).t()
 
     def to(self, device: torch.device | str) -> PairBatch:
         """Return the pairs on ``device``."""
-        reference = None if self.reference is None else self.reference.to(device)
-        return PairBatch(self.chosen.to(device), self.rejected.to(device), reference)
+        return PairBatch(self.chosen.to(device), self.rejected.to(device), self.keys)
 
 
 def collate(rows: Sequence[Sequence[Example]], pad_id: int = 0, multiple: int = 1, left: bool = False) -> Batch:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from limbeck.data.batch import Batch, Example, collate
+from limbeck.data.batch import Example, collate
 from limbeck.data.packing import pack
 from limbeck.errors import DataError
 
@@ -38,6 +38,7 @@ class Batches:
         shuffle: without it, epochs are alike and in the examples' order: rows by their first example where packed, by
             length within windows where bucketed.
         seed: of the order.
+        lay: lays out the examples of each row as a batch; None: ``data.batch.collate``.
 
     Raises:
         DataError: no example, or one longer than ``context``.
@@ -54,12 +55,13 @@ class Batches:
         bucketing: bool = False,
         shuffle: bool = True,
         seed: int = 0,
+        lay: Callable[[Sequence[Sequence[Example]], int], Any] | None = None,
     ) -> None:
         if not examples:
             raise DataError("there are no examples to make batches of")
         if batch_size < 1 or seed < 0:
             raise DataError(f"batch_size must be at least 1 and the seed at least 0, not {batch_size} and {seed}")
-        lengths = np.fromiter((len(e) for e in examples), dtype=np.int64, count=len(examples))
+        lengths = np.fromiter((e.width for e in examples), dtype=np.int64, count=len(examples))
         longest = int(lengths.argmax())
         if lengths[longest] > context:
             name, size = examples[longest].id, int(lengths[longest])
@@ -69,6 +71,7 @@ class Batches:
         self._examples, self._lengths = examples, lengths
         self._batch_size, self._pad_id = batch_size, pad_id
         self._bucketing, self._shuffle, self._seed = bucketing, shuffle, seed
+        self._lay = collate if lay is None else lay
         self._rows = self._pack(context) if packing else None
         self._row_lengths = (
             lengths if self._rows is None else np.array([lengths[row].sum() for row in self._rows], dtype=np.int64)
@@ -81,8 +84,10 @@ class Batches:
         """Micro-batches of an epoch."""
         return -(-len(self._row_lengths) // self._batch_size)
 
-    def at(self, index: int) -> Batch:
-        """The ``index``-th micro-batch of the endless stream: (B, T), padded on the right, T the longest row.
+    def at(self, index: int) -> Any:
+        """The ``index``-th micro-batch of the endless stream: a ``Batch`` (B, T) or what ``lay`` makes.
+
+        It is padded on the right, T the longest row.
 
         Raises:
             IndexError: ``index`` is negative.
@@ -92,20 +97,20 @@ class Batches:
         epoch, place = divmod(index, self.per_epoch)
         rows = self._plan(epoch)[place].tolist()
         documents = [[r] for r in rows] if self._rows is None else [self._rows[r] for r in rows]
-        return collate([[self._examples[i] for i in row] for row in documents], self._pad_id)
+        return self._lay([[self._examples[i] for i in row] for row in documents], self._pad_id)
 
     def describe(self) -> dict[str, Any]:
         """Counts of one epoch; ``padding_share`` is that of epoch 0, of all tokens in its batches."""
         widths = [int(self._row_lengths[rows].max()) * len(rows) for rows in self._plan(0)]
-        tokens = int(self._lengths.sum())
+        tokens, sides = sum(e.tokens for e in self._examples), self._examples[0].sides
         return {
             "examples": len(self._examples),
             "tokens": tokens,
-            "target_tokens": sum(e.predictions for e in self._examples),
+            "target_tokens": sum(e.targets for e in self._examples),
             "longest_tokens": int(self._lengths.max()),
             "rows_per_epoch": len(self._row_lengths),
             "batches_per_epoch": self.per_epoch,
-            "padding_share": 1.0 - tokens / sum(widths),
+            "padding_share": 1.0 - tokens / (sides * sum(widths)),
         }
 
     def _random(self, *place: int) -> np.random.Generator:

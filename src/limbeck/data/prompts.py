@@ -17,13 +17,24 @@ from limbeck.data.rows import Row, Rows
 from limbeck.data.tokenizer import Tokenizer
 from limbeck.errors import DataError, NothingToLearnError
 
-__all__ = ["EncodingReport", "Template", "Truncate", "encode_pair", "encode_rows", "encode_text", "prompt_ids"]
+__all__ = [
+    "EncodingReport",
+    "Template",
+    "Truncate",
+    "begin_ids",
+    "cut_prompt",
+    "encode_pair",
+    "encode_rows",
+    "encode_text",
+    "prompt_ids",
+]
 
-Truncate = Literal["prompt_left", "answer_right", "drop"]
+Truncate = Literal["prompt_left", "prompt_right", "answer_right", "drop"]
 """What gives way where a row is longer than the context.
 
 ``prompt_left``: the prompt loses its beginning (its last token stays); an answer that still does not fit loses its end.
-``answer_right``: the row loses its end, whatever stands there. ``drop``: the row is left out.
+``prompt_right``: the same with the prompt's end, for prompts whose beginning matters more. ``answer_right``: the row
+loses its end, whatever stands there. ``drop``: the row is left out.
 """
 
 _BULK = 1024  # rows tokenised at a time
@@ -301,18 +312,44 @@ def _tokens(
                 yield row, prompt, learned if text.strip() else []  # a blank answer teaches nothing but to stop
 
 
+def cut_prompt(
+    first: list[int], prompt: list[int], learned_tokens: int, context: int, truncate: Truncate
+) -> list[int] | None:
+    """What is given, begin token and prompt, cut as ``truncate`` says; None: the row is to be left out.
+
+    Args:
+        first: the begin token, or nothing; it stays.
+        prompt: tokens of the prompt.
+        learned_tokens: how many are to follow.
+        context: most tokens in all.
+        truncate: what gives way.
+    """
+    over = len(first) + len(prompt) + learned_tokens - context
+    if over > 0 and truncate == "drop":
+        return None
+    if over > 0 and truncate in ("prompt_left", "prompt_right"):
+        spare = max(len(prompt) - (0 if first else 1), 0)  # something must stand before the first target
+        cut = min(over, spare)
+        return first + (prompt[cut:] if truncate == "prompt_left" else prompt[: len(prompt) - cut])
+    return first + prompt
+
+
+def begin_ids(tokenizer: Tokenizer, bos: bool | None, prompt: Sequence[int]) -> list[int]:
+    """The begin token to put before ``prompt``, or nothing where none is wanted or the prompt begins with it.
+
+    Raises:
+        DataError: it is wanted, and the tokenizer has none.
+    """
+    first = _bos(tokenizer, bos)
+    return [] if first and list(prompt[:1]) == first else first
+
+
 def _fit(
     first: list[int], prompt: list[int], learned: list[int], context: int, truncate: Truncate
 ) -> tuple[list[int], int] | None:
     """Ids within ``context`` and the place of the first target; None: the row is to be left out."""
-    given = first + prompt
-    over = len(given) + len(learned) - context
-    if over > 0 and truncate == "drop":
-        return None
-    if over > 0 and truncate == "prompt_left":
-        spare = max(len(prompt) - (0 if first else 1), 0)  # something must stand before the first target
-        given = first + prompt[min(over, spare) :]
-    return (given + learned)[:context], min(len(given), context)
+    given = cut_prompt(first, prompt, len(learned), context, truncate)
+    return None if given is None else ((given + learned)[:context], min(len(given), context))
 
 
 def _example(index: int, name: str, ids: Sequence[int], start: int, offset: int = 0) -> Example:

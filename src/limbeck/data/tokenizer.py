@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import re
@@ -36,6 +37,7 @@ class Tokenizer:
         pad_id: id written on padding; the end token where the tokenizer names none.
         begins_with_bos: documents begin with the begin token, because the tokenizer's own template adds it or its
             config says ``add_bos_token``. ``encode`` never adds it.
+        chat_template: Jinja text that lays out a conversation (``data.chat``), or None.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class Tokenizer:
         bos_id: int | None = None,
         pad_id: int | None = None,
         begins_with_bos: bool = False,
+        chat_template: str | None = None,
     ) -> None:
         backend.no_truncation()  # some files carry a length limit, which would cut texts in silence
         backend.no_padding()
@@ -54,6 +57,13 @@ class Tokenizer:
         self.eos_id, self.bos_id = eos_id, bos_id
         self.pad_id = eos_id if pad_id is None else pad_id
         self.begins_with_bos = begins_with_bos
+        self.chat_template = chat_template
+
+    def with_chat_template(self, text: str) -> Tokenizer:
+        """The same tokenizer with another chat template."""
+        other = copy.copy(self)
+        other.chat_template = text
+        return other
 
     @cached_property
     def vocab_size(self) -> int:
@@ -148,7 +158,8 @@ class Tokenizer:
 
         That is ``tokenizer.json``, or GPT-2's ``vocab.json`` + ``merges.txt`` (``encoder.json`` + ``vocab.bpe``), with
         the names of end, begin and padding tokens from ``tokenizer_config.json``, ``special_tokens_map.json``,
-        ``generation_config.json`` and ``config.json``, in this order.
+        ``generation_config.json`` and ``config.json``, in this order. A chat template is read from
+        ``tokenizer_config.json`` (of several the one named ``default``), else from ``chat_template.jinja``.
 
         Raises:
             ModelError: there is no tokenizer in ``folder``, or none of its tokens ends a document.
@@ -167,7 +178,8 @@ class Tokenizer:
             raise ModelError(f"the tokenizer in {folder} names no end token; set eos_token in tokenizer_config.json")
         adds = bos is not None and (named.get("add_bos_token") is True or backend.encode("a").ids[0] == bos)
         pad = _token(backend, folder, "pad", named, {})
-        return cls(backend, eos_id=eos, bos_id=bos, pad_id=pad, begins_with_bos=adds)
+        template = _chat_template(folder, named)
+        return cls(backend, eos_id=eos, bos_id=bos, pad_id=pad, begins_with_bos=adds, chat_template=template)
 
     def save(self, folder: Path) -> None:
         """Write ``tokenizer.json`` and ``tokenizer_config.json``, as transformers' AutoTokenizer reads them."""
@@ -180,6 +192,8 @@ class Tokenizer:
             config["add_bos_token"] = self.begins_with_bos
         if self.pad_id != self.eos_id:
             config["pad_token"] = self.piece(self.pad_id)
+        if self.chat_template is not None:
+            config["chat_template"] = self.chat_template
         text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
         (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
 
@@ -348,6 +362,23 @@ def _token(
     if isinstance(value, list):
         value = value[0] if value else None
     return value if isinstance(value, int) and backend.id_to_token(value) is not None else None
+
+
+def _chat_template(folder: Path, named: Mapping[str, Any]) -> str | None:
+    found = named.get("chat_template")
+    if isinstance(found, list):  # several, each with a name
+        several = {str(one.get("name")): one.get("template") for one in found if isinstance(one, Mapping)}
+        found = several.get("default")
+    if isinstance(found, str):
+        return found
+    if found is not None:
+        raise CheckpointError(f"the chat template in {folder} is no text, but a {type(found).__name__}")
+    try:
+        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder / 'chat_template.jinja'} cannot be read: {_line(error)}") from None
 
 
 def _json(file: Path) -> dict[str, Any]:

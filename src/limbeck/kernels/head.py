@@ -52,11 +52,31 @@ def head_losses(
 
 
 def head_sequence_log_probs(
-    hidden: Tensor, head: nn.Module, labels: Tensor, *, chunk_rows: int | None = None
+    hidden: Tensor,
+    head: nn.Module,
+    labels: Tensor,
+    sequence: Tensor | None = None,
+    sequences: int | None = None,
+    *,
+    chunk_rows: int | None = None,
 ) -> Tensor:
-    """Summed log-probability of each row's labels: (B, T, D) and (B, T) -> (B,) nats; ``IGNORE`` rows are dropped."""
+    """Summed log-probability of each sequence's labels; ``IGNORE`` rows are dropped before the head.
+
+    Args:
+        hidden: (B, T, D) final hidden states.
+        head: maps (n, D) to logits (n, V).
+        labels: (B, T) int64 ids, or ``IGNORE``.
+        sequence: (B, T) int64, which sequence a place belongs to; None: each row is one.
+        sequences: how many there are, S; None: B.
+        chunk_rows: rows whose logits exist at once; None: by memory.
+
+    Returns:
+        (S,) nats, 0 for a sequence without labels.
+    """
     b, t = labels.shape
-    sequence = torch.arange(b, device=labels.device)[:, None].expand(b, t).reshape(-1)
+    if sequence is None:
+        sequence = torch.arange(b, device=labels.device)[:, None].expand(b, t)
+    sequence = sequence.reshape(-1)
     index = kept_rows(labels.reshape(-1), None)
     sequence = sequence if index is None else sequence.index_select(0, index)
     flat, labels_kept, _ = _flatten(hidden, labels, None)
@@ -64,7 +84,7 @@ def head_sequence_log_probs(
     frozen = linear is not None and not any(x is not None and x.requires_grad for x in linear)
     rows = _rows(flat, head, labels_kept, False, None, Weights() if frozen else None, chunk_rows)
     nll = cast(Tensor, rows.nll)
-    return nll.new_zeros(b).index_add(0, sequence, -nll)
+    return nll.new_zeros(b if sequences is None else sequences).index_add(0, sequence, -nll)
 
 
 def _flatten(

@@ -96,7 +96,7 @@ class Attention(nn.Module):
         super().__init__()
         q, kv = config.heads * config.head_width, config.kv_heads * config.head_width
         self.config, self.layer, self.pattern = config, layer, config.pattern_at(layer)
-        self.sizes = [q, kv, kv]
+        self.sizes, self.dropout = [q, kv, kv], config.dropout
         self.qkv = Linear(config.width, {"q": q, "k": kv, "v": kv}, bias=config.qkv_bias)
         self.out = Linear(q, {"out": config.width}, bias=config.out_bias)
 
@@ -113,7 +113,7 @@ class Attention(nn.Module):
         if view.cache is not None and not view.fresh:
             y = self._behind(q, k, v, view, view.cache)
         else:
-            y = attend(q, k, v, view.mask(self.pattern), dropout=c.dropout if self.training else 0.0)
+            y = attend(q, k, v, view.mask(self.pattern), dropout=self.dropout if self.training else 0.0)
             if view.cache is not None:
                 view.cache.write(self.layer, view.slots[self.pattern], k, v)
         out: Tensor = self.out(y.transpose(1, 2).reshape(b, t, -1))

@@ -93,6 +93,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.checkpointing = False
+        self.dropout = config.dropout
         self.embed = nn.Embedding(config.vocab_size, config.width)
         self.positions = nn.Embedding(config.context, config.width) if config.positions == "learned" else None
         self.blocks = nn.ModuleList(Block(config, i) for i in range(config.layers))
@@ -158,8 +159,8 @@ class Decoder(nn.Module):
         x: Tensor = self.embed(batch.ids)
         if self.positions is not None:
             x = x + self.positions(positions)
-        if self.config.dropout and self.training:
-            x = F.dropout(x, self.config.dropout)
+        if self.dropout and self.training:
+            x = F.dropout(x, self.dropout)
         rotary = self.rotary.tables(positions, longest, x.dtype) if self.rotary is not None else None
         view = View(positions, batch.document_ids, batch.plain, rotary, cache, slots, fresh)
         for block in self.blocks:
@@ -169,6 +170,12 @@ class Decoder(nn.Module):
                 x = block(x, view)
         hidden: Tensor = self.norm(x)
         return hidden
+
+    def switch_off_dropout(self) -> None:
+        """Train without dropout from now on; the config, and so a saved model, keeps its rate."""
+        for module in self.modules():
+            if isinstance(module, Decoder | Block | Attention):
+                module.dropout = 0.0
 
     def _check_reach(self, positions: Tensor, longest: int) -> None:
         """Refuse ``positions`` past the learned ones; asks the device only where the width alone cannot tell."""

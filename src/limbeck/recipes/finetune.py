@@ -8,6 +8,7 @@ import torch
 from pydantic import Field
 
 from limbeck.formats.load import load_bundle
+from limbeck.model.decoder import Decoder
 from limbeck.objectives.objective import AnyObjective
 from limbeck.recipes.fit import Encoded, Fit, Start
 from limbeck.recipes.parts import Parts
@@ -37,6 +38,8 @@ class Finetune(Fit):
         facts = {} if bundle.adapter is None else {"adapter": str(bundle.adapter)}
         return Start(bundle.model, bundle.tokenizer, bundle.generation, self.model, facts, residues=bundle.residues)
 
-    def objective(self, start: Start, data: Encoded, parts: Parts, run: Run | None) -> AnyObjective:
+    def objective(
+        self, model: Decoder, start: Start, data: Encoded, parts: Parts, run: Run | None
+    ) -> AnyObjective:
         """The task's own."""
         return self.task.objective()

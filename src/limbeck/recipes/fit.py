@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
 from limbeck.data.audit import Audit
-from limbeck.data.batch import Batch, Example
+from limbeck.data.batch import Example, collate
 from limbeck.data.batches import Batches
 from limbeck.formats.load import save_bundle
 from limbeck.measure.cost import cost
@@ -31,6 +31,8 @@ from limbeck.train.loop import TrainResult, train
 
 __all__ = ["Encoded", "Fit", "Start"]
 
+Lay = Callable[[Sequence[Sequence[Example]], int], Any]
+
 
 class Fit(Choices):
     """Train a model on rows of a task and measure what came of it."""
@@ -44,8 +46,18 @@ class Fit(Choices):
         return {}
 
     @abstractmethod
-    def objective(self, start: Start, data: Encoded, parts: Parts, run: Run | None) -> AnyObjective:
-        """What to learn; ``run`` is None on a dry run, when nothing may be written."""
+    def objective(
+        self, model: Decoder, start: Start, data: Encoded, parts: Parts, run: Run | None
+    ) -> AnyObjective:
+        """What ``model``, which has its techniques, is to learn; ``run`` is None when nothing may be written."""
+
+    def watched(self, objective: AnyObjective) -> AnyObjective:
+        """What is measured on validation rows during the training: the task's own, so that runs can be compared."""
+        return self.task.objective()
+
+    def lay(self, rows: Sequence[Sequence[Example]], pad_id: int) -> Any:
+        """A batch of what is learned from."""
+        return collate(rows, pad_id)
 
     def run(self, session: Session) -> Report:
         """Train, save, measure, report.
@@ -70,12 +82,13 @@ class Fit(Choices):
         model = apply_all(self.techniques, self.task.prepare(start.model), calibration)
         stream = self._stream(data.train, start, data.context)
         if self.dry_run:
-            shown = [stream.at(0)], [row.id for row in parts.train]
-            return dry_run(model, start.tokenizer, self.objective(start, data, parts, None), stream, settings, *shown)
+            shown, names = stream.at(0), [row.id for row in parts.train]
+            objective = self.objective(model, start, data, parts, None)
+            return dry_run(model, start.tokenizer, objective, stream, settings, shown, names)
         with Run.create(self.folder, self) as run:
             run.provenance(seed=self.seed, data={k: v["hash"] for k, v in parts.describe().items()})
             session.say(f"{self.verb}: {run.describe()}")
-            objective = self.objective(start, data, parts, run)
+            objective = self.objective(model, start, data, parts, run)
             result = self._train(model, objective, stream, data, start, checks, run, device, session)
             return self._conclude(model, start, parts, data, checks, result, run, session)
 
@@ -115,9 +128,10 @@ class Fit(Choices):
             bucketing=self.bucketing and not self.packing,
             shuffle=True,
             seed=self.seed,
+            lay=self.lay,
         )
 
-    def _fixed(self, examples: Sequence[Example], start: Start, context: int) -> list[Batch]:
+    def _fixed(self, examples: Sequence[Example], start: Start, context: int, lay: Lay = collate) -> list[Any]:
         """Batches in an order that nothing changes, for evaluation and calibration."""
         if not examples:
             return []
@@ -128,6 +142,7 @@ class Fit(Choices):
             pad_id=start.tokenizer.pad_id,
             bucketing=True,
             shuffle=False,
+            lay=lay,
         )
         return [batches.at(i) for i in range(batches.per_epoch)]
 
@@ -143,7 +158,7 @@ class Fit(Choices):
         device: torch.device,
         session: Session,
     ) -> TrainResult:
-        held_out = HeldOut(self.task.objective(), self._fixed(data.valid, start, data.context))
+        held_out = HeldOut(self.watched(objective), self._fixed(data.valid, start, data.context, self.lay))
         return train(
             model.to(device),
             objective,
@@ -170,7 +185,7 @@ class Fit(Choices):
         trainable = model.count_parameters(trainable=True)
         model, residues = finish_all(self.techniques, model.eval())
         residues = (*start.residues, *residues)
-        save_bundle(model, start.tokenizer, run.model, generation=start.generation, residues=residues)
+        save_bundle(model, self.task.equip(start.tokenizer), run.model, generation=start.generation, residues=residues)
         values: dict[str, Any] = {
             "verb": self.verb,
             "run": str(run.path),

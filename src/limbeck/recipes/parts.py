@@ -22,16 +22,24 @@ _DATA: dict[str, JsonValue] = {"section": "data"}
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """Training, validation and test rows; the last two may be missing."""
+    """Training, validation and test rows; the last two may be missing.
+
+    Attributes:
+        dropped: ids of the rows of the data that reading left out, whichever part they would have been in.
+    """
 
     train: Rows
     valid: Rows | None
     test: Rows | None
+    dropped: tuple[str, ...] = ()
 
     def describe(self) -> dict[str, Any]:
-        """Source, content hash and size of each part."""
+        """Source, content hash and size of each part, and how many rows reading left out."""
         named = {"train": self.train, "valid": self.valid, "test": self.test}
-        return {k: {"source": v.source, "hash": v.hash, "rows": len(v)} for k, v in named.items() if v is not None}
+        facts = {k: {"source": v.source, "hash": v.hash, "rows": len(v)} for k, v in named.items() if v is not None}
+        if self.dropped:
+            facts["train"]["dropped"] = len(self.dropped)
+        return facts
 
     @property
     def final(self) -> tuple[str, Rows] | None:
@@ -77,12 +85,12 @@ class DataSource(Config):
         if self.valid is not None or self.test is not None:
             valid = self.rows(self.valid, task) if self.valid is not None else None
             test = self.rows(self.test, task) if self.test is not None else None
-            return Parts(rows, valid, test)
+            return Parts(rows, valid, test, rows.dropped)
         shares = {k: f for k, f in zip(("train", "valid", "test"), self.fractions, strict=True) if f > 0}
         if "train" not in shares:
             raise DataError("the train share of 'fractions' is zero: nothing would be trained on")
         split: Mapping[str, Rows] = split_rows(rows, self.split_by or task.split_by, shares)
-        return Parts(split["train"], split.get("valid"), split.get("test"))
+        return Parts(split["train"], split.get("valid"), split.get("test"), rows.dropped)
 
 
 def device_of(name: str) -> torch.device:

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from rich.console import RenderableType
 
-from limbeck.data.batch import Batch
 from limbeck.data.batches import Batches
 from limbeck.data.preview import preview
 from limbeck.data.tokenizer import Tokenizer
@@ -20,6 +19,7 @@ from limbeck.model.decoder import Decoder
 from limbeck.objectives.objective import AnyObjective
 from limbeck.recipes.recipe import Report, facts
 from limbeck.train.settings import TrainSettings
+from limbeck.train.stream import parts, tokens
 
 __all__ = ["dry_run", "expect"]
 
@@ -44,28 +44,28 @@ def expect(model: Decoder, objective: AnyObjective, stream: Batches, settings: T
     started = time.perf_counter()
     for batch in batches:
         _micro_batch(trial, objective, batch)
-    seconds = (time.perf_counter() - started) / sum(int(b.real.sum()) for b in batches)
-    tokens_per_epoch = float(described["tokens"])
-    tokens = tokens_per_epoch * steps * settings.accumulation / stream.per_epoch
+    seconds = (time.perf_counter() - started) / sum(tokens(b)[0] for b in batches)
+    width = max(b.ids.shape[1] for b in parts(batches[0]))
+    trained_tokens = float(described["tokens"]) * steps * settings.accumulation / stream.per_epoch
     return {
         "steps": steps,
-        "tokens": round(tokens),
-        "seconds": seconds * tokens,
+        "tokens": round(trained_tokens),
+        "seconds": seconds * trained_tokens,
         "tokens_per_second": 1 / seconds,
         "parameters": parameters,
         "trainable": trainable,
         "state_bytes": state,
         "activation_bytes": max(0, peak.peak_bytes - peak.before_bytes),
-        "flops": 3 * tokens * model.flops_per_token(batches[0].ids.shape[1]),
+        "flops": 3 * trained_tokens * model.flops_per_token(width),
     }
 
 
-def _micro_batch(model: Decoder, objective: AnyObjective, batch: Batch) -> None:
+def _micro_batch(model: Decoder, objective: AnyObjective, batch: Any) -> None:
     batch = batch.to(model.device)
     loss = total(objective(model, batch), objective.counts(batch))
     if loss.requires_grad:
         loss.backward()  # type: ignore[no-untyped-call]
-    if batch.ids.is_cuda:
+    if model.device.type == "cuda":
         torch.cuda.synchronize()
     model.zero_grad(set_to_none=True)
 
@@ -76,13 +76,13 @@ def dry_run(
     objective: AnyObjective,
     stream: Batches,
     settings: TrainSettings,
-    shown: Sequence[Batch],
+    shown: Any,
     names: Sequence[str],
 ) -> Report:
-    """Show ``shown`` token by token and what the training would need; nothing is written."""
+    """Show the micro-batch ``shown`` token by token, and what the training would need; nothing is written."""
     expected = expect(model, objective, stream, settings)
     values = {"dry_run": True, "data": stream.describe(), "expected": expected}
-    tables = [preview(batch, tokenizer, names=names) for batch in shown]
+    tables = [preview(batch, tokenizer, names=names) for batch in parts(shown)]
     described = facts("data", [(k, f"{v:,}" if isinstance(v, int) else v) for k, v in stream.describe().items()])
     return Report(values, (*tables, described, _table(expected)))
 

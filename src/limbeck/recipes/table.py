@@ -13,6 +13,7 @@ RECIPES: dict[str, str] = {
     "pretrain": "limbeck.recipes.pretrain:Pretrain",
     "finetune": "limbeck.recipes.finetune:Finetune",
     "distill": "limbeck.recipes.distill:Distill",
+    "dpo": "limbeck.recipes.dpo:DPO",
     "quantize": "limbeck.recipes.quantize:Quantize",
     "evaluate": "limbeck.recipes.evaluate:Evaluate",
     "score": "limbeck.recipes.score:Score",

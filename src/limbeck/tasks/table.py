@@ -8,6 +8,7 @@ from pydantic import Field
 
 from limbeck.tasks.gsm8k import GSM8K
 from limbeck.tasks.paraphrase import Paraphrase
+from limbeck.tasks.preferences import Preferences
 from limbeck.tasks.qa import QuestionAnswering
 from limbeck.tasks.sentiment import Sentiment
 from limbeck.tasks.sonnets import Sonnets
@@ -25,9 +26,11 @@ TASKS: dict[str, type[Task]] = {
     "paraphrase": Paraphrase,
     "sst2": SST2,
     "gsm8k": GSM8K,
+    "preferences": Preferences,
 }
 
 AnyTask = Annotated[
-    Text | QuestionAnswering | Sonnets | Sentiment | Paraphrase | SST2 | GSM8K, Field(discriminator="kind")
+    Text | QuestionAnswering | Sonnets | Sentiment | Paraphrase | SST2 | GSM8K | Preferences,
+    Field(discriminator="kind"),
 ]
 """The same as a field of a recipe: a mapping's ``kind`` picks its class."""

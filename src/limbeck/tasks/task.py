@@ -96,6 +96,10 @@ class Task(Config):
         self.check(model)
         return model
 
+    def equip(self, tokenizer: Tokenizer) -> Tokenizer:
+        """The tokenizer to save with a model trained on it: ``tokenizer``, with a chat template where it has one."""
+        return tokenizer
+
     @abstractmethod
     def encode(self, rows: Rows, tokenizer: Tokenizer, context: int) -> tuple[list[Example], EncodingReport]:
         """Tokenise rows for training, with the targets marked.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -18,7 +19,7 @@ from limbeck.model.decoder import Decoder
 from limbeck.model.surgery import find, matches, replace
 from limbeck.techniques.technique import Technique, train_everything, train_only
 
-__all__ = ["Group", "LoRA", "LoRALinear", "adapters"]
+__all__ = ["Group", "LoRA", "LoRALinear", "adapters", "switched_off", "untouched"]
 
 _SETS = {"attention": ("attention.*",), "mlp": ("ffn.*",), "attention+mlp": ("attention.*", "ffn.*"), "all": ("*",)}
 
@@ -56,6 +57,7 @@ class LoRALinear(nn.Module):
         lora_b: (rows of the group, rank) by group name.
         groups: the groups, in the order of their rows.
         parts: the base's named parts of the output, name -> rows.
+        on: whether the adapter does anything; see ``switched_off``.
     """
 
     def __init__(
@@ -71,7 +73,7 @@ class LoRALinear(nn.Module):
         super().__init__()
         self.base = base
         self.in_features, self.out_features = _sizes(base)
-        self.groups, self.parts, self.dropout = tuple(groups), dict(parts), dropout
+        self.groups, self.parts, self.dropout, self.on = tuple(groups), dict(parts), dropout, True
         made: dict[str, Any] = {"dtype": dtype, "device": device}
         self.lora_a, self.lora_b = nn.ParameterDict(), nn.ParameterDict()
         for g in self.groups:  # one by one: a mapping would be sorted
@@ -98,6 +100,8 @@ class LoRALinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features), in the base's dtype."""
         y: Tensor = self.base(x)
+        if not self.on:
+            return y
         z = F.linear(F.dropout(x, self.dropout, self.training), self._a().to(x.dtype)).to(y.dtype)
         # One addmm with a block-diagonal B reads and writes the wide output once. The blocks off the diagonal are
         # multiplied in vain: little beside a pass over the output for each group at rank 8, a loss at rank 256.
@@ -125,6 +129,27 @@ def _is_plain(base: nn.Module) -> bool:
 def adapters(model: nn.Module) -> dict[str, LoRALinear]:
     """Every adapted layer of ``model`` by name."""
     return {name: m for name, m in model.named_modules() if isinstance(m, LoRALinear)}
+
+
+@contextmanager
+def switched_off(model: nn.Module) -> Iterator[None]:
+    """The model without its adapters, for the length of a ``with``; ``model`` may be a wrapper."""
+    layers = list(adapters(model).values())
+    for layer in layers:
+        layer.on = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.on = True
+
+
+def untouched(model: nn.Module) -> bool:
+    """Whether new adapters (B = 0) alone learn: switched off, the model is what training starts from."""
+    layers = adapters(model)
+    own = {id(p) for m in layers.values() for group in (m.lora_a, m.lora_b) for p in group.values()}
+    alone = all(id(p) in own for p in model.parameters() if p.requires_grad)
+    return bool(layers) and alone and not any(bool(b.any()) for m in layers.values() for b in m.lora_b.values())
 
 
 def _linears(model: Decoder) -> dict[str, nn.Module]:

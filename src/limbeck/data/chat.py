@@ -1,0 +1,280 @@
+"""Chat templates: conversations laid out as text by Jinja, and tokenised with what is learned of them marked."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NoReturn
+
+import jinja2
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from limbeck.data.tokenizer import Tokenizer
+from limbeck.errors import ConfigError, DataError, nearest
+
+__all__ = ["ROLES", "TEMPLATES", "ChatTemplate", "Message", "Piece", "Turns", "merged", "template_text"]
+
+TEMPLATES: Mapping[str, str] = {
+    "turns": (
+        "{% for message in messages %}{{ message.role | capitalize }}: {{ message.content | trim }}"
+        "{% if message.role == 'assistant' %}{{ eos_token }}{% endif %}{{ '\\n\\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}Assistant:{% endif %}"
+    ),
+    "bare": (
+        "{% for message in messages %}{{ message.content }}"
+        "{% if message.role == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+    ),
+}
+"""Templates by name. ``turns`` names the speaker of each turn; ``bare`` is the texts one after the other."""
+
+ROLES = ("system", "user", "assistant")
+"""Who may speak."""
+
+_OPEN, _CLOSE = "\ufdd0", "\ufdd1"  # noncharacters: no text that is meant for exchange holds them
+_HELD = re.compile(f"{_OPEN}(\\d+){_CLOSE}")
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation.
+
+    Attributes:
+        role: system, user or assistant.
+        content: its text.
+    """
+
+    role: str
+    content: str
+
+    @classmethod
+    def read(cls, value: Any, where: str) -> Message:
+        """Read ``{"role": ..., "content": ...}``.
+
+        Raises:
+            DataError: it is no such mapping, or the role is none of three.
+        """
+        if not isinstance(value, Mapping) or not isinstance(value.get("content"), str):
+            raise DataError(f"a message in {where} is no mapping with a role and a text as content: {value!r:.80}")
+        role = value.get("role")
+        if role not in ROLES:
+            raise DataError(f"a message in {where} has the role {role!r}, which is none of {', '.join(ROLES)}")
+        return cls(role, value["content"])
+
+    def plain(self) -> dict[str, str]:
+        """As a mapping, the way templates and files have it."""
+        return {"role": self.role, "content": self.content}
+
+
+Turns = Sequence[Message]
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A stretch of a laid-out conversation.
+
+    Attributes:
+        text: it, with texts that spell special tokens held aside (see ``ChatTemplate``).
+        learned: whether it is an answer, its end token included, or what stands around.
+    """
+
+    text: str
+    learned: bool
+
+
+class ChatTemplate:
+    """One template for one tokenizer.
+
+    A template is given ``messages`` (with ``role`` and ``content``), ``add_generation_prompt``, ``eos_token`` and
+    ``bos_token``, as transformers gives them, and runs in a sandbox. What it writes is tokenised with special-token
+    strings read as tokens; where a *content* spells one, that is read as plain text, so that no row of a data set can
+    end its own document. What is given and what is learned are tokenised apart and joined.
+
+    Args:
+        text: Jinja.
+        tokenizer: whose special tokens it writes.
+        end: write end tokens; without, ``eos_token`` is empty: a model so trained never learns to stop.
+
+    Raises:
+        ConfigError: the text is no Jinja.
+    """
+
+    def __init__(self, text: str, tokenizer: Tokenizer, *, end: bool = True) -> None:
+        self.text, self.tokenizer, self.end = text, tokenizer, end
+        try:
+            self._jinja = _environment().from_string(text)
+        except jinja2.TemplateSyntaxError as error:
+            raise ConfigError(f"the chat template is no Jinja: line {error.lineno}: {error.message}") from None
+        names = sorted({_OPEN, *(tokenizer.piece(i) for i in tokenizer.special_ids)}, key=len, reverse=True)
+        self._specials = tuple(names)
+        self._spelled = re.compile("|".join(map(re.escape, names)))
+
+    @classmethod
+    def named(cls, name: str, tokenizer: Tokenizer, *, end: bool = True) -> ChatTemplate:
+        """The template that ``name`` means.
+
+        Args:
+            name: ``auto`` (the tokenizer's own, else ``turns``), one of ``TEMPLATES``, a file ending in ``.jinja``, or
+                Jinja text.
+            tokenizer: of the model.
+            end: see the class.
+
+        Raises:
+            ConfigError: it means nothing, or the text is no Jinja.
+        """
+        return cls(template_text(name, tokenizer), tokenizer, end=end)
+
+    def render(self, messages: Turns, *, answer: bool = False) -> str:
+        """The conversation as text; with ``answer`` as far as an answer begins.
+
+        Raises:
+            DataError: the template refuses these messages.
+        """
+        return self._show(self._render(messages, answer))
+
+    def prompt_ids(self, messages: Turns) -> list[int]:
+        """Token ids to generate the next answer from: exactly those that training puts before it."""
+        pieces = [piece for piece in self.pieces(messages) if piece.text]
+        done = "".join(piece.text for piece in pieces)
+        whole = self._render(messages, answer=True)
+        self._check_continues(done, whole)
+        ids: list[int] = []
+        for piece in (*pieces, Piece(whole[len(done) :], learned=False)):
+            ids += self._encode(piece.text, bool(ids))
+        return ids
+
+    def encode(self, messages: Turns) -> tuple[list[int], list[bool]]:
+        """Token ids up to the last answer's end, and which of them are learned: each answer and its end token.
+
+        Raises:
+            ConfigError: the template does not close an answer with the end token.
+        """
+        ids: list[int] = []
+        learned: list[bool] = []
+        for piece in self.pieces(messages):
+            some = self._encode(piece.text, bool(ids))
+            ids += some
+            learned += [piece.learned] * len(some)
+        last = max((i for i, one in enumerate(learned) if one), default=-1)
+        return ids[: last + 1], learned[: last + 1]
+
+    def pieces(self, messages: Turns) -> list[Piece]:
+        """The conversation up to its last answer, cut where what is given ends and an answer begins, and back.
+
+        Raises:
+            ConfigError: the template does not close an answer with the end token, or lays a conversation out otherwise
+                once it goes on.
+        """
+        out: list[Piece] = []
+        done = ""
+        for i, message in enumerate(messages):
+            if message.role != "assistant":
+                continue
+            given, whole = self._render(messages[:i], answer=True), self._render(messages[: i + 1], answer=False)
+            self._check_continues(done, given)
+            self._check_continues(given, whole)
+            answer, rest = self._cut(whole[len(given) :])
+            out += [Piece(given[len(done) :], learned=False), Piece(answer, learned=True), Piece(rest, learned=False)]
+            done = whole
+        return out
+
+    def _cut(self, text: str) -> tuple[str, str]:
+        """An answer's text into what is learned, its end token included, and what the template writes after it."""
+        if not self.end:
+            kept = len(text.rstrip())
+            return text[:kept], text[kept:]
+        end = self.tokenizer.piece(self.tokenizer.eos_id)
+        before, found, after = text.rpartition(end)
+        if not found:
+            raise ConfigError(
+                f"the chat template does not write the end token {end!r} after an answer, so that a model would never "
+                "learn to stop: put {{ eos_token }} there"
+            )
+        return before + found, after
+
+    def _check_continues(self, before: str, after: str) -> None:
+        if not after.startswith(before):
+            raise ConfigError(
+                "the chat template lays out the beginning of a conversation otherwise once it goes on "
+                f"({self._show(before)[-40:]!r} changes), so that an answer cannot be told from what is given"
+            )
+
+    def _render(self, messages: Turns, answer: bool) -> str:
+        held = [{"role": m.role, "content": self._hold(m.content)} for m in messages]
+        t = self.tokenizer
+        try:
+            return self._jinja.render(
+                messages=held,
+                add_generation_prompt=answer,
+                eos_token=t.piece(t.eos_id) if self.end else "",
+                bos_token="" if t.bos_id is None else t.piece(t.bos_id),
+            )
+        except (jinja2.TemplateError, TypeError) as error:
+            raise DataError(f"the chat template refuses a conversation: {' '.join(str(error).split())}") from None
+
+    def _hold(self, content: str) -> str:
+        """Put special-token strings of a content aside, so that the template's own can be told from them."""
+        return self._spelled.sub(lambda m: f"{_OPEN}{self._specials.index(m[0])}{_CLOSE}", content)
+
+    def _show(self, text: str) -> str:
+        return _HELD.sub(lambda m: self._specials[int(m[1])], text)
+
+    def _encode(self, text: str, continues: bool) -> list[int]:
+        ids: list[int] = []
+        for part, special in self._parts(text):
+            ids += self.tokenizer.encode(part, specials=not special, continues=continues or bool(ids))
+        return ids
+
+    def _parts(self, text: str) -> Iterator[tuple[str, bool]]:
+        at = 0
+        for match in _HELD.finditer(text):
+            yield text[at : match.start()], False
+            yield self._specials[int(match[1])], True
+            at = match.end()
+        yield text[at:], False
+
+
+def template_text(name: str, tokenizer: Tokenizer) -> str:
+    """Jinja text that ``name`` means; see ``ChatTemplate.named``."""
+    if name == "auto":
+        return tokenizer.chat_template or TEMPLATES["turns"]
+    if name in TEMPLATES:
+        return TEMPLATES[name]
+    if name.endswith(".jinja"):
+        try:
+            return Path(name).expanduser().read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"chat template {name} cannot be read: {error}") from None
+    if "{{" in name or "{%" in name:
+        return name
+    known = ("auto", *TEMPLATES)
+    raise ConfigError(
+        f"'{name}' names no chat template{nearest(name, known)}: give {', '.join(known)}, a .jinja file, or Jinja text"
+    )
+
+
+def merged(messages: Iterable[Message]) -> tuple[Message, ...]:
+    """Join turns of one speaker that follow each other, a blank line between."""
+    out: list[Message] = []
+    for message in messages:
+        if out and out[-1].role == message.role:
+            out[-1] = Message(message.role, f"{out[-1].content}\n\n{message.content}".strip())
+        else:
+            out.append(message)
+    return tuple(out)
+
+
+@lru_cache(maxsize=1)
+def _environment() -> jinja2.Environment:
+    """The sandbox, with transformers' settings, so that published templates read alike."""
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    environment.globals["raise_exception"] = _refuse
+    return environment
+
+
+def _refuse(message: str) -> NoReturn:
+    raise jinja2.TemplateError(message)
