@@ -20,6 +20,7 @@ from limbeck.measure.alarm import Alarm, Probe, Subject
 from limbeck.measure.probe_memory import CopiedRun, Memorised, TrainingIndex
 from limbeck.measure.probe_model import Calibration, Generality, GeneralText
 from limbeck.measure.probe_writing import Collapsed, Echo, Ending, Length, Looping, Repetition, write
+from limbeck.measure.probe_zero_shot import ZeroShot
 from limbeck.measure.probes import ProbeEvaluation, run_probes
 from limbeck.model.decoder import Decoder
 from limbeck.recipes.parts import Parts
@@ -103,6 +104,7 @@ class Checks:
         base: Decoder | None = None,
         train: Sequence[Example] = (),
         general: Sequence[Example] = (),
+        zero_shot: ZeroShot | None = None,
         batch_size: int = 16,
         seed: int = 0,
         audit: Audit | None = None,
@@ -117,6 +119,7 @@ class Checks:
             base: the model before the run, for lost generality; None: random weights, or unknown.
             train: examples that are learned, for memorisation.
             general: held-out general text; the base's loss on it is measured now.
+            zero_shot: a task that is not trained, with the base's answers.
             batch_size: sequences at once.
             seed: of the text that the base writes.
             audit: what was found in the data.
@@ -130,6 +133,8 @@ class Checks:
             probes.append(Generality.of(base, tokenizer, texts=_BASE_TEXTS[level], seed=seed))
             if general:
                 probes.append(GeneralText.of(base, general, batch_size=batch_size))
+        if zero_shot is not None:
+            probes.append(zero_shot)
         writing: list[Probe] = [Ending(), Length(), Looping(), Repetition(), Echo(), Collapsed()]
         if train:
             index = TrainingIndex.of(train)

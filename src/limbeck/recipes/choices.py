@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, JsonValue
 
@@ -47,6 +47,16 @@ class Choices(DataSource, Recipe):
     probes: ProbeLevel = Field("quick", description="what is measured beside the task, and rings alarms")
     general: str | None = Field(
         None, description="held-out general text, on which lost generality is measured too", json_schema_extra=_DATA
+    )
+    zero_shot: str | None = Field(
+        None,
+        description="rows of a task that is not trained, on which lost generality is measured too; none: toy rows",
+        json_schema_extra=_DATA,
+    )
+    zero_shot_task: Literal["auto", "paraphrase", "sst2"] = Field(
+        "auto",
+        description="their task; auto: paraphrase, or sst2 where paraphrase is trained",
+        json_schema_extra=_DATA,
     )
     dry_run: bool = Field(
         False, description="show tokenised examples, memory and time, and stop", json_schema_extra={"section": "common"}

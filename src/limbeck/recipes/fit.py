@@ -23,6 +23,7 @@ from limbeck.recipes.parts import Parts, device_of
 from limbeck.recipes.plan import dry_run
 from limbeck.recipes.recipe import Report, Session
 from limbeck.recipes.start import Encoded, Start
+from limbeck.recipes.zero_shot import zero_shot_probe
 from limbeck.run import Run
 from limbeck.storage import plain
 from limbeck.tasks.text import Text
@@ -111,6 +112,7 @@ class Fit(Choices):
             base=None if start.fresh else start.model,
             train=data.train,
             general=general,
+            zero_shot=zero_shot_probe(self, start),
             batch_size=self.measuring.batch_size,
             seed=self.seed,
             audit=found,
