@@ -41,8 +41,10 @@ class Fit(Choices):
     def start(self, parts: Parts, device: torch.device) -> Start:
         """Build or load the model to train."""
 
-    def extras(self, model: Decoder, start: Start, data: Encoded, run: Run) -> dict[str, Any]:
-        """Further values for the report, told of the finished ``model``."""
+    def extras(
+        self, model: Decoder, objective: AnyObjective, start: Start, data: Encoded, run: Run
+    ) -> dict[str, Any]:
+        """Further values for the report, told of the finished ``model`` and of the objective that made it."""
         return {}
 
     @abstractmethod
@@ -90,7 +92,7 @@ class Fit(Choices):
             session.say(f"{self.verb}: {run.describe()}")
             objective = self.objective(model, start, data, parts, run)
             result = self._train(model, objective, stream, data, start, checks, run, device, session)
-            return self._conclude(model, start, parts, data, checks, result, run, session)
+            return self._conclude(model, objective, start, parts, data, checks, result, run, session)
 
     def _encode(self, parts: Parts, start: Start) -> Encoded:
         context = min(self.context or start.context, start.context)
@@ -174,6 +176,7 @@ class Fit(Choices):
     def _conclude(
         self,
         model: Decoder,
+        objective: AnyObjective,
         start: Start,
         parts: Parts,
         data: Encoded,
@@ -192,7 +195,7 @@ class Fit(Choices):
             "start": {"source": start.source, **start.facts},
             "data": {**parts.describe(), "encoding": data.report.describe()},
             "training": result,
-            **self.extras(model, start, data, run),
+            **self.extras(model, objective, start, data, run),
         }
         final = parts.final
         if final is not None:
