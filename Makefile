@@ -8,6 +8,7 @@ WORKERS ?= 2
 VENV := .venv
 PEERS := .venv-peers
 BIN := $(VENV)/bin
+RESULTS := $(if $(QUICK),build,docs/results)
 INSTALL := pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
 # A default build of llama-cpp-python crashes on machines with AMX; this one runs on anything with AVX-512.
@@ -32,8 +33,10 @@ lint: $(VENV)/.dev ## ruff
 types: $(VENV)/.dev ## mypy, strict
 	$(BIN)/mypy
 
-bench: $(PEERS)/.ready ## run every benchmark
-	@for file in $(sort $(wildcard benchmarks/*.py)); do echo "== $$file"; $(PEERS)/bin/python $$file || exit 1; done
+bench: $(PEERS)/.ready ## run every benchmark and write docs/results/performance.md; QUICK=1: toy shapes, into build/
+	@for file in $(sort $(wildcard benchmarks/*.py)); do name=$$(basename $$file .py); echo "== $$name"; \
+		$(PEERS)/bin/python $$file $(if $(QUICK),--quick) --json $(RESULTS)/performance/$$name.json || exit 1; done
+	PYTHONPATH=benchmarks $(PEERS)/bin/python -m harness.page $(RESULTS)/performance $(RESULTS)/performance.md
 
 schema: $(VENV)/.base ## rewrite schema.json and docs/verbs from the recipes
 	$(BIN)/python -m limbeck.schema

@@ -1,42 +1,31 @@
-"""Peak memory of one training step: full fine-tuning and half-frozen against LoRA, at a named shape.
+"""Peak memory of one training step of GPT-2 Large: full fine-tuning and half-frozen against LoRA.
 
-System A's claim for GPT-2 Large was 12.8 GB against 3.3 GB with under 0.2 % trainable. Random weights, fp32, AdamW; a
-process for each measurement, since a process never gives its peak back.
-
-Usage: python benchmarks/lora_memory.py [--shape gpt2-large|base-14m] [--batch 1] [--tokens 256] [--json FILE]
+System A's claim was 12.8 GB against 3.3 GB with under 0.2 % trainable. Random weights, fp32, AdamW.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import resource
-import subprocess
-import sys
-from pathlib import Path
+from typing import Any
 
-SHAPES = {
-    "gpt2-large": {"vocab_size": 50257, "context": 1024, "layers": 36, "width": 1280, "heads": 20},
-    "base-14m": {"vocab_size": 8192, "context": 512, "layers": 6, "width": 384, "heads": 6},
-}
+from harness.claim import Arm, Bar, Claim
+from harness.shapes import TINY, Shape, random_ids
+from harness.training import OURS, train_ours
+from harness.turns import main
+from harness.worker import Turn
 
-
-def arms(shape: str) -> dict[str, list[dict[str, object]]]:
-    """Techniques by the name of their row."""
-    out: dict[str, list[dict[str, object]]] = {
-        "full fine-tuning": [],
-        "half-frozen": [{"kind": "freeze", "train": "half"}],
-    }
-    if shape == "gpt2-large":
-        out["LoRA r8 on q and v"] = [{"kind": "lora", "rank": 8, "targets": ["q", "v"]}]
-        out["LoRA r8 on attention and MLP"] = [{"kind": "lora", "rank": 8}]
-        return out
-    ranks = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-    return out | {f"LoRA r{rank} on attention and MLP": [{"kind": "lora", "rank": rank}] for rank in ranks}
+LARGE = Shape(layers=36, width=1280, heads=20)
+FULL: tuple[str, list[dict[str, object]]] = ("full fine-tuning", [])
+HALF: tuple[str, list[dict[str, object]]] = ("half-frozen", [{"kind": "freeze", "train": "half"}])
 
 
-def measure(shape: str, arm: str, batch: int, tokens: int, checkpointing: bool) -> dict[str, float]:
-    """Peak resident bytes of this process after one step; the imports' share is measured before the model exists."""
+def lora(rank: int, *targets: str) -> tuple[str, list[dict[str, object]]]:
+    """Name and techniques of a row."""
+    where = " and ".join(targets) or "attention and MLP"
+    return f"LoRA r{rank} on {where}", [{"kind": "lora", "rank": rank} | ({"targets": targets} if targets else {})]
+
+
+def step(turn: Turn, shape: Shape, size: tuple[int, int], techniques: list[dict[str, object]]) -> None:
+    turn.imports(*OURS, "limbeck.techniques.table")
     import torch
     from pydantic import TypeAdapter
 
@@ -46,64 +35,51 @@ def measure(shape: str, arm: str, batch: int, tokens: int, checkpointing: bool) 
     from limbeck.objectives.next_token import NextToken
     from limbeck.techniques.table import AnyTechnique
     from limbeck.techniques.technique import apply_all
-    from limbeck.train.loop import train
-    from limbeck.train.settings import TrainSettings
 
-    class One:
-        per_epoch = 1
-
-        def at(self, index: int) -> Batch:
-            return Batch.of_ids(torch.randint(SHAPES[shape]["vocab_size"], (batch, tokens)))
-
-    imports = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     torch.manual_seed(0)
-    model = Decoder(DecoderConfig(**SHAPES[shape]))
-    model = apply_all(TypeAdapter(tuple[AnyTechnique, ...]).validate_python(arms(shape)[arm]), model)
-    settings = TrainSettings(steps=1, precision="fp32", monitor="", checkpointing=checkpointing)
-    train(model, NextToken(), One(), settings, progress=False)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    model = Decoder(
+        DecoderConfig(
+            vocab_size=shape.vocabulary, context=shape.context, layers=shape.layers, width=shape.width,
+            heads=shape.heads,
+        )
+    )  # fmt: skip
+    model = apply_all(TypeAdapter(tuple[AnyTechnique, ...]).validate_python(techniques), model)
     share = model.count_parameters(trainable=True) / model.count_parameters()
-    return {
-        "parameters": model.count_parameters(),
-        "trainable_share": share,
-        "peak_bytes": peak,
-        "import_bytes": imports,
-    }
+
+    def named(tokens: float, losses: Any) -> None:
+        turn(tokens, {**losses, "trainable share": share})
+
+    train_ours(named, model, NextToken(), [Batch.of_ids(random_ids(shape, *size))], precision="fp32")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", choices=list(SHAPES), default="gpt2-large")
-    parser.add_argument("--batch", type=int, default=1, help="sequences")
-    parser.add_argument("--tokens", type=int, default=256, help="tokens a sequence")
-    parser.add_argument("--checkpointing", action="store_true", help="recompute activations in the backward")
-    parser.add_argument("--json", type=Path, help="write the figures here too")
-    parser.add_argument("--arm", help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.arm is not None:
-        print(json.dumps(measure(given.shape, given.arm, given.batch, given.tokens, given.checkpointing)))
-        return
-    results = {}
-    size = f"{given.batch} x {given.tokens} tokens"
-    print(f"shape of {given.shape}, random weights, fp32, AdamW, {size}, one step, peak of the process", flush=True)
-    print(f"{'arm':32} {'trainable':>12} {'share':>9} {'peak GB':>9} {'of full':>8}")
-    for arm in arms(given.shape):
-        command = [sys.executable, __file__, "--arm", arm, "--shape", given.shape]
-        command += ["--batch", str(given.batch), "--tokens", str(given.tokens)]
-        done = subprocess.run(
-            command + ["--checkpointing"] * given.checkpointing, capture_output=True, text=True, check=True
-        )
-        r = results[arm] = json.loads(done.stdout.splitlines()[-1])
-        full = results["full fine-tuning"]["peak_bytes"]
-        trainable = r["trainable_share"] * r["parameters"]
-        print(
-            f"{arm:32} {trainable:12,.0f} {r['trainable_share']:9.3%} {r['peak_bytes'] / 1e9:9.2f}"
-            f" {r['peak_bytes'] / full:8.2f}",
-            flush=True,
-        )
-    if given.json is not None:
-        given.json.write_text(json.dumps(results, indent=2) + "\n")
+def memory_claim(
+    name: str, shape: Shape, size: tuple[int, int], rows: list[tuple[str, list[dict[str, object]]]]
+) -> Claim:
+    """Full fine-tuning in the first row, and every other row against it."""
+    return Claim(
+        name=name,
+        title=f"Memory of LoRA, {shape.layers} layers of {shape.width}",
+        setting=f"{shape.words()}; {size[0]} x {size[1]} random tokens, random weights, fp32, AdamW, one step",
+        arms=tuple(
+            Arm(row, lambda turn, techniques=techniques: step(turn, shape, size, techniques))
+            for row, techniques in rows
+        ),
+        bars=tuple(Bar(row, rows[0][0], "peak") for row, _ in rows[1:]),
+        rounds=1,
+        steps=1,
+        warmup=1,
+        apart=True,
+    )
+
+
+def claim(quick: bool) -> Claim:
+    rows = [FULL, HALF, lora(8, "q", "v"), lora(8)]
+    return memory_claim("lora_memory", TINY if quick else LARGE, (1, 24) if quick else (1, 256), rows)
+
+
+def shapes(quick: bool) -> list[Shape]:
+    return []
 
 
 if __name__ == "__main__":
-    main()
+    main(__file__, claim, shapes)

@@ -106,3 +106,9 @@ def test_what_the_model_has_not_is_refused_before_anything_changes(freeze, messa
 def test_bad_settings_are_config_errors(values, message):
     with pytest.raises(ConfigError, match=message):
         build(Freeze, values)
+
+
+def test_a_word_in_a_list_of_one_is_that_word_and_stands_alone():
+    assert Freeze(train=["last_layer"]) == Freeze(train="last_layer")
+    with pytest.raises(ValueError, match="'half' stands alone"):
+        Freeze(train=["half", "head"])

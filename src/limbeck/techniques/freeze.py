@@ -19,7 +19,14 @@ _NAMED = ("last_layer", "half", "no_embeddings")
 
 
 def _patterns(value: Any) -> Any:
-    return (value,) if isinstance(value, str) and value not in _NAMED else value
+    """A word of ours, alone or in a list of one, stays that word; everything else is patterns."""
+    if isinstance(value, str):
+        return value if value in _NAMED else (value,)
+    if isinstance(value, list | tuple) and (word := next((v for v in value if v in _NAMED), None)) is not None:
+        if len(value) > 1:
+            raise ValueError(f"'{word}' stands alone: give it without patterns beside it")
+        return word
+    return value
 
 
 class Freeze(Technique):
