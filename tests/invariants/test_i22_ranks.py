@@ -29,15 +29,17 @@ def two_ranks(kind: str, folder: Path) -> list[dict[str, Any]]:
     return [torch.load(folder / f"outcome-{rank}.pt", weights_only=True) for rank in range(2)]
 
 
-@pytest.mark.parametrize(("kind", "tolerance"), [("ddp", 2e-6), ("fsdp", 2e-6), ("bf16", 2e-2), ("fsdp_bf16", 2e-2)])
+@pytest.mark.parametrize(
+    ("kind", "tolerance"), [("ddp", 2e-6), ("fsdp", 2e-6), ("bf16", 2e-2), ("fsdp_bf16", 2e-2), ("dpo", 2e-6)]
+)
 def test_two_processes_equal_one(kind: str, tolerance: float, tmp_path: Path) -> None:
-    reference = "bf16" if kind.endswith("bf16") else "ddp"
+    reference = "bf16" if kind.endswith("bf16") else kind if kind == "dpo" else "ddp"
     one = ranks.observe(reference, tmp_path / "one", World())
     first, second = two_ranks(kind, tmp_path / "two")
     assert len(one["gradients"]) == len(first["gradients"]) == ranks.STEPS
     for mine, theirs, others in zip(one["gradients"], first["gradients"], second["gradients"], strict=True):
         norm = torch.stack([g.norm() for g in mine]).norm()
-        assert norm > 0.05  # the gradients are there to be compared
+        assert norm > 0.01  # the gradients are there to be compared
         for a, b, c in zip(mine, theirs, others, strict=True):
             assert (a - b).norm() <= tolerance * norm
             assert torch.equal(b, c)
@@ -46,10 +48,12 @@ def test_two_processes_equal_one(kind: str, tolerance: float, tmp_path: Path) ->
         assert ours.keys() == theirs.keys()
         assert theirs == pytest.approx(ours, rel=tolerance, abs=tolerance)
     assert first["real_tokens"] == one["real_tokens"]
-    start = dict(ranks.tiny(dropout=0.1).named_parameters())
+    start = dict(ranks.parts(kind)[0].named_parameters())
     for name, value in first["weights"].items():
         assert torch.equal(value, second["weights"][name])
         assert value.dtype == torch.float32 and not torch.equal(value, value.bfloat16().float())
+        if not start[name].requires_grad:
+            continue
         moved = (one["weights"][name] - start[name]).norm()
         assert moved > 0 and (value - one["weights"][name]).norm() <= 20 * tolerance * moved
 

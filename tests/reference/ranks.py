@@ -14,10 +14,14 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from limbeck.config import Config
 from limbeck.errors import Interrupted, LimbeckError, StorageError
+from limbeck.objectives.preference import Preference
+from limbeck.objectives.reference import AdapterOff
 from limbeck.run import Run
+from limbeck.techniques.lora import LoRA, switched_off
 from limbeck.train.distributed import World, full, group
 from limbeck.train.loop import TrainResult, train
 from limbeck.train.settings import TrainSettings
+from tests.reference.pairs import RandomPairs
 from tests.reference.training import HeldOut, PlainNextToken, Random, same, tiny, weights
 
 STEPS = 4
@@ -26,7 +30,16 @@ KINDS: dict[str, dict[str, Any]] = {
     "bf16": {"precision": "bf16"},
     "fsdp": {"precision": "fp32", "shard": True},
     "fsdp_bf16": {"precision": "bf16", "shard": True},
+    "dpo": {"precision": "fp32"},
 }
+
+
+def parts(kind: str) -> tuple[Any, Any, Any]:
+    """Model, objective and stream of one kind: next tokens, or pairs against the model with its adapter off."""
+    if kind != "dpo":
+        return tiny(dropout=0.1), PlainNextToken(0.1), Random()
+    model = LoRA(rank=2, targets=("all",)).apply(tiny())
+    return model, Preference(AdapterOff(switched_off), beta=1.0), RandomPairs()
 
 
 class Recipe(Config):
@@ -57,10 +70,10 @@ def open_run(folder: Path, kind: str, here: World) -> Run:
 
 def fit(kind: str, folder: Path, here: World, on_step: Any = None) -> tuple[Any, TrainResult]:
     """Train a tiny model in ``folder``."""
-    model = tiny(dropout=0.1)
+    model, objective, stream = parts(kind)
     with open_run(folder, kind, here) as run:
         result = train(
-            model, PlainNextToken(0.1), Random(), settings(kind, here.size), evaluations=[HeldOut()], run=run,
+            model, objective, stream, settings(kind, here.size), evaluations=[HeldOut()], run=run,
             seed=7, on_step=on_step, progress=False,
         )  # fmt: skip
     return model, result

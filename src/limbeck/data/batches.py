@@ -13,12 +13,14 @@ from limbeck.data.batch import Example, collate
 from limbeck.data.packing import pack
 from limbeck.errors import DataError
 
-__all__ = ["Batches"]
+__all__ = ["Batches", "Lay", "fixed_batches"]
 
 _PACK_WINDOW = 8192  # documents packed at a time
 _BUCKET_WINDOW = 64  # batches whose rows are sorted by length together
 
 Order = NDArray[np.int64]
+Lay = Callable[[Sequence[Sequence[Example]], int], Any]
+"""Lays out rows of examples as a batch, given the id written on padding."""
 
 
 class Batches:
@@ -38,7 +40,7 @@ class Batches:
         shuffle: without it, epochs are alike and in the examples' order: rows by their first example where packed, by
             length within windows where bucketed.
         seed: of the order.
-        lay: lays out the examples of each row as a batch; None: ``data.batch.collate``.
+        lay: lays out the examples of each row as a batch.
 
     Raises:
         DataError: no example, or one longer than ``context``.
@@ -55,7 +57,7 @@ class Batches:
         bucketing: bool = False,
         shuffle: bool = True,
         seed: int = 0,
-        lay: Callable[[Sequence[Sequence[Example]], int], Any] | None = None,
+        lay: Lay = collate,
     ) -> None:
         if not examples:
             raise DataError("there are no examples to make batches of")
@@ -71,7 +73,7 @@ class Batches:
         self._examples, self._lengths = examples, lengths
         self._batch_size, self._pad_id = batch_size, pad_id
         self._bucketing, self._shuffle, self._seed = bucketing, shuffle, seed
-        self._lay = collate if lay is None else lay
+        self._lay = lay
         self._rows = self._pack(context) if packing else None
         self._row_lengths = (
             lengths if self._rows is None else np.array([lengths[row].sum() for row in self._rows], dtype=np.int64)
@@ -137,3 +139,15 @@ class Batches:
     def _sort_windows(self, order: Order, window: int) -> Order:
         parts = (order[start : start + window] for start in range(0, len(order), window))
         return np.concatenate([part[np.argsort(self._row_lengths[part], kind="stable")] for part in parts])
+
+
+def fixed_batches(
+    examples: Sequence[Example], batch_size: int, context: int, pad_id: int, lay: Lay = collate
+) -> list[Any]:
+    """All ``examples`` once, in batches of like length and an order that nothing changes; none of no examples."""
+    if not examples:
+        return []
+    batches = Batches(
+        examples, batch_size=batch_size, context=context, pad_id=pad_id, bucketing=True, shuffle=False, lay=lay
+    )
+    return [batches.at(i) for i in range(batches.per_epoch)]

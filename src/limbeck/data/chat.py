@@ -112,19 +112,27 @@ class ChatTemplate:
         self._spelled = re.compile("|".join(map(re.escape, names)))
 
     @classmethod
-    def named(cls, name: str, tokenizer: Tokenizer, *, end: bool = True) -> ChatTemplate:
+    def named(
+        cls, name: str, tokenizer: Tokenizer, *, begin: bool | None = None, end: bool = True
+    ) -> ChatTemplate:
         """The template that ``name`` means.
 
         Args:
             name: ``auto`` (the tokenizer's own, else ``turns``), one of ``TEMPLATES``, a file ending in ``.jinja``, or
                 Jinja text.
             tokenizer: of the model.
+            begin: write the begin token first, where the template itself does not; None: as the tokenizer does.
             end: see the class.
 
         Raises:
-            ConfigError: it means nothing, or the text is no Jinja.
+            ConfigError: it means nothing, the text is no Jinja, or there is no begin token.
         """
-        return cls(template_text(name, tokenizer), tokenizer, end=end)
+        text = template_text(name, tokenizer)
+        if (tokenizer.begins_with_bos if begin is None else begin) and "bos_token" not in text:
+            if tokenizer.bos_id is None:
+                raise ConfigError("the tokenizer has no begin token to put before a conversation; set begin=false")
+            text = f"{{{{ bos_token }}}}{text}"
+        return cls(text, tokenizer, end=end)
 
     def render(self, messages: Turns, *, answer: bool = False) -> str:
         """The conversation as text; with ``answer`` as far as an answer begins.
@@ -144,6 +152,11 @@ class ChatTemplate:
         for piece in (*pieces, Piece(whole[len(done) :], learned=False)):
             ids += self._encode(piece.text, bool(ids))
         return ids
+
+    def begin(self, ids: Sequence[int]) -> tuple[list[int], list[int]]:
+        """Take the begin token off the front of a prompt's ``ids``: it and the rest; nothing where there is none."""
+        first = list(ids[:1])
+        return (first, list(ids[1:])) if first == [self.tokenizer.bos_id] else ([], list(ids))
 
     def encode(self, messages: Turns) -> tuple[list[int], list[bool]]:
         """Token ids up to the last answer's end, and which of them are learned: each answer and its end token.

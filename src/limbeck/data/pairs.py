@@ -12,7 +12,7 @@ import numpy as np
 from limbeck.data.batch import Example, PairBatch, collate
 from limbeck.data.chat import ChatTemplate, Message
 from limbeck.data.preferences import turns_before
-from limbeck.data.prompts import EncodingReport, Truncate, begin_ids, cut_prompt
+from limbeck.data.prompts import EncodingReport, Truncate, cut_prompt
 from limbeck.data.rows import Rows
 from limbeck.errors import DataError, NothingToLearnError
 
@@ -85,7 +85,6 @@ def encode_pairs(
     context: int,
     *,
     truncate: Truncate = "prompt_left",
-    bos: bool | None = None,
     on_empty: Literal["error", "count"] = "error",
 ) -> tuple[list[PairExample], EncodingReport]:
     """Tokenise preference pairs; completions and their end tokens are the targets.
@@ -97,7 +96,6 @@ def encode_pairs(
         template: lays out the turns.
         context: most tokens of a side.
         truncate: what gives way where the longer side is longer than ``context``.
-        bos: begin with the begin token where the template does not; None: as the tokenizer does.
         on_empty: a pair with a side that has nothing to learn left is an error that names it, or counted.
 
     Returns:
@@ -114,17 +112,17 @@ def encode_pairs(
     for index, row in enumerate(rows):
         before = turns_before(row)
         prompt = template.prompt_ids(before)
-        first = begin_ids(template.tokenizer, bos, prompt)
+        first, rest = template.begin(prompt)
         completions = []
         for side in ("chosen", "rejected"):
             ids, learned = template.encode((*before, Message("assistant", row.fields[side])))
             completions.append(ids[len(prompt) :])
             assert ids[: len(prompt)] == prompt and all(learned[len(prompt) :]), row.id
-        fitted = cut_prompt(first, prompt, max(map(len, completions)), context, truncate)
+        fitted = cut_prompt(first, rest, max(map(len, completions)), context, truncate)
         if fitted is None:
             too_long.append(row.id)
             continue
-        if len(fitted) + max(map(len, completions)) > context or len(fitted) < len(first) + len(prompt):
+        if len(fitted) + max(map(len, completions)) > context or len(fitted) < len(prompt):
             truncated.append(row.id)
         chosen, rejected = (_example(index, row.id, fitted, some, context) for some in completions)
         if not (chosen.predictions and rejected.predictions):

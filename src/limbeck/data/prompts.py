@@ -21,7 +21,6 @@ __all__ = [
     "EncodingReport",
     "Template",
     "Truncate",
-    "begin_ids",
     "cut_prompt",
     "encode_pair",
     "encode_rows",
@@ -332,16 +331,6 @@ def cut_prompt(
         cut = min(over, spare)
         return first + (prompt[cut:] if truncate == "prompt_left" else prompt[: len(prompt) - cut])
     return first + prompt
-
-
-def begin_ids(tokenizer: Tokenizer, bos: bool | None, prompt: Sequence[int]) -> list[int]:
-    """The begin token to put before ``prompt``, or nothing where none is wanted or the prompt begins with it.
-
-    Raises:
-        DataError: it is wanted, and the tokenizer has none.
-    """
-    first = _bos(tokenizer, bos)
-    return [] if first and list(prompt[:1]) == first else first
 
 
 def _fit(

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from limbeck.measure.scores import Scores
 
-__all__ = ["Better", "Statistic", "mean", "ratio"]
+__all__ = ["Better", "Statistic", "mean", "ratio", "share"]
 
 Better = Literal["lower", "higher"]
 Floats = NDArray[np.float64]
@@ -70,6 +70,11 @@ def ratio(
 ) -> Statistic:
     """A sum over a sum, such as nats over tokens: every token weighs the same, whatever item it is in."""
     return Statistic(name or f"{numerator}/{denominator}", (numerator, denominator), _quotient, better, unit)
+
+
+def share(column: str, name: str) -> Statistic:
+    """The mean over items of a score from 0 to 1, under another name; no interval leaves 0 to 1."""
+    return Statistic(name, (column, COUNT), _quotient, bounds=(0, 1))
 
 
 def _quotient(sums: Floats) -> Floats:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +33,13 @@ def pair_log_probs(model: nn.Module, batch: PairBatch) -> Tensor:
 
 
 class Reference(Protocol):
-    """A source of reference log-probabilities."""
+    """A source of reference log-probabilities.
+
+    Attributes:
+        kind: what reports call it.
+    """
+
+    kind: ClassVar[str]
 
     def log_probs(self, model: nn.Module, batch: PairBatch) -> Tensor:
         """(P, 2) nats without gradient; ``model`` is the policy, or its wrapper."""
@@ -45,6 +51,8 @@ class Frozen:
     Args:
         model: copied, whatever becomes of it afterwards.
     """
+
+    kind: ClassVar[str] = "frozen"
 
     def __init__(self, model: nn.Module) -> None:
         self.model = _frozen(copy.deepcopy(model))
@@ -83,6 +91,8 @@ class AdapterOff:
         off: context in which a model's adapters do nothing.
     """
 
+    kind: ClassVar[str] = "adapter_off"
+
     def __init__(self, off: Callable[[nn.Module], AbstractContextManager[None]]) -> None:
         self.off = off
 
@@ -106,6 +116,8 @@ class Stored:
         table: key -> log-probabilities.
         where: what it was read from, for messages.
     """
+
+    kind: ClassVar[str] = "precomputed"
 
     def __init__(self, table: Mapping[str, LogProbs], where: str) -> None:
         self.table, self.where = table, where

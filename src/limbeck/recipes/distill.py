@@ -155,7 +155,7 @@ class Distill(Fit):
         build_cache(LiveTeacher(bundle.model), data.train, folder, key, batch_size=self.batch_size, device=device)
         return CachedTeacher(folder, key)
 
-    def extras(self, model: Decoder, start: Start, data: Encoded, run: Run) -> dict[str, Any]:
+    def extras(self, model: Decoder, objective: AnyObjective, start: Start, data: Encoded, run: Run) -> dict[str, Any]:
         """What the teacher on disk costs: the student's difference in loss from the live one, and bytes."""
         if not (self.teacher_top_k and self.beta):
             return {}

@@ -146,6 +146,7 @@ class DPO(Fit):
             write_reference(model, name, batches, file, model.device)
         return read_reference(file, name, (pair_of(e).key for e in pairs))
 
-    def extras(self, model: Decoder, start: Start, data: Encoded, run: Run) -> dict[str, Any]:
-        """What the preference was measured against."""
-        return {"preference": {"loss": self.loss, "beta": self.beta, "reference": self.reference}}
+    def extras(self, model: Decoder, objective: AnyObjective, start: Start, data: Encoded, run: Run) -> dict[str, Any]:
+        """What was learned, and against what."""
+        assert isinstance(objective, Preference)
+        return {"preference": {"loss": self.loss, "beta": self.beta, "reference": objective.reference.kind}}

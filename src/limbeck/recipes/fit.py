@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from limbeck.data.audit import Audit
 from limbeck.data.batch import Example, collate
-from limbeck.data.batches import Batches
+from limbeck.data.batches import Batches, Lay, fixed_batches
 from limbeck.formats.load import save_bundle
 from limbeck.measure.cost import cost
 from limbeck.measure.held_out import HeldOut
@@ -32,8 +32,6 @@ from limbeck.train.loop import TrainResult, train
 
 __all__ = ["Encoded", "Fit", "Start"]
 
-Lay = Callable[[Sequence[Sequence[Example]], int], Any]
-
 
 class Fit(Choices):
     """Train a model on rows of a task and measure what came of it."""
@@ -42,8 +40,8 @@ class Fit(Choices):
     def start(self, parts: Parts, device: torch.device) -> Start:
         """Build or load the model to train."""
 
-    def extras(self, model: Decoder, start: Start, data: Encoded, run: Run) -> dict[str, Any]:
-        """Further values for the report, told of the finished ``model``."""
+    def extras(self, model: Decoder, objective: AnyObjective, start: Start, data: Encoded, run: Run) -> dict[str, Any]:
+        """Further values for the report, told of the finished ``model`` and of the objective that made it."""
         return {}
 
     @abstractmethod
@@ -89,7 +87,7 @@ class Fit(Choices):
             session.say(f"{self.verb}: {run.describe()}")
             objective = self.objective(model, start, data, parts, run)
             result = self._train(model, objective, stream, data, start, checks, run, device, session)
-            return self._conclude(model, start, parts, data, checks, result, run, session)
+            return self._conclude(model, objective, start, parts, data, checks, result, run, session)
 
     def _encode(self, parts: Parts, start: Start) -> Encoded:
         context = min(self.context or start.context, start.context)
@@ -132,19 +130,7 @@ class Fit(Choices):
         )
 
     def _fixed(self, examples: Sequence[Example], start: Start, context: int, lay: Lay = collate) -> list[Any]:
-        """Batches in an order that nothing changes, for evaluation and calibration."""
-        if not examples:
-            return []
-        batches = Batches(
-            examples,
-            batch_size=self.measuring.batch_size,
-            context=context,
-            pad_id=start.tokenizer.pad_id,
-            bucketing=True,
-            shuffle=False,
-            lay=lay,
-        )
-        return [batches.at(i) for i in range(batches.per_epoch)]
+        return fixed_batches(examples, self.measuring.batch_size, context, start.tokenizer.pad_id, lay)
 
     def _train(
         self,
@@ -174,6 +160,7 @@ class Fit(Choices):
     def _conclude(
         self,
         model: Decoder,
+        objective: AnyObjective,
         start: Start,
         parts: Parts,
         data: Encoded,
@@ -192,7 +179,7 @@ class Fit(Choices):
             "start": {"source": start.source, **start.facts},
             "data": {**parts.describe(), "encoding": data.report.describe()},
             "training": result,
-            **self.extras(model, start, data, run),
+            **self.extras(model, objective, start, data, run),
         }
         final = parts.final
         if final is not None:

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from rich.text import Text as RichText
 
+from limbeck.data.chat import ChatTemplate, Message
 from limbeck.data.readers import read
 from limbeck.data.tokenizer import Tokenizer
 from limbeck.decode.generate import Generation, OnText, fit_prompts, generate
@@ -38,6 +39,10 @@ class Generate(Recipe):
     field: str = Field("text", description="field of the prompts' rows that is the prompt")
     limit: int | None = Field(None, ge=1, description="only the first rows of the file")
     batch_size: int = Field(16, ge=1, description="sequences decoded together")
+    chat: bool = Field(False, description="a prompt is a user's turn, laid out by the model's chat template")
+    system: str = Field(
+        "", description="what the system says before the prompt, with chat", json_schema_extra={"verbatim": True}
+    )
     decoding: Decoding = Field(default_factory=Decoding, description="how new tokens are chosen")
 
     def run(self, session: Session) -> Report:
@@ -48,12 +53,12 @@ class Generate(Recipe):
         """
         bundle = load_bundle(self.model, dtype_of(self.dtype), device_of(self.device), adapter=self.adapter)
         names, texts = self._texts()
-        prompts = [self._ids(bundle.tokenizer, text) for text in texts]
+        prompts = self._prompts(bundle.tokenizer, texts)
         ends, decoding = _ends(bundle.generation, bundle.tokenizer), self.decoding.seeded(self.seed)
         stream = len(prompts) == 1 and self.decoding.outputs == 1
         if stream:
             fit_prompts(bundle.model, prompts, self.decoding, bundle.tokenizer)  # refuse before anything is shown
-            session.write(texts[0])
+            session.write(f"{texts[0]}\n" if self.chat else texts[0])
         started = time.perf_counter()
         out = generate(
             bundle.model,
@@ -81,7 +86,7 @@ class Generate(Recipe):
             write_json(Path(self.out) / "generations.json", values)
         if not stream:
             for name, text, some in zip(names, texts, out, strict=True):
-                session.write("".join(_shown(name, text, g) for g in some))
+                session.write("".join(_shown(name, f"{text}\n" if self.chat else text, g) for g in some))
         rate = f"{tokens} tokens in {seconds:.2f} s"
         return Report(values, (RichText(rate, style="dim"),))
 
@@ -92,6 +97,21 @@ class Generate(Recipe):
             raise ConfigError("a prompt and a file of prompts were given: give one")
         rows = read(self.prompts, required=[self.field], limit=self.limit)
         return [r.id for r in rows], [str(r.value(self.field)) for r in rows]
+
+    def _prompts(self, tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
+        if not self.chat:
+            return [self._ids(tokenizer, text) for text in texts]
+        if tokenizer.chat_template is None:
+            raise ConfigError(f"{self.model} has no chat template: train it on task instructions, or leave out chat")
+        template = ChatTemplate(tokenizer.chat_template, tokenizer)
+        system = [Message("system", self.system)] if self.system else []
+        return [template.prompt_ids([*system, Message("user", text)]) for text in texts]
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Generate:
+        if self.system and not self.chat:
+            raise ValueError("system needs chat: without it a prompt is continued as it is")
+        return self
 
     def _ids(self, tokenizer: Tokenizer, text: str) -> list[int]:
         ids = tokenizer.encode(text)

@@ -9,10 +9,12 @@ from typing import Any, ClassVar
 from pydantic import Field
 from rich.console import RenderableType
 
+from limbeck.data.chat import ChatTemplate
 from limbeck.formats.families import family_of
 from limbeck.formats.hub import resolve
 from limbeck.formats.load import Bundle, load_bundle
 from limbeck.formats.weights import Weights
+from limbeck.recipes.chat import describe_chat, show_chat
 from limbeck.recipes.parts import device_of, dtype_of
 from limbeck.recipes.recipe import Recipe, Report, Session, facts
 from limbeck.run import Run
@@ -34,6 +36,13 @@ class Info(Recipe):
     model: str = Field(description="a folder, a run or a Hub id", json_schema_extra={"positional": True})
     adapter: str | None = Field(None, description="PEFT adapter to put beside it: a folder or a Hub id")
 
+    chat: str | None = Field(
+        None,
+        description="show a conversation as this chat template lays it out, what is learned marked: auto (the model's "
+        "own, else turns), turns, bare, a .jinja file, or Jinja text",
+        json_schema_extra={"verbatim": True},
+    )
+
     def run(self, session: Session) -> Report:
         """Load what is there and describe it.
 
@@ -51,6 +60,10 @@ class Info(Recipe):
             bundle = load_bundle(self.model, dtype_of(self.dtype), device_of(self.device), adapter=self.adapter)
             values["model"] = _model(bundle)
             body.append(facts(f"model {self.model}", _model_rows(values["model"])))
+            if self.chat is not None:
+                template = ChatTemplate.named(self.chat, bundle.tokenizer)
+                values["chat"] = describe_chat(template)
+                body += show_chat(template)
         report = Report(values, tuple(body))
         if self.out is not None:
             report.write(Path(self.out) / "info.json")
@@ -83,6 +96,7 @@ def _model(bundle: Bundle) -> dict[str, Any]:
             "bos_id": tokenizer.bos_id,
             "pad_id": tokenizer.pad_id,
             "fingerprint": tokenizer.fingerprint,
+            "chat_template": tokenizer.chat_template,
         },
         "generation": dict(bundle.generation),
     }
@@ -165,5 +179,6 @@ def _model_rows(m: Mapping[str, Any]) -> list[tuple[str, object]]:
         ("cache", f"{m['kv_bytes_per_token']:,} bytes a token, {full_cache / _MB:,.2f} MB for the whole context"),
         ("tokenizer", f"{t['vocab_size']:,} ids for {c['vocab_size']:,} rows; end {t['eos_id']}, begin {t['bos_id']}, "
                       f"padding {t['pad_id']}; {t['fingerprint'][:12]}"),
+        ("chat", t["chat_template"] or "no chat template"),
         ("generation", ", ".join(f"{k}={v}" for k, v in m["generation"].items()) or "no defaults"),
     ]  # fmt: skip

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from limbeck.data.batch import Example
-from limbeck.data.chat import ChatTemplate, template_text
+from limbeck.data.chat import ChatTemplate
 from limbeck.data.pairs import encode_pairs
 from limbeck.data.preferences import read_preferences
 from limbeck.data.prompts import EncodingReport, Truncate
@@ -20,7 +20,7 @@ from limbeck.decode.settings import Decoding
 from limbeck.measure.likelihood import nll_sums
 from limbeck.measure.perplexity import NATS_PER_TOKEN
 from limbeck.measure.scores import Scores
-from limbeck.measure.statistic import COUNT, Statistic, ratio
+from limbeck.measure.statistic import COUNT, Statistic, ratio, share
 from limbeck.model.decoder import Decoder
 from limbeck.objectives.next_token import NextToken
 from limbeck.objectives.objective import AnyObjective
@@ -61,13 +61,15 @@ class Preferences(Task):
 
     def equip(self, tokenizer: Tokenizer) -> Tokenizer:
         """The tokenizer with the chat template that is learned."""
-        return tokenizer.with_chat_template(template_text(self.template, tokenizer))
+        return tokenizer.with_chat_template(self._chat(tokenizer).text)
+
+    def _chat(self, tokenizer: Tokenizer) -> ChatTemplate:
+        return ChatTemplate.named(self.template, tokenizer, begin=self.begin)
 
     def encode(self, rows: Rows, tokenizer: Tokenizer, context: int) -> tuple[list[Example], EncodingReport]:
         """Pairs: examples of the chosen answers, with the rejected ones beside them."""
-        template = ChatTemplate.named(self.template, tokenizer)
         pairs, report = encode_pairs(
-            rows, template, context, truncate=self.truncate, bos=self.begin, on_empty=self.empty
+            rows, self._chat(tokenizer), context, truncate=self.truncate, on_empty=self.empty
         )
         return list(pairs), report
 
@@ -78,9 +80,9 @@ class Preferences(Task):
     def statistics(self, columns: Collection[str]) -> tuple[Statistic, ...]:
         """Accuracies, what always taking the shorter answer would have, and nats a token of both sides."""
         return (
-            _share("accuracy", "correct"),
-            _share("accuracy by sum", "correct_by_sum"),
-            _share("shorter is chosen", "shorter"),
+            share("correct", "accuracy"),
+            share("correct_by_sum", "accuracy by sum"),
+            share("shorter", "shorter is chosen"),
             ratio("margin", COUNT, name="margin per token", unit="nats/token"),
             NATS_PER_TOKEN,
             ratio("rejected_nll", "rejected_tokens", name="nats per rejected token", unit="nats/token"),
@@ -91,10 +93,8 @@ class Preferences(Task):
     ) -> Result:
         """Log-probability of both answers to every prompt."""
         context = min(measuring.context or model.config.context, model.config.context)
-        template = ChatTemplate.named(self.template, tokenizer)
-        pairs, report = encode_pairs(
-            rows, template, context, truncate=self.truncate, bos=self.begin, on_empty=self.empty
-        )
+        template = self._chat(tokenizer)
+        pairs, report = encode_pairs(rows, template, context, truncate=self.truncate, on_empty=self.empty)
         kept = [rows[pair.row] for pair in pairs]
         chosen, tokens = _measured(model, pairs, measuring.batch_size)
         rejected, others = _measured(model, [pair.rejected for pair in pairs], measuring.batch_size)
@@ -137,8 +137,3 @@ def _measured(
 def _greater(difference: NDArray[np.float64]) -> NDArray[np.float64]:
     """1 above 0, 0.5 at 0, 0 below."""
     return (np.sign(difference) + 1) / 2
-
-
-def _share(name: str, column: str) -> Statistic:
-    plain = ratio(column, COUNT, name=name)
-    return Statistic(name, plain.columns, plain.of_sums, "higher", "", (0, 1))

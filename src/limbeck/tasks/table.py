@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from limbeck.tasks.gsm8k import GSM8K
+from limbeck.tasks.instructions import Instructions
 from limbeck.tasks.paraphrase import Paraphrase
 from limbeck.tasks.preferences import Preferences
 from limbeck.tasks.qa import QuestionAnswering
@@ -26,11 +27,12 @@ TASKS: dict[str, type[Task]] = {
     "paraphrase": Paraphrase,
     "sst2": SST2,
     "gsm8k": GSM8K,
+    "instructions": Instructions,
     "preferences": Preferences,
 }
 
 AnyTask = Annotated[
-    Text | QuestionAnswering | Sonnets | Sentiment | Paraphrase | SST2 | GSM8K | Preferences,
+    Text | QuestionAnswering | Sonnets | Sentiment | Paraphrase | SST2 | GSM8K | Instructions | Preferences,
     Field(discriminator="kind"),
 ]
 """The same as a field of a recipe: a mapping's ``kind`` picks its class."""
