@@ -37,7 +37,8 @@ class _Worker:
     def __init__(self, file: Path, arm: Arm, claim: Claim, quick: bool) -> None:
         self.arm = arm
         command = [sys.executable, str(file), "--worker", arm.name, "--warmup", str(claim.warmup)]
-        environment = {k: v for k, v in os.environ.items() if not k.startswith(_ALLOCATORS)} | {"HF_HUB_OFFLINE": "1"}
+        environment = {k: v for k, v in os.environ.items() if not k.startswith(_ALLOCATORS)}
+        environment |= {"HF_HUB_OFFLINE": "1", "PYTHONPATH": _path()}
         self._log = tempfile.TemporaryFile("w+")
         self._process = subprocess.Popen(
             command + ["--quick"] * quick, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True,
@@ -279,16 +280,20 @@ def weights_folder(shapes: Sequence[Any]) -> Iterator[None]:
     """Random weights of ``shapes`` in a folder of their own while this lasts, written by another process."""
     folder = tempfile.mkdtemp(prefix="limbeck-bench-")
     os.environ["LIMBECK_BENCH_WEIGHTS"] = folder
-    here = str(Path(__file__).resolve().parent.parent)
     try:
         for shape in shapes:
             code = f"from harness.shapes import Shape, write_weights; write_weights({shape!r})"
-            path = os.pathsep.join(filter(None, (here, os.environ.get("PYTHONPATH"))))
-            subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"PYTHONPATH": path})
+            subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"PYTHONPATH": _path()})
         yield
     finally:
         del os.environ["LIMBECK_BENCH_WEIGHTS"]
         shutil.rmtree(folder)
+
+
+def _path() -> str:
+    """PYTHONPATH on which this checkout's source wins over what is installed."""
+    here = Path(__file__).resolve().parents[2]
+    return os.pathsep.join(filter(None, (str(here / "src"), str(here / "benchmarks"), os.environ.get("PYTHONPATH"))))
 
 
 def _say(text: str) -> None:
