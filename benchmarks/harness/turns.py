@@ -177,7 +177,9 @@ def _compare(claim: Claim, rows: Mapping[str, Mapping[str, Any]]) -> None:
             reference = next(iter(told), None)
             for arm, value in told.items():
                 there = told[reference or arm]
-                if not abs(value - there) <= tolerance * abs(there):
+                # a loss that training brought down to nothing is held to what it began from
+                scale = max(abs(there), abs(rows[reference or arm]["first"][name]))
+                if not abs(value - there) <= tolerance * scale:
                     raise Different(f"{claim.name}: the {when} {name} of '{arm}' is {value}, of '{reference}' {there}")
 
 
