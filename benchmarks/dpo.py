@@ -29,11 +29,11 @@ def limbeck(turn: Turn, shape: Shape, size: tuple[int, int]) -> None:
     turn.imports(*OURS, "limbeck.objectives.preference", "limbeck.data.pairs")
     import numpy as np
     import torch
+
+    from limbeck.data.batch import Example
     from limbeck.data.pairs import PairExample, collate_pairs
     from limbeck.objectives.preference import Preference
     from limbeck.objectives.reference import Stored, pair_log_probs
-
-    from limbeck.data.batch import Example
 
     def pair(row: int, prompt: list[int], *sides: list[int]) -> PairExample:
         chosen, rejected = (np.array(prompt + side, dtype=np.int32) for side in sides)
