@@ -87,6 +87,7 @@ def test_bans(who: str, banned: str, allowed: str) -> None:
         for b in seen
         if fnmatchcase(a, who) and fnmatchcase(b, banned)
         if not any(fnmatchcase(b, one) for one in allowed.split()) and a != "__main__"  # python -m limbeck
+        if (room(a), banned) != ("integrations", "integrations.*")  # its own room
     ]
     assert broken == []
 

@@ -37,7 +37,7 @@ def test_a_model_that_tells_classes_apart_does_not_ring() -> None:
     truth = [0, 1] * 20
     guess = [0, 1] * 15 + [1, 0] * 5
     counts = class_counts(Scores.of(map(str, range(40)), **class_columns(truth, guess, ("no", "yes"))))
-    assert counts.sentences() == ("predicted no: 20 (true 20), yes: 20 (true 20)",)
+    assert counts.sentences() == ("predicted no: 20 (true 20), yes: 20 (true 20); entropy 0.69 nats (true 0.69)",)
 
 
 @pytest.mark.parametrize("name", [n for n in TASKS if n in ("sentiment", "paraphrase", "sst2")])

@@ -59,6 +59,11 @@ def test_the_order_of_prompts_changes_nothing() -> None:
         ([[1]], [[3]], "two answers or more"),
         ([[1]], [[3], [3]], "no two alike"),
         ([[1]], [[3], []], "a token at least"),
+        (
+            [[1]],
+            [[3, 4], [5], [3]],
+            r"one answer's tokens \[3\] begin another's \[3, 4\]: the shorter would always win",
+        ),
         ([[1] * 127], ANSWERS, "prompt 0 has 127 tokens and answers up to 3"),
     ],
 )

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import entropy
 
 from limbeck.errors import DataError
 from limbeck.measure.classes import class_columns, class_counts, class_statistics, collapse
@@ -51,9 +52,11 @@ def test_two_classes_also_have_the_f1_of_the_second() -> None:
 def test_counts_and_sentences() -> None:
     counts = class_counts(_scores([0, 0, 1, 0], [0, 1, 1, -1]))
     assert counts.describe()["predicted"] == {"neg": 1, "mid": 2, "pos": 0, "(none of them)": 1}
+    wanted = (entropy([1, 2, 0, 1]), entropy([3, 1, 0]))
+    assert counts.entropies == pytest.approx(wanted, abs=1e-12)
     assert counts.accuracy == 0.5 and counts.majority == ("neg", 0.75)
     assert counts.sentences() == (
-        "predicted neg: 1 (true 3), mid: 2 (true 1), pos: 0 (true 0), 1 none of them",
+        "predicted neg: 1 (true 3), mid: 2 (true 1), pos: 0 (true 0), 1 none of them; entropy 1.04 nats (true 0.56)",
         "no item is of class pos",
         "accuracy 0.500 is not above 0.750, that of always answering 'neg'",
     )

@@ -101,7 +101,18 @@ def test_exact_match_and_f1_are_squads():
     assert exact_match(["A"], ["a"], normalise=False).tolist() == [0]
     assert token_f1(texts, right).tolist() == pytest.approx([1, 2 / 3, 1, 0, 1])
     assert token_f1(["B"], ["Berlin"]).tolist() == [0]  # no credit for a part of a word
+    assert token_f1(["B", "Berlin", "Ber lin"], ["Berlin", "B", "Berlin"]).tolist() == [0, 0, 0]
+    assert exact_match(["B", "Berlin wall"], ["Berlin", "Berlin"]).tolist() == [0, 0]
     assert token_f1(["big big dog"], ["big dog dog"])[0] == pytest.approx(2 * 2 / 6)
+
+
+@pytest.mark.parametrize("right", ["A", "the", "?", "-"])
+def test_no_answer_is_credited_for_an_answer_that_normalising_would_empty(right):
+    """SQuAD drops articles and punctuation; of the letter A or a sign nothing would be left for anything to differ."""
+    others = ["", " ", "an", "B", "!", "..."]
+    assert exact_match([right, *others], [right] * 7).tolist() == [1, 0, 0, 0, 0, 0, 0]
+    assert token_f1([right, *others], [right] * 7).tolist() == [1, 0, 0, 0, 0, 0, 0]
+    assert exact_match(["the A", "a cat"], ["A", "cat"]).tolist() == [0, 1]
 
 
 def test_texts_without_references_are_refused():

@@ -84,6 +84,14 @@ def test_restricted_takes_the_likelier_answer_and_open_the_likeliest_token() -> 
     assert set(_evaluate(free, _always(NO)).predictions.values()) == {"0"}
 
 
+def test_the_beginning_of_an_answer_is_not_the_answer() -> None:
+    """Under an open vocabulary " no" alone is not " no way", as "B" is not "Berlin"."""
+    task = Paraphrase(answers=(" no way", " yes"), vocabulary="open")
+    assert tokenizer().encode(" no way")[0] == NO and len(tokenizer().encode(" no way")) > 1
+    assert set(_evaluate(task, _always(NO)).predictions.values()) == {"none"}
+    assert set(_evaluate(task, _always(YES)).predictions.values()) == {"1"}
+
+
 def test_cloze_scores_equal_single_forwards() -> None:
     model, task, rows = small().double(), Paraphrase(), _rows()
     result = _evaluate(task, model, rows)

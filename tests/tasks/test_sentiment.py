@@ -87,7 +87,7 @@ def test_a_constant_answer_and_a_set_of_one_class_are_told() -> None:
         model.head.weight.zero_()
         model.head.bias.copy_(torch.tensor([0.0, 1.0]))
     half = TWO.evaluate(model, tokenizer(), class_rows([0, 1] * 6), Measuring(), Decoding())
-    assert half.notes["told"][0] == "predicted 0: 0 (true 6), 1: 12 (true 6)"
+    assert half.notes["told"][0] == "predicted 0: 0 (true 6), 1: 12 (true 6); entropy 0.00 nats (true 0.69)"
     assert half.notes["told"][1].startswith("collapsed: 12 of 12 predictions are '1', which is true of 50.0%")
     assert half.scores["confidence"] == pytest.approx(1 / (1 + math.exp(-1)), rel=1e-6)
     one = TWO.evaluate(model, tokenizer(), class_rows([1] * 12), Measuring(), Decoding())

@@ -60,7 +60,8 @@ def score_choices(
         pad_id: id written on padding.
 
     Raises:
-        DataError: an empty prompt or answer, two answers alike, or a prompt that is too long.
+        DataError: an empty prompt or answer, two answers alike or one the beginning of another, or a prompt that is
+            too long.
     """
     _check(model, prompts, answers)
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
@@ -77,6 +78,13 @@ def score_choices(
 
 
 def _check(model: Decoder, prompts: Sequence[Ids], answers: Sequence[Ids]) -> None:
+    for one in answers:
+        other = next((a for a in answers if len(a) > len(one) and tuple(a[: len(one)]) == tuple(one)), None)
+        if other is not None and len(one):
+            raise DataError(
+                f"one answer's tokens {list(one)} begin another's {list(other)}: the shorter would always win, so "
+                "choose answers none of which begins another"
+            )
     if len(answers) < 2 or not all(answers) or len({tuple(a) for a in answers}) < len(answers):
         raise DataError("a choice needs two answers or more, each of a token at least and no two alike")
     longest = max(len(a) for a in answers)

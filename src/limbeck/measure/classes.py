@@ -14,7 +14,7 @@ from limbeck.errors import DataError
 from limbeck.measure.scores import Scores
 from limbeck.measure.statistic import COUNT, Statistic, ratio
 
-__all__ = ["ClassCounts", "class_columns", "class_counts", "class_statistics", "collapse"]
+__all__ = ["ClassCounts", "class_columns", "class_counts", "class_statistics", "collapse", "entropy_nats"]
 
 Floats = NDArray[np.float64]
 
@@ -117,19 +117,34 @@ class ClassCounts:
         name = max(self.true, key=lambda label: self.true[label])
         return name, self.true[name] / self.items
 
+    @property
+    def answers(self) -> dict[str, int]:
+        """What was predicted, an answer that is none of the labels included."""
+        return dict(self.predicted) | ({"(none of them)": self.none} if self.none else {})
+
+    @property
+    def entropies(self) -> tuple[float, float]:
+        """Entropy of the predicted and of the true histogram, in nats: 0 where all answers are one."""
+        return entropy_nats(self.answers), entropy_nats(self.true)
+
     def sentences(self) -> tuple[str, ...]:
-        """What must stand beside the accuracy wherever it is shown: the histogram, then every warning."""
+        """What must stand beside the accuracy wherever it is shown: histogram and entropy, then every warning."""
         neither = f", {self.none} none of them" if self.none else ""
         shown = ", ".join(f"{name}: {self.predicted[name]} (true {self.true[name]})" for name in self.true)
-        return (f"predicted {shown}{neither}", *self.warnings())
+        predicted, true = self.entropies
+        spread = f"entropy {predicted:.2f} nats (true {true:.2f})"
+        return (f"predicted {shown}{neither}; {spread}", *self.warnings())
 
     def describe(self) -> dict[str, Any]:
         """Plain values for a report: histograms, the majority, and every warning in words."""
         name, rate = self.majority
+        predicted, true = self.entropies
         return {
             "true": dict(self.true),
-            "predicted": dict(self.predicted) | ({"(none of them)": self.none} if self.none else {}),
+            "predicted": self.answers,
             "correct": dict(self.hit),
+            "predicted_entropy_nats": predicted,
+            "true_entropy_nats": true,
             "accuracy": self.accuracy,
             "majority_class": name,
             "majority_rate": rate,
@@ -139,7 +154,7 @@ class ClassCounts:
     def warnings(self) -> tuple[str, ...]:
         """What a reader of the accuracy must know: collapse, one class only, classes that never occur."""
         name, rate = self.majority
-        told = [collapse(self.true, {**self.predicted, **({"(none of them)": self.none} if self.none else {})})]
+        told = [collapse(self.true, self.answers)]
         missing = [label for label, count in self.true.items() if count == 0]
         if rate == 1:
             told.append(f"every item is of class '{name}': accuracy here says nothing about telling classes apart")
@@ -179,11 +194,12 @@ def collapse(
         return None
     name = max(predicted, key=lambda label: predicted[label])
     top, given = predicted[name] / items, true.get(name, 0) / max(sum(true.values()), 1)
-    if top < share or _entropy(predicted) >= entropy * _entropy(true):
+    if top < share or entropy_nats(predicted) >= entropy * entropy_nats(true):
         return None
     return f"collapsed: {predicted[name]} of {items} predictions are '{name}', which is true of {given:.1%}"
 
 
-def _entropy(counts: Mapping[str, int]) -> float:
+def entropy_nats(counts: Mapping[str, int]) -> float:
+    """Entropy of a histogram that is not empty, in nats."""
     total = sum(counts.values())
-    return -math.fsum(c / total * math.log(c / total) for c in counts.values() if c > 0)
+    return 0.0 - math.fsum(c / total * math.log(c / total) for c in counts.values() if c > 0)

@@ -202,7 +202,8 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 def exact_match(texts: Sequence[str], references: References, *, normalise: bool = True) -> Floats:
     """(n,) 1 where a text equals a reference, by default after the normalisation of SQuAD (Rajpurkar et al. 2016).
 
-    That is lower case, without punctuation, articles and extra space; else only space at the ends is ignored.
+    That is lower case, without punctuation, articles and extra space, where anything is left then; else only space at
+    the ends is ignored.
     """
     clean = _squad if normalise else str.strip
     return np.array([float(clean(t) in {clean(r) for r in right}) for t, right in _pairs(texts, references)])
@@ -214,7 +215,10 @@ def token_f1(texts: Sequence[str], references: References) -> Floats:
 
 
 def _squad(text: str) -> str:
-    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+    """Normalised text. Articles or punctuation alone stay as they are: else no answer at all would equal them."""
+    lower = text.lower()
+    bare = lower.translate(_PUNCTUATION)
+    return next((" ".join(t.split()) for t in (_ARTICLES.sub(" ", bare), bare, lower) if t.strip()), "")
 
 
 def _f1(text: str, reference: str) -> float:

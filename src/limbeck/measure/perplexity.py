@@ -20,7 +20,15 @@ from limbeck.measure.scores import Scores
 from limbeck.measure.statistic import Statistic, ratio
 from limbeck.model.decoder import Decoder
 
-__all__ = ["NATS_PER_TOKEN", "PERPLEXITY", "Perplexity", "PerplexityProtocol", "nats_per", "perplexity"]
+__all__ = [
+    "NATS_PER_TOKEN",
+    "PERPLEXITY",
+    "Perplexity",
+    "PerplexityProtocol",
+    "nats_per",
+    "perplexity",
+    "perplexity_per",
+]
 
 Unit = Literal["token", "word", "byte"]
 Floats = NDArray[np.float64]
@@ -28,9 +36,16 @@ Floats = NDArray[np.float64]
 NATS_PER_TOKEN = ratio("nll", "tokens", name="nats per token", better="lower", unit="nats/token")
 """The figure that trains and compares models of one tokenizer."""
 
-PERPLEXITY = Statistic(
-    "perplexity", NATS_PER_TOKEN.columns, lambda sums: np.asarray(np.exp(NATS_PER_TOKEN.of_sums(sums))), "lower"
-)
+
+def _exp_of(statistic: Statistic, name: str) -> Statistic:
+    def of_sums(sums: Floats) -> Floats:
+        with np.errstate(over="ignore"):
+            return np.asarray(np.exp(statistic.of_sums(sums)))
+
+    return Statistic(name, statistic.columns, of_sums, "lower")
+
+
+PERPLEXITY = _exp_of(NATS_PER_TOKEN, "perplexity")
 """exp of the nats a token, every token of the set weighing the same: no mean of the items' perplexities."""
 
 
@@ -151,6 +166,11 @@ def nats_per(unit: Unit) -> Statistic:
 
     columns = ("nll", "tokens", "text_tokens", f"{unit}s")
     return Statistic(f"nats per {unit}", columns, of_sums, "lower", f"nats/{unit}")
+
+
+def perplexity_per(unit: Unit) -> Statistic:
+    """Perplexity by a unit: ``perplexity`` of tokens, ``word perplexity``, ``byte perplexity``."""
+    return PERPLEXITY if unit == "token" else _exp_of(nats_per(unit), f"{unit} perplexity")
 
 
 def perplexity(

@@ -59,7 +59,8 @@ class OneClass:
         counts = _counts(subject)
         if counts is None:
             return None
-        predicted = {**counts.predicted, "(none of them)": counts.none}
+        predicted = counts.answers
+        spread, true = counts.entropies
         answer = max(predicted, key=lambda label: predicted[label])
         share = predicted[answer] / counts.items
         fired = collapse(counts.true, predicted, share=self.threshold) is not None
@@ -69,7 +70,8 @@ class OneClass:
             self.threshold,
             fired,
             f"{predicted[answer]} of {counts.items} predictions are '{answer}', which is true of "
-            f"{counts.true.get(answer, 0)}; fewer than {self.threshold:.0%} alike are expected",
+            f"{counts.true.get(answer, 0)}, with an entropy of {spread:.2f} nats where the truth has {true:.2f}; fewer "
+            f"than {self.threshold:.0%} alike are expected",
         )
 
 

@@ -68,9 +68,7 @@ class Preference:
         tokens = batch.completion_tokens().to(policy)
         per_token, reference_per_token = policy / tokens, reference / tokens
         ours, theirs = (per_token, reference_per_token) if self.average else (policy, reference)
-        losses = preference_loss(
-            ours, theirs, beta=self.beta, loss=self.loss, label_smoothing=self.label_smoothing
-        )
+        losses = preference_loss(ours, theirs, beta=self.beta, loss=self.loss, label_smoothing=self.label_smoothing)
         with torch.no_grad():
             reward = rewards(ours, theirs, self.beta)
             margin = reward[:, 0] - reward[:, 1]

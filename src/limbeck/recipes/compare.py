@@ -19,6 +19,7 @@ from limbeck.errors import ConfigError, DataError, nearest
 from limbeck.measure.scores import Scores, align
 from limbeck.measure.statistic import Statistic, mean, ratio
 from limbeck.measure.stats import Comparison, compare, holm, verdict
+from limbeck.recipes.harness import reported_figures, reported_protocol
 from limbeck.recipes.recipe import Recipe, Report, Session
 from limbeck.run import Run
 from limbeck.tasks.table import AnyTask
@@ -174,10 +175,11 @@ def evaluated(name: str, part: str | None) -> Evaluated:
         folder, file = path.parent.parent, path
         run = Run.open(folder) if path.parent.name == "scores" and (folder / "recipe.yaml").is_file() else None
     scores = Scores.read(file)
-    figures = _figures(run, scores) if run is not None else ()
     report = run.report() if run is not None and run.finished else {}
-    protocol = report.get("protocol", {}) if report.get("evaluated") == file.stem else {}
-    return Evaluated(name, file, scores, figures, protocol, read_predictions(file))
+    figures = reported_figures(report, file.stem, scores)
+    if figures is None:
+        figures = _figures(run, scores) if run is not None else ()
+    return Evaluated(name, file, scores, figures, reported_protocol(report, file.stem), read_predictions(file))
 
 
 def _figures(run: Run, scores: Scores) -> tuple[Statistic, ...]:

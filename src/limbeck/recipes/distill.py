@@ -111,9 +111,7 @@ class Distill(Fit):
         model, source = copy.deepcopy(teacher.model), f"copy of the teacher {self.teacher}"
         return Bundle(model, teacher.tokenizer, generation, "teacher", None, teacher.residues), source
 
-    def objective(
-        self, model: Decoder, start: Start, data: Encoded, parts: Parts, run: Run | None
-    ) -> AnyObjective:
+    def objective(self, model: Decoder, start: Start, data: Encoded, parts: Parts, run: Run | None) -> AnyObjective:
         """``Distill`` on a live teacher, or on one written to disk first."""
         assert start.teacher is not None
         if any(m.config.classes is not None for m in (start.model, start.teacher.model)):

@@ -41,9 +41,7 @@ class PreferenceSettings(TrainSettings):
     """
 
     learning_rate: float = Field(1e-5, gt=0, description="peak learning rate")
-    monitor: str = Field(
-        "valid/preference", description="metric that says which weights are best; empty: the last are"
-    )
+    monitor: str = Field("valid/preference", description="metric that says which weights are best; empty: the last are")
 
 
 class DPO(Fit):
@@ -109,9 +107,7 @@ class DPO(Fit):
         """The same as is learned, with its margins and accuracies."""
         return objective
 
-    def objective(
-        self, model: Decoder, start: Start, data: Encoded, parts: Parts, run: Run | None
-    ) -> AnyObjective:
+    def objective(self, model: Decoder, start: Start, data: Encoded, parts: Parts, run: Run | None) -> AnyObjective:
         """``Preference`` against the model as it is now, before the first step."""
         return Preference(
             reference=self._reference(model, start, data, run),

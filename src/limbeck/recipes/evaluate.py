@@ -5,15 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, JsonValue
+from pydantic import Field, JsonValue, model_validator
 
-from limbeck.data.readers import Rows
+from limbeck.data.readers import Rows, read
 from limbeck.data.splits import split_rows
 from limbeck.decode.settings import Decoding
 from limbeck.errors import ConfigError
 from limbeck.formats.load import Bundle, load_bundle
 from limbeck.measure.cost import cost
 from limbeck.recipes.checks import Checks, ProbeLevel, encoded, fired_first
+from limbeck.recipes.harness import Asked, harness_values, run_harness
 from limbeck.recipes.measured import measure, show_report
 from limbeck.recipes.parts import device_of, dtype_of
 from limbeck.recipes.recipe import Recipe, Report, Session
@@ -26,6 +27,10 @@ from limbeck.tasks.text import Text
 __all__ = ["Evaluate"]
 
 _DATA: dict[str, JsonValue] = {"section": "data"}
+_HARNESS: dict[str, JsonValue] = {"section": "harness"}
+_OWN_WAY = (
+    "data", "part", "columns", "separator", "split_by", "fractions", "task", "decoding", "predictions", "probes"
+)  # fmt: skip
 
 
 class Evaluate(Recipe):
@@ -36,7 +41,9 @@ class Evaluate(Recipe):
 
     model: str = Field(description="a folder, a run or a Hub id", json_schema_extra={"positional": True})
     adapter: str | None = Field(None, description="PEFT adapter to put beside it: a folder or a Hub id")
-    data: str = Field(description="rows: a path, toy:NAME or a Hub id", json_schema_extra=_DATA)
+    data: str | None = Field(
+        None, description="rows: a path, toy:NAME or a Hub id; none: with a harness alone", json_schema_extra=_DATA
+    )
     part: Literal["all", "train", "valid", "test"] = Field(
         "all",
         description="the whole, or the part that training with the same fractions calls so",
@@ -61,12 +68,50 @@ class Evaluate(Recipe):
         None, description="file for what was generated or chosen for each row, in the task's published format"
     )
 
+    harness: tuple[str, ...] = Field(
+        (),
+        description="tasks of lm-evaluation-harness, by name or YAML file, instead of a task of this project's own",
+        json_schema_extra=_HARNESS,
+    )
+    harness_path: str | None = Field(None, description="folder of further task files", json_schema_extra=_HARNESS)
+    harness_data: dict[str, str] = Field(
+        default_factory=dict,
+        description="local rows of a task: TASK=FILE, and TASK_examples=FILE to draw examples from",
+        json_schema_extra=_HARNESS,
+    )
+    harness_shots: int | None = Field(
+        None, ge=0, description="examples shown; none: as each task says", json_schema_extra=_HARNESS
+    )
+    harness_chat: bool = Field(
+        False, description="put prompts through the model's chat template", json_schema_extra=_HARNESS
+    )
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Evaluate:
+        """Rows and a task of the project's own, or tasks of the harness; what the other way alone reads is refused."""
+        fields = type(self).model_fields
+        changed = [n for n in fields if getattr(self, n) != fields[n].get_default(call_default_factory=True)]
+        if self.harness:
+            odd = [n for n in changed if n in _OWN_WAY] + ["generate"] * (not self.measuring.generate)
+            if odd:
+                raise ValueError(f"{odd[0]} belongs to a task of this project's own: leave it out with a harness")
+            return self
+        odd = [n for n in changed if n.startswith("harness")]
+        if odd:
+            raise ValueError(f"{odd[0]} needs tasks: name them with harness")
+        if self.data is None:
+            raise ValueError("there is nothing to measure on: name rows with data, or tasks with harness")
+        return self
+
     def run(self, session: Session) -> Report:
         """Load, measure, report; with ``out`` also write a run folder.
 
         Raises:
             LimbeckError: model, data or task do not fit, or the disk refused a write.
         """
+        if self.harness:
+            return self._harness(session)
+        assert self.data is not None, "checked when the recipe was built"
         self._check_predictions()
         rows = self.task.read(self.data, columns=self.columns, limit=self.limit, separator=self.separator)
         if self.part != "all":
@@ -91,6 +136,37 @@ class Evaluate(Recipe):
             report = self._measured({**values, "run": str(run.path)}, bundle, rows, run.scores / f"{self.part}.jsonl")
             run.finish(report.values)
             return report
+
+    def _harness(self, session: Session) -> Report:
+        """The same with tasks of lm-eval; a run folder gets one file of scores a task."""
+        session.say(f"measuring {self.model} on {', '.join(self.harness)} through lm-evaluation-harness")
+        named = {part: read(source) for part, source in self.harness_data.items()}
+        data = {k: {"source": rows.source, "hash": rows.hash, "rows": len(rows)} for k, rows in named.items()}
+        values: dict[str, Any] = {"verb": self.verb, "model": self.model, "data": data}
+        if self.out is None:
+            return self._asked(values, session, None)
+        with Run.create(Path(self.out), self) as run:
+            if run.finished:
+                session.say(run.describe())
+                return Report(run.report(), show_report(run.report()))
+            run.provenance(seed=self.seed, data={part: rows.hash for part, rows in named.items()})
+            report = self._asked({**values, "run": str(run.path)}, session, run.scores)
+            run.finish(report.values)
+            return report
+
+    def _asked(self, values: dict[str, Any], session: Session, scores: Path | None) -> Report:
+        bundle = load_bundle(self.model, dtype_of(self.dtype), device_of(self.device), adapter=self.adapter)
+        asked = Asked(
+            tasks=self.harness, path=self.harness_path, data=self.harness_data, shots=self.harness_shots,
+            chat=self.harness_chat, limit=self.limit, seed=self.seed, measuring=self.measuring, quiet=session.quiet,
+        )  # fmt: skip
+        values |= harness_values(run_harness(bundle, asked), self.measuring, scores)
+        for name, part in values["parts"].items():  # what lm-eval had from elsewhere
+            items = max((m["items"] for m in part["metrics"].values()), default=0)
+            values["data"].setdefault(name, {"source": str(part["protocol"].get("corpus")), "hash": "", "rows": items})
+        values["cost"] = cost(bundle.model, bundle.folder, beside=bundle.adapter)
+        values = plain(values)
+        return Report(values, show_report(values))
 
     def _check_predictions(self) -> None:
         """Refuse early what could only be refused after the work."""

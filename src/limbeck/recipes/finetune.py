@@ -38,8 +38,6 @@ class Finetune(Fit):
         facts = {} if bundle.adapter is None else {"adapter": str(bundle.adapter)}
         return Start(bundle.model, bundle.tokenizer, bundle.generation, self.model, facts, residues=bundle.residues)
 
-    def objective(
-        self, model: Decoder, start: Start, data: Encoded, parts: Parts, run: Run | None
-    ) -> AnyObjective:
+    def objective(self, model: Decoder, start: Start, data: Encoded, parts: Parts, run: Run | None) -> AnyObjective:
         """The task's own."""
         return self.task.objective()

@@ -46,9 +46,7 @@ class Fit(Choices):
         return {}
 
     @abstractmethod
-    def objective(
-        self, model: Decoder, start: Start, data: Encoded, parts: Parts, run: Run | None
-    ) -> AnyObjective:
+    def objective(self, model: Decoder, start: Start, data: Encoded, parts: Parts, run: Run | None) -> AnyObjective:
         """What ``model``, which has its techniques, is to learn; ``run`` is None when nothing may be written."""
 
     def watched(self, objective: AnyObjective) -> AnyObjective:

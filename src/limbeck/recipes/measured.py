@@ -19,9 +19,9 @@ from limbeck.model.decoder import Decoder
 from limbeck.recipes.checks import fired_first, show_alarms
 from limbeck.recipes.recipe import facts
 from limbeck.storage import write_json
-from limbeck.tasks.task import Measuring, Task
+from limbeck.tasks.task import Measuring, Result, Task
 
-__all__ = ["measure", "show_report"]
+__all__ = ["measure", "show_report", "told"]
 
 
 def measure(
@@ -45,9 +45,18 @@ def measure(
     """
     task.check(model)
     found = task.evaluate(model, tokenizer, rows, measuring, decoding or task.decoding())
+    if predictions_file is not None:
+        task.write_predictions(found, predictions_file)
+    return told(found, task, part, measuring.level, measuring.resamples, scores_file)
+
+
+def told(
+    found: Result, task: Task, part: str, level: float, resamples: int, scores_file: Path | None
+) -> dict[str, Any]:
+    """What an evaluation found as plain values (see ``measure``), its scores and predictions written."""
     metrics: dict[str, Any] = {}
     for statistic in task.statistics(found.scores.columns):
-        figure = interval(found.scores, statistic, level=measuring.level, resamples=measuring.resamples)
+        figure = interval(found.scores, statistic, level=level, resamples=resamples)
         metrics[statistic.name] = {
             "value": figure.value,
             "low": figure.low,
@@ -61,8 +70,6 @@ def measure(
         found.scores.write(scores_file)
         if found.predictions:
             write_json(scores_file.with_suffix(".predictions.json"), dict(found.predictions))
-    if predictions_file is not None:
-        task.write_predictions(found, predictions_file)
     return {
         "evaluated": part,
         "metrics": metrics,
@@ -89,9 +96,9 @@ def show_report(values: Mapping[str, Any]) -> tuple[RenderableType, ...]:
     body += [Text(sentence, style="yellow") for sentence in (values.get("notes") or {}).get("told") or []]
     body += show_alarms(values.get("alarms") or [])
     training = _training(values.get("training") or {})
-    body.append(
-        facts("cost and training" if training else "cost", [*_cost(values.get("cost") or {}, training), *training])
-    )
+    spent = [*_cost(values.get("cost") or {}, training), *training]
+    if spent:
+        body.append(facts("cost and training" if training else "cost", spent))
     for prompt, text, reference in values.get("samples") or []:
         body.append(
             Text.assemble((prompt, "dim"), text, (f"\n    reference: {reference}" if reference else "", "green"))

@@ -54,8 +54,6 @@ class Pretrain(Fit):
         model = Decoder(self.architecture.config(tokenizer.vocab_size)).to(device)
         return Start(model, tokenizer, {}, f"random weights; {source}", fresh=True)
 
-    def objective(
-        self, model: Decoder, start: Start, data: Encoded, parts: Parts, run: Run | None
-    ) -> AnyObjective:
+    def objective(self, model: Decoder, start: Start, data: Encoded, parts: Parts, run: Run | None) -> AnyObjective:
         """The task's own."""
         return self.task.objective()

@@ -16,6 +16,7 @@ RECIPES: dict[str, str] = {
     "dpo": "limbeck.recipes.dpo:DPO",
     "quantize": "limbeck.recipes.quantize:Quantize",
     "evaluate": "limbeck.recipes.evaluate:Evaluate",
+    "score": "limbeck.recipes.score:Score",
     "audit": "limbeck.recipes.audit:Audit",
     "generate": "limbeck.recipes.generate:Generate",
     "info": "limbeck.recipes.info:Info",

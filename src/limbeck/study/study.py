@@ -14,6 +14,7 @@ from limbeck.config import build
 from limbeck.errors import ConfigError, DataError, nearest
 from limbeck.measure.scores import Scores
 from limbeck.measure.statistic import Statistic
+from limbeck.recipes.harness import reported_figures
 from limbeck.recipes.recipe import Recipe, Report, Session
 from limbeck.recipes.table import recipe
 from limbeck.storage import plain, write_json, write_text
@@ -119,6 +120,8 @@ def _recipes(plan: StudyPlan, name: str, folder: Path, folders: dict[int, dict[s
         if owner == seed:
             values = plan.values(name, kind.model_fields, folders[seed])
             out[seed] = build(kind, {**values, "seed": seed, "out": str(place)}, f"arm '{name}'")
+            if len(getattr(out[seed], "harness", ())) > 1:
+                raise ConfigError(f"arm '{name}' has several tasks of the harness: give each an arm of its own")
     return out
 
 
@@ -127,7 +130,9 @@ def _finished(plan: StudyPlan, name: str, members: Sequence[Recipe], reports: li
     if scores and len(scores) != len(reports):
         raise DataError(f"arm '{name}' has scores for {len(scores)} of {len(reports)} seeds")
     task = getattr(members[0], "task", None)
-    statistics = task.statistics(scores[0].columns) if task is not None and scores else ()
+    statistics = reported_figures(reports[0], reports[0].get("evaluated", ""), scores[0]) if scores else ()
+    if statistics is None:
+        statistics = task.statistics(scores[0].columns) if task is not None else ()
     return Finished(name, plan.arms[name].label or name, reports, scores, statistics)
 
 

@@ -21,7 +21,15 @@ from limbeck.model.decoder import Decoder
 from limbeck.model.heads import class_logits, classes_of
 from limbeck.tasks.task import Result
 
-__all__ = ["NATS_PER_ITEM", "class_result", "encode_texts", "head_log_probs", "label_name", "labels_of"]
+__all__ = [
+    "NATS_PER_ITEM",
+    "class_result",
+    "encode_texts",
+    "head_log_probs",
+    "label_name",
+    "labels_of",
+    "scored_classes",
+]
 
 Floats = NDArray[np.float64]
 
@@ -137,11 +145,41 @@ def class_result(
     """
     chosen = list(map(int, log_probs.argmax(axis=1))) if predicted is None else list(predicted)
     items = np.arange(len(truth))
-    columns = class_columns(truth, chosen, labels) | {
-        "nll": -log_probs[items, list(truth)],
-        "confidence": np.exp(log_probs.max(axis=1)),
-        **(more or {}),
-    }
+    sure = {"nll": -log_probs[items, list(truth)], "confidence": np.exp(log_probs.max(axis=1)), **(more or {})}
+    return _result(rows, truth, chosen, labels, protocol, sure, notes, samples)
+
+
+def scored_classes(
+    predictions: Mapping[str, str], rows: Rows, field: str, labels: Sequence[str], protocol: Mapping[str, Any]
+) -> Result:
+    """Score classes that were read from a file; one that is none of ``labels`` counts as no answer.
+
+    Args:
+        predictions: item id -> class.
+        rows: the items, in the order of ``predictions``.
+        field: of ``rows`` that holds the true class.
+        labels: names of the classes.
+        protocol: what the figures rest on.
+
+    Raises:
+        DataError: a true label outside ``labels``.
+    """
+    place = {name: i for i, name in enumerate(labels)}
+    chosen = [place.get(label_name(predictions[row.id]), -1) for row in rows]
+    return _result(rows, labels_of(rows, field, labels), chosen, labels, protocol, {}, None, ())
+
+
+def _result(
+    rows: Rows,
+    truth: Sequence[int],
+    chosen: Sequence[int],
+    labels: Sequence[str],
+    protocol: Mapping[str, Any],
+    sure: Mapping[str, Floats],
+    notes: Mapping[str, Any] | None,
+    samples: Sequence[tuple[str, str, str]],
+) -> Result:
+    columns = class_columns(truth, chosen, labels) | dict(sure)
     scores = Scores.of([row.id for row in rows], **columns)
     counts = class_counts(scores)
     described = {

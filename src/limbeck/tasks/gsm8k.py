@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from decimal import Decimal
 from typing import ClassVar, Literal
 
@@ -69,7 +69,7 @@ class GSM8K(Task):
 
     def statistics(self, columns: Collection[str]) -> tuple[Statistic, ...]:
         """Exact match, strict then flexible, of what was generated; nats a token of the reference solutions."""
-        return (*(_FIGURES if "strict" in columns else ()), NATS_PER_TOKEN)
+        return tuple(s for s in (*_FIGURES, NATS_PER_TOKEN) if set(s.columns) - {COUNT} <= set(columns))
 
     def predicts(self, measuring: Measuring) -> bool:
         """What is generated, where it is."""
@@ -100,16 +100,13 @@ class GSM8K(Task):
             columns |= _scored(texts, gold) | {"ended": np.array(ended, dtype=np.float64)}
             notes["prompts_cut"] = cut
         protocol = {
-            "corpus": rows.source,
             "context": context,
             "prompt": self.prompt,
             "shots": self.shots,
             "shot_seed": self.shot_seed if self.shots else None,
             "examples": self.examples if self.shots else None,
             "decoding": decoding.model_dump(mode="json") if measuring.generate else None,
-            "strict": "the number after the first ####",
-            "flexible": "the last number of the text",
-            "match": "equal as numbers",
+            **self._scoring(rows),
         }
         shown = [
             (self.template.render_prompt(r), predictions[r.id], str(r.fields["answer"]))
@@ -117,6 +114,20 @@ class GSM8K(Task):
             if predictions
         ]
         return Result(Scores.of([r.id for r in rows], **columns), protocol, shown, notes, predictions)
+
+    def _scoring(self, rows: Rows) -> dict[str, object]:
+        return {
+            "corpus": rows.source,
+            "strict": "the number after the first ####",
+            "flexible": "the last number of the text",
+            "match": "equal as numbers",
+        }
+
+    def score(self, predictions: Mapping[str, str], rows: Rows) -> Result:
+        """Strict and flexible match of solutions from a file."""
+        gold = [self._gold(row, rows.source) for row in rows]
+        columns = _scored([predictions[row.id] for row in rows], gold)
+        return Result(Scores.of(predictions, **columns), self._scoring(rows), predictions=predictions)
 
     def _gold(self, row: Row, source: str) -> Decimal:
         found = gold_answer(str(row.value("answer", source)))

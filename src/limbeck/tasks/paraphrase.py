@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from limbeck.data.batch import Example
@@ -17,6 +18,7 @@ from limbeck.decode.settings import Decoding
 from limbeck.errors import ConfigError, DataError
 from limbeck.measure.choice import fit_prompt, score_choices
 from limbeck.measure.classes import class_statistics
+from limbeck.measure.continuation import score_continuations
 from limbeck.measure.statistic import Statistic
 from limbeck.model.config import Classes
 from limbeck.model.decoder import Decoder
@@ -24,7 +26,14 @@ from limbeck.model.heads import classes_of, with_classes
 from limbeck.objectives.classify import Classify
 from limbeck.objectives.next_token import NextToken
 from limbeck.objectives.objective import AnyObjective
-from limbeck.tasks.classification import NATS_PER_ITEM, class_result, encode_texts, head_log_probs, labels_of
+from limbeck.tasks.classification import (
+    NATS_PER_ITEM,
+    class_result,
+    encode_texts,
+    head_log_probs,
+    labels_of,
+    scored_classes,
+)
 from limbeck.tasks.predictions import read_labels, same_items, write_labels
 from limbeck.tasks.task import Measuring, Result, Task
 
@@ -138,8 +147,7 @@ class Paraphrase(Task):
         together = np.logaddexp.reduce(found.log_probs, axis=1)
         more, log_probs, predicted = {"answered": np.exp(together)}, found.log_probs - together[:, None], None
         if self.vocabulary == "open":
-            place = {answer[0]: c for c, answer in enumerate(answers)}
-            predicted = [place.get(int(token), -1) for token in found.top]
+            predicted = self._written(model, tokenizer, fitted, answers, found.top, measuring.batch_size)
             more["confidence"], log_probs = np.exp(found.top_log_probs), found.log_probs
         chosen = found.log_probs.argmax(axis=1) if predicted is None else predicted
         return class_result(
@@ -153,6 +161,24 @@ class Paraphrase(Task):
             more=more,
             samples=self._samples(rows, truth, chosen),
         )
+
+    def _written(
+        self,
+        model: Decoder,
+        tokenizer: Tokenizer,
+        prompts: Sequence[Sequence[int]],
+        answers: Sequence[Sequence[int]],
+        top: NDArray[np.int64],
+        batch_size: int,
+    ) -> list[int]:
+        """Class of the answer that greedy decoding writes in full after each prompt, -1 for none of them."""
+        if all(len(answer) == 1 for answer in answers):
+            place = {answer[0]: c for c, answer in enumerate(answers)}
+            return [place.get(int(token), -1) for token in top]
+        pairs = [(prompt, answer) for prompt in prompts for answer in answers]
+        greedy = score_continuations(model, pairs, batch_size=batch_size, pad_id=tokenizer.pad_id).greedy
+        table = greedy.reshape(len(prompts), len(answers))
+        return [int(row.argmax()) if row.any() else -1 for row in table]
 
     def _answer_ids(self, tokenizer: Tokenizer) -> list[list[int]]:
         ids = [tokenizer.encode(answer, continues=True) for answer in self.answers]
@@ -186,3 +212,7 @@ class Paraphrase(Task):
                 f"predictions file {path} gives '{odd}' the label '{found[odd]}', none of {', '.join(known)}"
             )
         return same_items({name: known[label] for name, label in found.items()}, [row.id for row in rows], path)
+
+    def score(self, predictions: Mapping[str, str], rows: Rows) -> Result:
+        """Accuracy, F1 and majority rate of classes from a file; an answer that is neither is wrong."""
+        return scored_classes(predictions, rows, "is_duplicate", _LABELS, {})

@@ -18,7 +18,7 @@ from limbeck.measure.likelihood import nll_sums
 from limbeck.measure.overlap import BLEU_TOKENISATION, exact_match, sentence_bleu, token_f1
 from limbeck.measure.perplexity import NATS_PER_TOKEN, PERPLEXITY
 from limbeck.measure.scores import Scores
-from limbeck.measure.statistic import Statistic, mean
+from limbeck.measure.statistic import COUNT, Statistic, mean
 from limbeck.model.decoder import Decoder
 from limbeck.objectives.next_token import NextToken
 from limbeck.objectives.objective import AnyObjective
@@ -27,6 +27,7 @@ from limbeck.tasks.task import Measuring, Result, Task
 __all__ = ["QuestionAnswering"]
 
 _SHOWN = 3
+_BLEU = f"mean of sentence BLEU, nltk smoothing method 4, 0 to 100; {BLEU_TOKENISATION}"
 
 
 class QuestionAnswering(Task):
@@ -81,13 +82,15 @@ class QuestionAnswering(Task):
 
     def statistics(self, columns: Collection[str]) -> tuple[Statistic, ...]:
         """Nats an answer token and perplexity; of what was generated BLEU, F1, exact match and the share that ended."""
-        generated = (
+        known = (
+            NATS_PER_TOKEN,
+            PERPLEXITY,
             mean("bleu", unit="BLEU"),
             mean("f1", bounds=(0, 1)),
             mean("exact", bounds=(0, 1)),
             mean("ended", bounds=(0, 1)),
         )
-        return (NATS_PER_TOKEN, PERPLEXITY, *(generated if "bleu" in columns else ()))
+        return tuple(s for s in known if set(s.columns) - {COUNT} <= set(columns))
 
     def decoding(self) -> Decoding:
         """Sampling as system D does: T 0.7, top-k 50, top-p 0.95, 120 tokens."""
@@ -114,12 +117,8 @@ class QuestionAnswering(Task):
             answers = [self.template.render_answer(row).strip() for row in kept]
             texts = [some[0].text.strip() for some in out]
             predictions = {row.id: text for row, text in zip(kept, texts, strict=True)}
-            columns |= {
-                "bleu": sentence_bleu(texts, answers),
-                "f1": token_f1(texts, answers),
-                "exact": exact_match(texts, answers),
-                "ended": np.array([float(some[0].stopped == "end") for some in out]),
-            }
+            columns |= _overlap(texts, answers)
+            columns["ended"] = np.array([float(some[0].stopped == "end") for some in out])
         protocol = {
             "corpus": rows.source,
             "context": context,
@@ -127,7 +126,7 @@ class QuestionAnswering(Task):
             "answer": self.answer,
             "scored": "answer tokens and the end token",
             "decoding": decoding.model_dump(mode="json") if measuring.generate else None,
-            "bleu": f"mean of sentence BLEU, nltk smoothing method 4, 0 to 100; {BLEU_TOKENISATION}",
+            "bleu": _BLEU,
         }
         shown = [
             (self.template.render_prompt(row), predictions[row.id], self.template.render_answer(row).strip())
@@ -136,3 +135,18 @@ class QuestionAnswering(Task):
         ]
         notes = {**report.describe(), "dropped_rows": len(rows.dropped)}
         return Result(Scores.of([r.id for r in kept], **columns), protocol, shown, notes, predictions)
+
+    def score(self, predictions: Mapping[str, str], rows: Rows) -> Result:
+        """BLEU, F1 and exact match of answers from a file."""
+        answers = [self.template.render_answer(row, rows.source).strip() for row in rows]
+        columns = _overlap([predictions[row.id].strip() for row in rows], answers)
+        protocol = {"corpus": rows.source, "answer": self.answer, "bleu": _BLEU}
+        return Result(Scores.of(predictions, **columns), protocol, predictions=predictions)
+
+
+def _overlap(texts: list[str], answers: list[str]) -> dict[str, np.ndarray]:
+    return {
+        "bleu": sentence_bleu(texts, answers),
+        "f1": token_f1(texts, answers),
+        "exact": exact_match(texts, answers),
+    }

@@ -13,6 +13,7 @@ from limbeck.data.prompts import EncodingReport
 from limbeck.data.readers import Rows, read
 from limbeck.data.tokenizer import Tokenizer
 from limbeck.decode.settings import Decoding
+from limbeck.errors import DataError
 from limbeck.measure.classes import class_statistics
 from limbeck.measure.statistic import Statistic
 from limbeck.model.config import Classes
@@ -20,7 +21,15 @@ from limbeck.model.decoder import Decoder
 from limbeck.model.heads import classes_of, with_classes
 from limbeck.objectives.classify import Classify
 from limbeck.objectives.objective import AnyObjective
-from limbeck.tasks.classification import NATS_PER_ITEM, class_result, encode_texts, head_log_probs, labels_of
+from limbeck.tasks.classification import (
+    NATS_PER_ITEM,
+    class_result,
+    encode_texts,
+    head_log_probs,
+    label_name,
+    labels_of,
+    scored_classes,
+)
 from limbeck.tasks.predictions import read_labels, same_items, write_labels
 from limbeck.tasks.task import Measuring, Result, Task
 
@@ -84,7 +93,7 @@ class Sentiment(Task):
 
     def statistics(self, columns: Collection[str]) -> tuple[Statistic, ...]:
         """Accuracy, macro F1, majority rate; nats per item."""
-        return (*class_statistics(columns), NATS_PER_ITEM)
+        return (*class_statistics(columns), *([NATS_PER_ITEM] if "nll" in columns else []))
 
     def evaluate(
         self, model: Decoder, tokenizer: Tokenizer, rows: Rows, measuring: Measuring, decoding: Decoding
@@ -110,3 +119,14 @@ class Sentiment(Task):
     def read_predictions(self, path: Path, rows: Rows) -> dict[str, str]:
         """Read the course's format; a file of another split is an error."""
         return same_items(read_labels(path, _TITLE), [row.id for row in rows], path)
+
+    def score(self, predictions: Mapping[str, str], rows: Rows) -> Result:
+        """Accuracy, macro F1 and majority rate of classes from a file.
+
+        Raises:
+            DataError: a class, predicted or true, that is none of ``labels``.
+        """
+        odd = next(((i, c) for i, c in predictions.items() if label_name(c) not in self.labels), None)
+        if odd is not None:
+            raise DataError(f"the predictions give '{odd[0]}' the class '{odd[1]}', none of {', '.join(self.labels)}")
+        return scored_classes(predictions, rows, "label", self.labels, {})

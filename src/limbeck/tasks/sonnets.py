@@ -14,6 +14,7 @@ from pydantic import Field
 from limbeck.data.batch import Example
 from limbeck.data.prompts import EncodingReport, encode_rows
 from limbeck.data.readers import Row, Rows
+from limbeck.data.tables import read_text
 from limbeck.data.tokenizer import Tokenizer
 from limbeck.decode.generate import generate
 from limbeck.decode.settings import Decoding
@@ -67,8 +68,8 @@ class Sonnets(Task):
         path = Path(source)
         if path.suffix != ".txt" or not path.is_file():
             return super().read(source, columns=columns, limit=limit, separator=separator)
-        text = path.read_text(encoding="utf-8")
-        pieces = _NUMBER.split(text)
+        (_, fields), *_ = read_text(path, "")
+        pieces = _NUMBER.split(fields["text"])
         if len(pieces) < 3:
             return super().read(source, columns=columns, limit=limit, separator=separator)
         poems = [(number, _poem(body)) for number, body in zip(pieces[1::2], pieces[2::2], strict=True)]
@@ -90,7 +91,7 @@ class Sonnets(Task):
 
     def statistics(self, columns: Collection[str]) -> tuple[Statistic, ...]:
         """Nats a token of whole poems; of the continued ones chrF, verse, variety and copied lines."""
-        return (NATS_PER_TOKEN, *(s for s in _FIGURES if set(s.columns) - {COUNT} <= set(columns)))
+        return tuple(s for s in (NATS_PER_TOKEN, *_FIGURES) if set(s.columns) - {COUNT} <= set(columns))
 
     def predicts(self, measuring: Measuring) -> bool:
         """What is generated, where it is."""
@@ -121,22 +122,33 @@ class Sonnets(Task):
             columns |= self.judge(predictions, rows)
             notes["distinct_of_all"] = corpus_distinct(self._new(predictions, rows), order=_ORDER)
         protocol = {
-            "corpus": rows.source,
             "context": context,
             "unit": "token",
             "end_token": True,
             "begin_token": self._begin(tokenizer),
-            "given_lines": self.given_lines,
             "decoding": decoding.model_dump(mode="json") if measuring.generate else None,
-            "chrf": f"sacrebleu {CHRF_SIGNATURE}, corpus score of whole poems, given lines included",
-            "verse": VERSE_PROTOCOL,
-            "variety": f"distinct-{_ORDER} and self-BLEU of what was written after the given lines",
-            "memorised": self.training and f"lines of three words or more that stand in {self.training}",
+            **self._judging(rows),
         }
         shown = [
             (self._given(r), predictions[r.id].removeprefix(self._given(r)), "") for r in rows.rows[:1] if predictions
         ]
         return Result(Scores.of([r.id for r in rows], **columns), protocol, shown, notes, predictions)
+
+    def score(self, predictions: Mapping[str, str], rows: Rows) -> Result:
+        """ChrF, verse, variety and copied lines of poems from a file; only their new lines, where so said."""
+        notes = {"distinct_of_all": corpus_distinct(self._new(predictions, rows), order=_ORDER)}
+        scores = Scores.of(predictions, **self.judge(predictions, rows))
+        return Result(scores, self._judging(rows), (), notes, predictions)
+
+    def _judging(self, rows: Rows) -> dict[str, object]:
+        return {
+            "corpus": rows.source,
+            "given_lines": self.given_lines,
+            "chrf": f"sacrebleu {CHRF_SIGNATURE}, corpus score of whole poems, given lines included",
+            "verse": VERSE_PROTOCOL,
+            "variety": f"distinct-{_ORDER} and self-BLEU of what was written after the given lines",
+            "memorised": self.training and f"lines of three words or more that stand in {self.training}",
+        }
 
     def judge(self, predictions: Mapping[str, str], rows: Rows) -> dict[str, np.ndarray]:
         """Score whole poems, by id, that continue ``rows``; without chrF where no row has more than the given lines.

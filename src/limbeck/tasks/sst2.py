@@ -19,7 +19,7 @@ from limbeck.measure.statistic import COUNT, Statistic, ratio
 from limbeck.model.decoder import Decoder
 from limbeck.objectives.next_token import NextToken
 from limbeck.objectives.objective import AnyObjective
-from limbeck.tasks.classification import NATS_PER_ITEM, class_result, labels_of
+from limbeck.tasks.classification import NATS_PER_ITEM, class_result, labels_of, scored_classes
 from limbeck.tasks.shots import draw_shots
 from limbeck.tasks.task import Measuring, Result, Task
 
@@ -83,7 +83,8 @@ class SST2(Task):
         other = ratio(
             "other_correct", COUNT, name="accuracy, not calibrated" if self.calibrated else "calibrated accuracy"
         )
-        return (plain, other, *rest, NATS_PER_ITEM)
+        known = (plain, other, *rest, NATS_PER_ITEM)
+        return tuple(s for s in known if set(s.columns) - {COUNT} <= set(columns))
 
     def evaluate(
         self, model: Decoder, tokenizer: Tokenizer, rows: Rows, measuring: Measuring, decoding: Decoding
@@ -153,6 +154,10 @@ class SST2(Task):
             "content_free": list(_CONTENT_FREE),
             "scored": "summed log-likelihood of the label words",
         }
+
+    def score(self, predictions: Mapping[str, str], rows: Rows) -> Result:
+        """Accuracy, F1 and majority rate of classes (0, 1) from a file."""
+        return scored_classes(predictions, rows, "label", _LABELS, {})
 
 
 def _escaped(text: str) -> str:

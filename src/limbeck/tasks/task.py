@@ -145,3 +145,11 @@ class Task(Config):
             DataError: the file cannot be read, or is of another split.
         """
         return same_items(read_texts(path), [row.id for row in rows], path)
+
+    def score(self, predictions: Mapping[str, str], rows: Rows) -> Result:
+        """Score predictions that were read from a file, for ``rows``, as ``evaluate`` scores a model's own.
+
+        Raises:
+            ConfigError: the task makes no predictions.
+        """
+        raise ConfigError(f"task '{self.name}' predicts nothing for each row, so that no file of it can be scored")

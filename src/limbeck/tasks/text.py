@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from limbeck.data.batch import Example
 from limbeck.data.prompts import EncodingReport, encode_rows
@@ -13,7 +13,9 @@ from limbeck.data.readers import Rows
 from limbeck.data.tokenizer import Tokenizer
 from limbeck.decode.generate import generate
 from limbeck.decode.settings import Decoding
-from limbeck.measure.perplexity import NATS_PER_TOKEN, PerplexityProtocol, nats_per, perplexity
+from limbeck.errors import ConfigError
+from limbeck.measure.perplexity import NATS_PER_TOKEN, PerplexityProtocol, nats_per, perplexity, perplexity_per
+from limbeck.measure.protocols import PROTOCOLS, ProtocolName
 from limbeck.measure.statistic import Statistic
 from limbeck.model.decoder import Decoder
 from limbeck.objectives.next_token import NextToken
@@ -32,6 +34,11 @@ class Text(Task):
     required: ClassVar[tuple[str, ...]] = ("text",)
 
     kind: Literal["text"] = "text"
+    protocol: ProtocolName | None = Field(
+        None,
+        description="measure perplexity under this published or project protocol, which settles corpus, split, "
+        "tokenisation, context, stride and normaliser; none: what the other options say",
+    )
     mode: Literal["documents", "stream"] = Field("documents", description="score each document alone, or one stream")
     stride: int = Field(0, ge=0, description="tokens between windows; 0: as many as the context, nothing overlaps")
     begin: bool | None = Field(
@@ -41,6 +48,14 @@ class Text(Task):
     truncate: bool = Field(False, description="score only the first window of a document")
     overlap: int = Field(1, ge=0, description="tokens that training chunks of a long document share, as context only")
     z_loss: float = Field(0.0, ge=0, description="weight of the squared log-normaliser, which keeps logits small")
+
+    @model_validator(mode="after")
+    def _protocol_is_whole(self) -> Text:
+        fixed = ("mode", "stride", "begin", "end", "truncate")
+        other = [name for name in fixed if getattr(self, name) != type(self).model_fields[name].default]
+        if self.protocol is not None and other:
+            raise ValueError(f"protocol {self.protocol} settles '{other[0]}' itself: leave one of them out")
+        return self
 
     def _begin(self, tokenizer: Tokenizer) -> bool:
         return tokenizer.bos_id is not None if self.begin is None else self.begin
@@ -61,8 +76,17 @@ class Text(Task):
         """The likelihood of every next token."""
         return NextToken(z_loss=self.z_loss)
 
-    def protocol(self, tokenizer: Tokenizer, corpus: str, context: int | None) -> PerplexityProtocol:
-        """What its perplexity rests on."""
+    def settings(self, tokenizer: Tokenizer, corpus: str, context: int | None) -> PerplexityProtocol:
+        """What its perplexity rests on.
+
+        Raises:
+            ConfigError: another context is asked for than that of the named protocol.
+        """
+        if self.protocol is not None:
+            named = PROTOCOLS[self.protocol].settings
+            if context not in (None, named.context):
+                raise ConfigError(f"protocol {self.protocol} has a context of {named.context}, not {context}")
+            return named
         return PerplexityProtocol(
             corpus=corpus,
             mode=self.mode,
@@ -74,18 +98,23 @@ class Text(Task):
         )
 
     def statistics(self, columns: Collection[str]) -> tuple[Statistic, ...]:
-        """Nats a token, word and byte."""
-        return (NATS_PER_TOKEN, nats_per("word"), nats_per("byte"))
+        """Nats a token, word and byte; under a named protocol its perplexity comes first."""
+        nats = (NATS_PER_TOKEN, nats_per("word"), nats_per("byte"))
+        return nats if self.protocol is None else (perplexity_per(PROTOCOLS[self.protocol].settings.unit), *nats)
 
     def evaluate(
         self, model: Decoder, tokenizer: Tokenizer, rows: Rows, measuring: Measuring, decoding: Decoding
     ) -> Result:
         """Perplexity of every document, and a few continued from their first words to look at."""
         documents = {row.id: str(row.value("text", rows.source)) for row in rows}
-        protocol = self.protocol(tokenizer, rows.source, measuring.context)
+        protocol = self.settings(tokenizer, rows.source, measuring.context)
+        told = () if self.protocol is None else PROTOCOLS[self.protocol].check(documents, rows.source)
         found = perplexity(model, tokenizer, documents, protocol, batch_size=measuring.batch_size)
         notes = found.describe()  # all that is not its protocol is a finding: it differs from model to model
         alike = {"tokenisation": notes.pop("tokenisation"), **notes.pop("protocol")}
+        if self.protocol is not None:
+            alike |= {"name": self.protocol, "text": PROTOCOLS[self.protocol].about}
+        notes["told"] = list(told)
         samples = self._samples(model, tokenizer, rows, decoding) if measuring.generate else []
         return Result(found.scores, alike, samples, notes)
 

@@ -1,0 +1,1 @@
+"""Adapters to programs of other people; nothing of the project imports them."""
