@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -52,21 +52,24 @@ class _Worker:
         if not line:
             self._process.wait()
             self._log.seek(0)
-            raise RuntimeError(f"arm '{self.arm.name}' failed:\n{self._log.read()[-3000:]}")
+            code = self._process.returncode
+            raise RuntimeError(f"arm '{self.arm.name}' failed with code {code}:\n{self._log.read()[-3000:]}")
         reply: dict[str, Any] = json.loads(line)
         return reply
 
     def take(self, steps: int, profile: bool = False) -> dict[str, Any]:
         """Have it take ``steps`` and wait for them."""
         assert self._process.stdin is not None
-        print(json.dumps({"steps": steps, "profile": profile}), file=self._process.stdin, flush=True)
+        with suppress(BrokenPipeError):  # of a worker that died: reading its reply tells why
+            print(json.dumps({"steps": steps, "profile": profile}), file=self._process.stdin, flush=True)
         self.reply = self._read()
         return self.reply
 
     def close(self) -> None:
         """End it."""
         assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.close()
+        with suppress(BrokenPipeError):
+            self._process.stdin.close()
         try:
             self._process.wait(timeout=60)
         except subprocess.TimeoutExpired:
