@@ -12,7 +12,7 @@ from harness.trl_side import PACKAGES, TRL, arguments, text_of, tokenizer_of, tr
 from harness.turns import main
 from harness.worker import Turn
 
-BETA, RATE = 0.1, 1e-6
+BETA, RATE = 0.1, 1e-7
 PROMPT = 4  # one part in this many of a sequence is prompt
 
 

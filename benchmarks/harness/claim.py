@@ -65,7 +65,8 @@ class Claim:
         rounds: how often every arm has its turn.
         steps: steps a turn.
         warmup: steps before the first turn, untimed.
-        equal: losses that must agree between the arms at the first step and at the last, and their relative tolerance.
+        equal: losses that must agree between the arms at the first step and at the last; the tolerance is a share of
+            the first step's, or of the last's where that is larger.
         axis: what the number in an arm's name ("Limbeck, 256") is; the page then draws the arms over it.
         apart: the arms run one after the other instead of in turn, where they do not fit beside each other.
     """

@@ -24,6 +24,10 @@ def stamp() -> dict[str, Any]:
     commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     dirty = subprocess.run([*git, "status", "--porcelain", "--", "../../src"], capture_output=True, text=True).stdout
     installed = {d.metadata["Name"] for d in metadata.distributions()}
+    words = sys.argv[1:]
+    if "--json" in words:  # where the figures went is no part of how they were made
+        at = words.index("--json")
+        words = words[:at] + words[at + 2 :]
     return {
         **machine(),
         "threads": int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0))),
@@ -31,5 +35,5 @@ def stamp() -> dict[str, Any]:
         "versions": {p: metadata.version(p) for p in _PACKAGES if p in installed},
         "python": sys.version.split()[0],
         "commit": commit + (" with changes" if dirty.strip() else ""),
-        "command": shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "command": shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *words]),
     }

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,8 @@ class _Worker:
     def __init__(self, file: Path, arm: Arm, claim: Claim, quick: bool) -> None:
         self.arm = arm
         command = [sys.executable, str(file), "--worker", arm.name, "--warmup", str(claim.warmup)]
-        environment = {k: v for k, v in os.environ.items() if not k.startswith(_ALLOCATORS)} | {"HF_HUB_OFFLINE": "1"}
+        environment = {k: v for k, v in os.environ.items() if not k.startswith(_ALLOCATORS)}
+        environment |= {"HF_HUB_OFFLINE": "1", "PYTHONPATH": _path()}
         self._log = tempfile.TemporaryFile("w+")
         self._process = subprocess.Popen(
             command + ["--quick"] * quick, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True,
@@ -51,21 +52,24 @@ class _Worker:
         if not line:
             self._process.wait()
             self._log.seek(0)
-            raise RuntimeError(f"arm '{self.arm.name}' failed:\n{self._log.read()[-3000:]}")
+            code = self._process.returncode
+            raise RuntimeError(f"arm '{self.arm.name}' failed with code {code}:\n{self._log.read()[-3000:]}")
         reply: dict[str, Any] = json.loads(line)
         return reply
 
     def take(self, steps: int, profile: bool = False) -> dict[str, Any]:
         """Have it take ``steps`` and wait for them."""
         assert self._process.stdin is not None
-        print(json.dumps({"steps": steps, "profile": profile}), file=self._process.stdin, flush=True)
+        with suppress(BrokenPipeError):  # of a worker that died: reading its reply tells why
+            print(json.dumps({"steps": steps, "profile": profile}), file=self._process.stdin, flush=True)
         self.reply = self._read()
         return self.reply
 
     def close(self) -> None:
         """End it."""
         assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.close()
+        with suppress(BrokenPipeError):
+            self._process.stdin.close()
         try:
             self._process.wait(timeout=60)
         except subprocess.TimeoutExpired:
@@ -176,7 +180,9 @@ def _compare(claim: Claim, rows: Mapping[str, Mapping[str, Any]]) -> None:
             reference = next(iter(told), None)
             for arm, value in told.items():
                 there = told[reference or arm]
-                if not abs(value - there) <= tolerance * abs(there):
+                # a loss that training brought down to nothing is held to what it began from
+                scale = max(abs(there), abs(rows[reference or arm]["first"][name]))
+                if not abs(value - there) <= tolerance * scale:
                     raise Different(f"{claim.name}: the {when} {name} of '{arm}' is {value}, of '{reference}' {there}")
 
 
@@ -279,16 +285,20 @@ def weights_folder(shapes: Sequence[Any]) -> Iterator[None]:
     """Random weights of ``shapes`` in a folder of their own while this lasts, written by another process."""
     folder = tempfile.mkdtemp(prefix="limbeck-bench-")
     os.environ["LIMBECK_BENCH_WEIGHTS"] = folder
-    here = str(Path(__file__).resolve().parent.parent)
     try:
         for shape in shapes:
             code = f"from harness.shapes import Shape, write_weights; write_weights({shape!r})"
-            path = os.pathsep.join(filter(None, (here, os.environ.get("PYTHONPATH"))))
-            subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"PYTHONPATH": path})
+            subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"PYTHONPATH": _path()})
         yield
     finally:
         del os.environ["LIMBECK_BENCH_WEIGHTS"]
         shutil.rmtree(folder)
+
+
+def _path() -> str:
+    """PYTHONPATH on which this checkout's source wins over what is installed."""
+    here = Path(__file__).resolve().parents[2]
+    return os.pathsep.join(filter(None, (str(here / "src"), str(here / "benchmarks"), os.environ.get("PYTHONPATH"))))
 
 
 def _say(text: str) -> None:

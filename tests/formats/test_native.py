@@ -183,5 +183,6 @@ def test_a_technique_whose_values_are_not_saved_is_a_programming_error(saved):
 
     model = meta(lambda: Rounding()._swap(Decoder(gpt2_config(VOCAB)), lambda n, m: Leaky(128, 32, torch.float32)))
     pieces = [Piece(name, name, tuple(t.shape)) for name, t in places(model).items()]
-    with Weights(saved[0]) as weights, pytest.raises(TypeError, match=r"blocks\.0\.ffn\.down\.lost"):
+    weights = Weights(saved[0])
+    with pytest.raises(TypeError, match=r"blocks\.0\.ffn\.down\.lost"):
         fill(model, pieces, weights, "cpu")

@@ -94,8 +94,8 @@ class Twin:
         for p, q in zip(twin.parameters(), policy.parameters(), strict=True):
             p.data = q.grad if q.grad is not None else torch.zeros_like(q)
         save_bundle(twin, byte_level(280), self.folder / "gradients", layout="huggingface")
-        with Weights(self.folder / "gradients") as weights:
-            return {name: weights.read(name) for name in weights.headers}
+        weights = Weights(self.folder / "gradients")
+        return {name: weights.read(name) for name in weights.headers}
 
 
 @pytest.fixture(scope="module", params=["gpt2", "llama"])

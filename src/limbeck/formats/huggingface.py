@@ -45,13 +45,13 @@ def read_model(
         CheckpointError: a truncated file, a missing or extra key, a shape that does not fit; nothing was allocated.
     """
     family, config = config_from(values, str(folder / "config.json"))
-    with Weights(folder) as weights:
-        prefix = hub_prefix(family, weights.headers)
-        check(pieces(family, config, prefix), weights, lambda k: ignored(family, k) or (config.tied and k == HEAD))
-        if config.tied and HEAD in weights.headers:
-            _check_tied(weights, next(pieces(family, config, prefix)).key)
-        model = _bare(config, dtype)
-        fill(model, list(pieces(family, config, prefix)), weights, device)
+    weights = Weights(folder)
+    prefix = hub_prefix(family, weights.headers)
+    check(pieces(family, config, prefix), weights, lambda k: ignored(family, k) or (config.tied and k == HEAD))
+    if config.tied and HEAD in weights.headers:
+        _check_tied(weights, next(pieces(family, config, prefix)).key)
+    model = _bare(config, dtype)
+    fill(model, list(pieces(family, config, prefix)), weights, device)
     return model.eval()
 
 

@@ -61,13 +61,13 @@ def read_model(
     except ConfigError as error:
         raise ModelError(str(error)) from None
     residues = _read_residues(folder / RESIDUES) if (folder / RESIDUES).is_file() else ()
-    with Weights(folder) as weights:
-        if config.layers > len(weights.headers):  # each layer has tensors of its own; do not build a million
-            raise CheckpointError(f"{where} asks for {config.layers} layers, more than {weights.where} has tensors")
-        model = meta(lambda: deployed(residues, Decoder(config).to(dtype)))
-        assert isinstance(model, Decoder)
-        check(_pieces(model), weights, lambda key: False)
-        fill(model, _pieces(model), weights, device)
+    weights = Weights(folder)
+    if config.layers > len(weights.headers):  # each layer has tensors of its own; do not build a million
+        raise CheckpointError(f"{where} asks for {config.layers} layers, more than {weights.where} has tensors")
+    model = meta(lambda: deployed(residues, Decoder(config).to(dtype)))
+    assert isinstance(model, Decoder)
+    check(_pieces(model), weights, lambda key: False)
+    fill(model, _pieces(model), weights, device)
     return model.eval(), residues
 
 

@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
@@ -35,7 +34,7 @@ class Header:
 
 
 class Weights:
-    """The tensors of one folder by key, one file or many; a context manager that keeps the files open.
+    """The tensors of one folder by key, one file or many.
 
     Attributes:
         headers: key -> file, shape and dtype of every tensor.
@@ -44,12 +43,11 @@ class Weights:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.headers: dict[str, Header] = {}
-        self._open: dict[Path, Any] = {}
         single = _is_single(folder)
         self.where = str(folder / (SINGLE if single else INDEX))
         places = {} if single else _places(folder)
         for file in [folder / SINGLE] if single else [folder / name for name in dict.fromkeys(places.values())]:
-            self._open[file] = handle = _handle(file)
+            handle = _handle(file)
             for key in handle.keys():
                 if key in self.headers:
                     first = self.headers[key].file.name
@@ -60,17 +58,13 @@ class Weights:
             if key not in self.headers or self.headers[key].file.name != name:
                 raise CheckpointError(f"{self.where} places '{key}' in {name}, which does not hold it")
 
-    def __enter__(self) -> Weights:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._open.clear()
-
     def read(self, key: str) -> Tensor:
-        """Return one tensor as it lies in its file, backed by the file's pages."""
-        tensor: Tensor = self._open[self.headers[key].file].get_tensor(key)
+        """Return one tensor as it lies in its file, backed by the file's pages until it is freed.
+
+        The file is opened anew each time: a handle that stays open keeps every page that was ever read of it resident,
+        which for a small model in 16 bits was most of the peak of loading it.
+        """
+        tensor: Tensor = _handle(self.headers[key].file).get_tensor(key)
         return tensor
 
 

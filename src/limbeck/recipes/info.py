@@ -105,9 +105,9 @@ def _model(bundle: Bundle) -> dict[str, Any]:
 def stored_dtypes(folder: Path) -> dict[str, int]:
     """Number of tensors of each dtype in a model folder, by safetensors' names such as ``F16``."""
     out: dict[str, int] = {}
-    with Weights(folder) as weights:
-        for header in weights.headers.values():
-            out[header.dtype] = out.get(header.dtype, 0) + 1
+    weights = Weights(folder)
+    for header in weights.headers.values():
+        out[header.dtype] = out.get(header.dtype, 0) + 1
     return out
 
 
