@@ -112,9 +112,7 @@ class ChatTemplate:
         self._spelled = re.compile("|".join(map(re.escape, names)))
 
     @classmethod
-    def named(
-        cls, name: str, tokenizer: Tokenizer, *, begin: bool | None = None, end: bool = True
-    ) -> ChatTemplate:
+    def named(cls, name: str, tokenizer: Tokenizer, *, begin: bool | None = None, end: bool = True) -> ChatTemplate:
         """The template that ``name`` means.
 
         Args:

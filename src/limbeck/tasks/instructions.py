@@ -75,9 +75,7 @@ class Instructions(Task):
 
     def encode(self, rows: Rows, tokenizer: Tokenizer, context: int) -> tuple[list[Example], EncodingReport]:
         """Conversations; the answers' tokens and their end tokens are learned."""
-        return encode_conversations(
-            rows, self._chat(tokenizer), context, truncate=self.truncate, on_empty=self.empty
-        )
+        return encode_conversations(rows, self._chat(tokenizer), context, truncate=self.truncate, on_empty=self.empty)
 
     def objective(self) -> AnyObjective:
         """The likelihood of the answers."""

@@ -68,9 +68,7 @@ class Preferences(Task):
 
     def encode(self, rows: Rows, tokenizer: Tokenizer, context: int) -> tuple[list[Example], EncodingReport]:
         """Pairs: examples of the chosen answers, with the rejected ones beside them."""
-        pairs, report = encode_pairs(
-            rows, self._chat(tokenizer), context, truncate=self.truncate, on_empty=self.empty
-        )
+        pairs, report = encode_pairs(rows, self._chat(tokenizer), context, truncate=self.truncate, on_empty=self.empty)
         return list(pairs), report
 
     def objective(self) -> AnyObjective:
