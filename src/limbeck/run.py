@@ -246,8 +246,8 @@ class Run:
 
 
 def same_but_time(line: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a metrics line without its wall-clock fields (``seconds``, ``..._seconds``, ``..._per_second``)."""
-    return {k: v for k, v in line.items() if not k.endswith(("seconds", "per_second"))}
+    """Return a metrics line without its wall-clock fields (``seconds``, ``..._per_second``, ``mfu`` and the like)."""
+    return {k: v for k, v in line.items() if not k.endswith(("seconds", "per_second", "mfu"))}
 
 
 def versions() -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -21,10 +22,14 @@ class HeldOut:
         objective: usually the task's own, without a teacher, so that runs with and without one can be compared.
         batches: evaluated in order.
         prefix: of the metric names, such as ``valid``: ``valid/nll``.
+        bytes_per_token: of the held-out text; where told, ``prefix/bits_per_byte`` is measured too.
     """
 
-    def __init__(self, objective: AnyObjective, batches: Sequence[Batch], prefix: str = "valid") -> None:
+    def __init__(
+        self, objective: AnyObjective, batches: Sequence[Batch], prefix: str = "valid", bytes_per_token: float = 0.0
+    ) -> None:
         self.objective, self.batches, self.prefix = objective, batches, prefix
+        self.bytes_per_token = bytes_per_token
         self.counts = add_counts(objective.counts(b) for b in batches)
 
     @torch.no_grad()
@@ -36,4 +41,8 @@ class HeldOut:
         for batch in self.batches:
             for name, term in self.objective(model, batch.to(device)).items():
                 sums[name] += float(term.sum)
-        return {f"{self.prefix}/{name}": sums[name] / count for name, count in self.counts.items() if count > 0}
+        means = {f"{self.prefix}/{name}": sums[name] / count for name, count in self.counts.items() if count > 0}
+        if self.bytes_per_token and f"{self.prefix}/nll" in means:
+            bits = means[f"{self.prefix}/nll"] / math.log(2) / self.bytes_per_token
+            means[f"{self.prefix}/bits_per_byte"] = bits
+        return means

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field
+import torch
+from pydantic import Field, model_validator
 
 from limbeck.config import Config
+from limbeck.errors import ConfigError
 from limbeck.model.config import DecoderConfig
+from limbeck.model.decoder import Decoder
+from limbeck.model.patterns import Sliding
 
 __all__ = ["PRESETS", "Architecture"]
 
@@ -50,13 +54,52 @@ class Architecture(Config):
     gated: bool | None = Field(None, description="gate the feed-forward (SwiGLU with silu)")
     tied: bool | None = Field(None, description="share the head with the embedding")
     dropout: float | None = Field(None, ge=0, lt=1, description="while training")
+    window: int | None = Field(None, ge=1, description="positions that attention sees; none: all")
+    sinks: int = Field(0, ge=0, description="first positions that a window always sees (attention sinks)")
+    parameters: int | None = Field(
+        None, ge=1, description="size to reach within 1 %, by the width of the feed-forward, so that variants compare"
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Architecture:
+        if self.sinks and self.window is None:
+            raise ValueError("sinks are kept beside a window: give one, without it every position is seen anyway")
+        if self.parameters is not None and self.ffn_width is not None:
+            raise ValueError("parameters sets the width of the feed-forward: leave ffn_width out")
+        return self
 
     def config(self, vocab_size: int) -> DecoderConfig:
         """Return the decoder's config over ``vocab_size`` tokens."""
-        changes = {k: v for k, v in self.model_dump(exclude={"preset"}).items() if v is not None}
+        chosen = self.model_dump(exclude={"preset", "window", "sinks", "parameters"})
+        changes = {k: v for k, v in chosen.items() if v is not None}
         base = dict(PRESETS[self.preset])
         if "width" in changes or "heads" in changes:
             base.pop("ffn_width", None)
         if "heads" in changes and "kv_heads" not in changes:
             base.pop("kv_heads", None)
-        return DecoderConfig.model_validate({"vocab_size": vocab_size, **base, **changes})
+        if self.window is not None:
+            changes["pattern"] = Sliding(window=self.window, sinks=self.sinks)
+        config = DecoderConfig.model_validate({"vocab_size": vocab_size, **base, **changes})
+        return config if self.parameters is None else _sized(config, self.parameters)
+
+
+def _sized(config: DecoderConfig, parameters: int) -> DecoderConfig:
+    """The config whose feed-forward is as wide as brings it nearest to so many parameters.
+
+    Raises:
+        ConfigError: no width comes within 1 %.
+    """
+
+    def count(width: int) -> int:
+        with torch.device("meta"):
+            return Decoder(config.model_copy(update={"ffn_width": width})).count_parameters()
+
+    one, two = count(1), count(2)
+    width = max(1, round((parameters - one) / (two - one)) + 1)
+    found = count(width)
+    if abs(found - parameters) > 0.01 * parameters:
+        raise ConfigError(
+            f"with {config.layers} layers of width {config.width} no feed-forward comes within 1 % of {parameters:,} "
+            f"parameters (nearest: {found:,}); change layers, width or the vocabulary"
+        )
+    return config.model_copy(update={"ffn_width": width})

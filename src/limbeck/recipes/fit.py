@@ -14,6 +14,7 @@ from limbeck.data.batches import Batches, Lay, fixed_batches
 from limbeck.formats.load import save_bundle
 from limbeck.measure.cost import cost
 from limbeck.measure.held_out import HeldOut
+from limbeck.measure.spikes import spikes
 from limbeck.model.decoder import Decoder
 from limbeck.objectives.objective import AnyObjective
 from limbeck.recipes.checks import Checks, audited, encoded
@@ -22,7 +23,7 @@ from limbeck.recipes.measured import measure, show_report
 from limbeck.recipes.parts import Parts, device_of
 from limbeck.recipes.plan import dry_run
 from limbeck.recipes.recipe import Report, Session
-from limbeck.recipes.start import Encoded, Start
+from limbeck.recipes.start import Encoded, Source, Start
 from limbeck.recipes.zero_shot import zero_shot_probe
 from limbeck.run import Run
 from limbeck.storage import plain
@@ -56,6 +57,15 @@ class Fit(Choices):
         """A batch of what is learned from."""
         return collate(rows, pad_id)
 
+    @property
+    def rate_of_plan(self) -> float | None:
+        """FLOP/s of the device that a dry run plans for; None: this one, measured."""
+        return None
+
+    def utilisation(self, model: Decoder, device: torch.device) -> float:
+        """Share of the device's limit that one token a second takes; 0: not told."""
+        return 0.0
+
     def run(self, session: Session) -> Report:
         """Train, save, measure, report.
 
@@ -80,8 +90,9 @@ class Fit(Choices):
         stream = self._stream(data.train, start, data.context)
         if self.dry_run:
             shown, names = stream.at(0), [row.id for row in parts.train]
-            objective = self.objective(model, start, data, parts, None)
-            return dry_run(model, start.tokenizer, objective, stream, settings, shown, names)
+            learned = self.objective(model, start, data, parts, None)
+            rate = self.rate_of_plan
+            return dry_run(model, start.tokenizer, learned, stream, settings, shown, names, rate=rate)
         with Run.create(self.folder, self) as run:
             run.provenance(seed=self.seed, data={k: v["hash"] for k, v in parts.describe().items()})
             session.say(f"{self.verb}: {run.describe()}")
@@ -116,7 +127,7 @@ class Fit(Choices):
             audit=found,
         )
 
-    def _stream(self, examples: Sequence[Example], start: Start, context: int) -> Batches:
+    def _stream(self, examples: Sequence[Example], start: Start, context: int) -> Source:
         return Batches(
             examples,
             batch_size=self.batch_size,
@@ -136,7 +147,7 @@ class Fit(Choices):
         self,
         model: Decoder,
         objective: AnyObjective,
-        stream: Batches,
+        stream: Source,
         data: Encoded,
         start: Start,
         checks: Checks,
@@ -144,17 +155,23 @@ class Fit(Choices):
         device: torch.device,
         session: Session,
     ) -> TrainResult:
-        held_out = HeldOut(self.watched(objective), self._fixed(data.valid, start, data.context, self.lay))
+        watched = self.watched(objective)
+        held_out = [HeldOut(watched, self._fixed(data.valid, start, data.context, self.lay))] if data.valid else []
+        for name, size in data.bytes_per_token.items():
+            mine = [e for e in data.valid if e.id.startswith(f"{name}/")]
+            batches = self._fixed(mine, start, data.context, self.lay)
+            held_out.append(HeldOut(watched, batches, f"valid/{name}", size))
         return train(
             model.to(device),
             objective,
             stream,
             self.settings(bool(data.valid)),
-            evaluations=[*([held_out] if data.valid else []), *checks.evaluations()],
+            evaluations=[*held_out, *checks.evaluations()],
             run=run,
             seed=self.seed,
             device=device,
             progress=session.progress,
+            utilisation=self.utilisation(model, device),
         )
 
     def _conclude(
@@ -195,7 +212,9 @@ class Fit(Choices):
                 (self.decoding or self.task.decoding()).seeded(self.seed),
                 run.scores / f"{name}.jsonl",
             )
-        values |= checks.told(model, data.report, values.get("alarms", []))
+        values |= checks.told(
+            model, data.report, [*values.get("alarms", []), *(a.describe() for a in spikes(run.metrics()))]
+        )
         values["cost"] = cost(model, run.model, trainable=trainable)
         values = plain(values)
         run.finish(values)

@@ -18,6 +18,7 @@ from limbeck.measure.cost import peak_memory
 from limbeck.model.decoder import Decoder
 from limbeck.objectives.objective import AnyObjective
 from limbeck.recipes.recipe import Report, facts
+from limbeck.recipes.start import Source
 from limbeck.train.settings import TrainSettings
 from limbeck.train.stream import parts, tokens
 
@@ -26,7 +27,7 @@ __all__ = ["dry_run", "expect"]
 _MB = 1e6
 
 
-def expect(model: Decoder, objective: AnyObjective, stream: Batches, settings: TrainSettings) -> dict[str, Any]:
+def expect(model: Decoder, objective: AnyObjective, stream: Source, settings: TrainSettings) -> dict[str, Any]:
     """Time two micro-batches on a copy of ``model`` and say what the whole training would need.
 
     Returns:
@@ -74,21 +75,32 @@ def dry_run(
     model: Decoder,
     tokenizer: Tokenizer,
     objective: AnyObjective,
-    stream: Batches,
+    stream: Source,
     settings: TrainSettings,
     shown: Any,
     names: Sequence[str],
+    *,
+    rate: float | None = None,
 ) -> Report:
-    """Show the micro-batch ``shown`` token by token, and what the training would need; nothing is written."""
+    """Show the micro-batch ``shown`` token by token, and what the training would need; nothing is written.
+
+    With ``rate``, in FLOP/s, the time is that of a device which reaches it, in place of this one's.
+    """
     expected = expect(model, objective, stream, settings)
+    if rate is not None:
+        seconds = expected["flops"] / rate
+        expected |= {"seconds": seconds, "tokens_per_second": expected["tokens"] / seconds, "planned_rate": rate}
     values = {"dry_run": True, "data": stream.describe(), "expected": expected}
-    tables = [preview(batch, tokenizer, names=names) for batch in parts(shown)]
+    known = names if isinstance(stream, Batches) else ()  # rows of corpora go by number
+    tables = [preview(batch, tokenizer, names=known) for batch in parts(shown)]
     described = facts("data", [(k, f"{v:,}" if isinstance(v, int) else v) for k, v in stream.describe().items()])
     return Report(values, (*tables, described, _table(expected)))
 
 
 def _table(expected: dict[str, Any]) -> RenderableType:
     minutes = expected["seconds"] / 60
+    told = expected.get("planned_rate")
+    how = "measured on two micro-batches" if told is None else f"as stated: {told:.3g} FLOP/s"
     return facts(
         "expected",
         [
@@ -96,7 +108,7 @@ def _table(expected: dict[str, Any]) -> RenderableType:
             ("tokens", f"{expected['tokens']:,}"),
             (
                 "time",
-                f"{minutes:.1f} min at {expected['tokens_per_second']:,.0f} tokens/s, measured on two micro-batches",
+                f"{minutes:.1f} min at {expected['tokens_per_second']:,.0f} tokens/s, {how}",
             ),
             ("parameters", f"{expected['parameters']:,}, trainable {expected['trainable']:,}"),
             ("memory", f"{expected['state_bytes'] / _MB:,.0f} MB of weights, gradients and moments"),

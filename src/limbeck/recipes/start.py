@@ -7,13 +7,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from limbeck.data.batch import Example
+from limbeck.data.batches import Batches
+from limbeck.data.mixture import Mixture
 from limbeck.data.prompts import EncodingReport
 from limbeck.data.tokenizer import Tokenizer
 from limbeck.formats.load import Bundle
 from limbeck.model.decoder import Decoder
 from limbeck.techniques.technique import Technique, train_only
 
-__all__ = ["Encoded", "Start"]
+__all__ = ["Encoded", "Source", "Start"]
+
+Source = Batches | Mixture
+"""What micro-batches are drawn from: examples in memory, or shards on disk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +60,18 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """Tokenised parts of the data."""
+    """Tokenised parts of the data.
+
+    Attributes:
+        train: examples to learn from; of corpora on disk the first documents alone, for probes and calibration.
+        valid: held-out examples.
+        report: of the encoding.
+        context: tokens of a sequence.
+        bytes_per_token: of each corpus whose held-out loss is told by itself; its examples' ids begin with ``name/``.
+    """
 
     train: list[Example]
     valid: list[Example]
     report: EncodingReport
     context: int
+    bytes_per_token: Mapping[str, float] = field(default_factory=dict)

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from limbeck.config import Config, merge
 from limbeck.errors import ConfigError, nearest
 
-__all__ = ["Arm", "StudyPlan"]
+__all__ = ["Arm", "Figure", "StudyPlan"]
 
 
 class Arm(Config):
@@ -31,26 +31,38 @@ class Arm(Config):
     label: str | None = Field(None, description="how the table calls it")
 
 
+class Figure(Config):
+    """One column of a stage table: how every model is evaluated."""
+
+    values: dict[str, Any] = Field(description="values of the evaluate recipe, without the model")
+    metric: str | None = Field(None, description="figure of the task; none: its main one")
+    margin: float | None = Field(None, gt=0, description="difference that does not matter: equivalence is tested")
+
+
 class StudyPlan(Config):
     """Arms x seeds -> one table."""
 
     title: str = ""
     seeds: tuple[int, ...] = Field((0,), min_length=1)
     common: dict[str, Any] = Field(default_factory=dict, description="values of every arm whose verb has the key")
-    arms: dict[str, Arm] = Field(min_length=1)
+    arms: dict[str, Arm] = Field(min_length=1, description="rows; models x figures add theirs")
     compare: tuple[tuple[str, str], ...] = Field((), description="pairs of arms: the first against the second")
     show: tuple[str, ...] = Field((), description="arms of the table, in order; none named: all")
     metric: str | None = Field(None, description="main figure of the table; none: the task's own")
     plots: tuple[tuple[str, str], ...] = Field((), description="charts of two figures: one along, the other up")
+    models: dict[str, str] = Field(
+        default_factory=dict, description="stage table: name -> folder, Hub id or @arm, in the order of the stages"
+    )
+    figures: dict[str, Figure] = Field(default_factory=dict, description="stage table: what every model is measured on")
 
     @model_validator(mode="before")
     @classmethod
     def _expand(cls, values: Any) -> Any:
-        """Unfold ``over`` into one arm for each combination, named ``arm/key=value``."""
-        if not isinstance(values, Mapping) or not isinstance(values.get("arms"), Mapping):
+        """Unfold ``over`` into arms named ``arm/key=value``, and models x figures into arms ``model:figure``."""
+        if not isinstance(values, Mapping) or not isinstance(values.get("arms", {}), Mapping):
             return values
         arms: dict[str, Any] = {}
-        for name, arm in values["arms"].items():
+        for name, arm in values.get("arms", {}).items():
             over = arm.get("over") if isinstance(arm, Mapping) else None
             if not isinstance(over, Mapping) or not over:
                 arms[name] = arm
@@ -61,6 +73,15 @@ class StudyPlan(Config):
                 label = f"{arm.get('label') or name} {tag}"
                 filled = _fill(arm.get("values", {}), chosen)
                 arms[f"{name}/{tag}"] = {**arm, "over": {}, "values": filled, "label": label}
+        models, figures = values.get("models") or {}, values.get("figures") or {}
+        if isinstance(models, Mapping) and isinstance(figures, Mapping):
+            for (model, named), (figure, of) in product(models.items(), figures.items()):
+                made = arms.get(str(named)[1:], {}) if str(named).startswith("@") else {"once": True}
+                own = of.get("values", {}) if isinstance(of, Mapping) else {}
+                arms[f"{model}:{figure}"] = {
+                    "verb": "evaluate", "once": made.get("once", False), "label": f"{model}, {figure}",
+                    "values": {**own, "model": named},
+                }  # fmt: skip
         return {**values, "arms": arms}
 
     @model_validator(mode="after")
@@ -68,6 +89,12 @@ class StudyPlan(Config):
         for name in (*self.show, *(n for pair in self.compare for n in pair)):
             if name not in self.arms:
                 raise ValueError(f"no arm is called '{name}'{nearest(name, self.arms)}")
+        return self
+
+    @model_validator(mode="after")
+    def _both(self) -> StudyPlan:
+        if bool(self.models) != bool(self.figures):
+            raise ValueError("a stage table needs both 'models' and 'figures'")
         return self
 
     def order(self) -> list[str]:

@@ -17,9 +17,11 @@ from limbeck.measure.statistic import Statistic
 from limbeck.recipes.harness import reported_figures
 from limbeck.recipes.recipe import Recipe, Report, Session
 from limbeck.recipes.table import recipe
+from limbeck.run import Run
 from limbeck.storage import plain, write_json, write_text
 from limbeck.study.page import page
 from limbeck.study.plan import StudyPlan
+from limbeck.study.stages import stage_markdown, versus
 from limbeck.study.table import findings, groups, markdown, tables
 
 __all__ = ["Finished", "Study", "read_plan", "run_plan"]
@@ -103,9 +105,24 @@ def run_plan(plan: StudyPlan, folder: Path, session: Session) -> Report:
     }
     write_json(folder / "study.json", plain(values))
     grouped = groups(shown, compared, plan.metric)
+    staged = versus(plan, done)
+    if staged:
+        first = next(iter(plan.figures))
+        trained = {m: _training(Path(done[f"{m}:{first}"].reports[0]["model"])) for m in plan.models}
+        values["stages"] = [v.to_json() for v in staged]
+        write_json(folder / "study.json", plain(values))
+        write_text(folder / "stages.md", stage_markdown(plan, done, staged, trained))
+        session.say(f"stage table: {folder / 'stages.md'}")
     write_text(folder / "study.md", markdown(plan.title, grouped, compared))
     write_text(folder / "study.html", page(plan.title, grouped, compared, list(done.values()), plan.plots))
     return Report(values, tables(plan.title, grouped, compared))
+
+
+def _training(folder: Path) -> Mapping[str, Any]:
+    """What making a model took, where its folder is a run that trained it."""
+    if not (folder / "report.json").is_file():
+        return {}
+    return dict(Run.open(folder).report().get("training") or {})
 
 
 def _recipes(plan: StudyPlan, name: str, folder: Path, folders: dict[int, dict[str, str]]) -> dict[int, Recipe]:
@@ -115,7 +132,7 @@ def _recipes(plan: StudyPlan, name: str, folder: Path, folders: dict[int, dict[s
     out: dict[int, Recipe] = {}
     for seed in plan.seeds:
         owner = plan.seeds[0] if arm.once else seed
-        place = folder / name.replace("/", "_") / f"seed-{owner}"
+        place = folder / name.replace("/", "_").replace(":", "_") / f"seed-{owner}"
         folders[seed][name] = str(place)
         if owner == seed:
             values = plan.values(name, kind.model_fields, folders[seed])

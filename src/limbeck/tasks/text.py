@@ -57,7 +57,8 @@ class Text(Task):
             raise ValueError(f"protocol {self.protocol} settles '{other[0]}' itself: leave one of them out")
         return self
 
-    def _begin(self, tokenizer: Tokenizer) -> bool:
+    def begins(self, tokenizer: Tokenizer) -> bool:
+        """Whether the begin token stands before each document."""
         return tokenizer.bos_id is not None if self.begin is None else self.begin
 
     def encode(self, rows: Rows, tokenizer: Tokenizer, context: int) -> tuple[list[Example], EncodingReport]:
@@ -68,7 +69,7 @@ class Text(Task):
             context,
             overlap=min(self.overlap, context - 1),
             end_token=self.end,
-            bos=self._begin(tokenizer),
+            bos=self.begins(tokenizer),
             on_empty="count",
         )
 
@@ -92,7 +93,7 @@ class Text(Task):
             mode=self.mode,
             context=context or 0,
             stride=self.stride,
-            begin=self._begin(tokenizer),
+            begin=self.begins(tokenizer),
             end=self.end,
             truncate=self.truncate,
         )
@@ -134,7 +135,7 @@ class Text(Task):
             words = str(row.value("text", rows.source)).split(" ")
             starts.append(" ".join(words[:6]))
             rests.append(" ".join(words[6:30]))
-        head = [tokenizer.bos_id] if self._begin(tokenizer) and tokenizer.bos_id is not None else []
+        head = [tokenizer.bos_id] if self.begins(tokenizer) and tokenizer.bos_id is not None else []
         prompts = [head + tokenizer.encode(start) for start in starts]
         fitting = decoding.model_copy(
             update={"max_new_tokens": min(decoding.max_new_tokens, model.config.context // 2), "truncate_prompts": True}

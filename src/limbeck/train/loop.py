@@ -82,6 +82,7 @@ def train(
     progress: bool = True,
     on_step: OnStep | None = None,
     save_extra: Callable[[Path], None] | None = None,
+    utilisation: float = 0.0,
 ) -> TrainResult:
     """Train ``model`` in place.
 
@@ -101,6 +102,7 @@ def train(
         progress: show a bar where stderr is a terminal.
         on_step: called after each step with its number (from 1) and its losses; what it raises ends the training.
         save_extra: writes further files into each checkpoint's folder.
+        utilisation: share of the device's limit that one token a second takes; above 0, ``mfu`` is logged.
 
     Raises:
         DivergedError: a loss or the gradient is not finite; names step, micro-batch and rows.
@@ -118,6 +120,7 @@ def train(
         try:
             hooks = _Hooks(tuple(evaluations), on_step, save_extra, stop)
             loop = _Loop(model, objective, stream, settings, run, here, device, seed, hooks)
+            loop.utilisation = utilisation
             try:
                 return loop.go(progress and here.main)
             finally:
@@ -159,6 +162,7 @@ class _Loop:
         self.plain, self.sharded = model, settings.shard and here.size > 1
         self.best_in_memory: dict[str, Tensor] | None = None
         self.unsaved = True
+        self.utilisation = 0.0
         self.state = State(settings=settings.model_dump(mode="json"))
         self.timings = self._choose_precision(model, objective, stream)
         self.working = shard(model, self.state.precision == "bf16") if self.sharded else model
@@ -254,13 +258,16 @@ class _Loop:
         state.target_tokens += seen.target_tokens
         state.tally.add(seen.sums, seen.counts, seen.weights)
         means = _means(seen)
+        state.tally.peak(means["train/loss"], seen.grad_norm)
         per_second = state.real_tokens / max(state.step_seconds, 1e-9)
         bar.update(state.step, means["train/loss"], per_second)
         if state.step % self.settings.log_every == 0 or state.step == self.total:
             self._log(
                 state.tally.means()
+                | state.tally.peaks
                 | {"learning_rate": rate, "grad_norm": seen.grad_norm, "tokens": state.real_tokens}
                 | {"seconds": state.step_seconds, "tokens_per_second": per_second}
+                | ({"mfu": per_second * self.utilisation} if self.utilisation else {})
             )
             state.tally = Tally()
         if self.hooks.on_step is not None:

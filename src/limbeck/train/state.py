@@ -22,11 +22,13 @@ class Tally:
         sums: nats by term, over micro-batches and ranks.
         counts: items by term.
         weights: the term's coefficient in the loss.
+        peaks: largest loss and gradient norm of a single step, by the name they are logged under.
     """
 
     sums: dict[str, float] = field(default_factory=dict)
     counts: dict[str, float] = field(default_factory=dict)
     weights: dict[str, float] = field(default_factory=dict)
+    peaks: dict[str, float] = field(default_factory=dict)
 
     def add(self, sums: Mapping[str, float], counts: Mapping[str, float], weights: Mapping[str, float]) -> None:
         """Add one step."""
@@ -34,6 +36,11 @@ class Tally:
             self.sums[name] = self.sums.get(name, 0.0) + value
             self.counts[name] = self.counts.get(name, 0.0) + counts[name]
             self.weights[name] = weights[name]
+
+    def peak(self, loss: float, grad_norm: float) -> None:
+        """Hold one step's loss and gradient norm against the largest so far: means hide a spike."""
+        for name, value in (("train/loss_max", loss), ("grad_norm_max", grad_norm)):
+            self.peaks[name] = max(value, self.peaks.get(name, value))
 
     def means(self) -> dict[str, float]:
         """Mean of each term that counted anything as ``train/term``, and their weighted sum as ``train/loss``."""

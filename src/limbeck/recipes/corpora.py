@@ -1,0 +1,152 @@
+"""Corpora of a pretraining: named sources with weights, their shards on disk, and their held-out text."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from limbeck.config import Config
+from limbeck.data.batch import Example
+from limbeck.data.readers import Row, Rows, read
+from limbeck.data.shards import Corpus, build_shards, shard_key
+from limbeck.data.tokenizer import Tokenizer
+from limbeck.errors import DataError
+
+__all__ = ["CorpusSource", "bytes_per_token", "encode_corpus", "held_out_rows", "sample_rows", "shared_tokenizer"]
+
+_SAMPLE_BYTES = 1 << 20  # of each corpus, for the audit and the probes
+_BLOCK_BYTES = 1 << 20
+
+
+class CorpusSource(Config):
+    """One corpus of a mixture."""
+
+    data: str = Field(description="documents: a path, toy:NAME or a Hub id; of parquet only the text is read")
+    split: str | None = Field(None, description="value of the column 'split', or the Hub's split")
+    column: str = Field("text", description="column that holds the document")
+    weight: float = Field(1.0, gt=0, description="share among the training tokens, relative to the other corpora")
+    valid: str | None = Field(None, description="held-out documents; none: not measured by itself")
+    valid_split: str | None = Field(None, description="split of the held-out documents")
+    valid_limit: int | None = Field(None, ge=1, description="only so many held-out documents")
+
+    def texts(self, separator: str, limit: int | None) -> Iterator[str]:
+        """The documents in order; a parquet file is read by pieces, the rest as a whole.
+
+        Raises:
+            DataError: the source is missing, broken, or lacks the column.
+        """
+        path = Path(self.data).expanduser()
+        if path.suffix.lower() == ".parquet" and path.is_file():
+            yield from _parquet(path, self.column, self.split, limit)
+            return
+        for row in self._read(self.data, self.split, separator, limit):
+            yield str(row.value("text", self.data))
+
+    def content(self, separator: str, limit: int | None) -> str:
+        """Sha256 (hex) of what ``texts`` is made from: the file's bytes, or the rows where it is no file."""
+        path = Path(self.data).expanduser()
+        digest = hashlib.sha256(repr((self.split, self.column, separator, limit)).encode())
+        if not path.is_file():
+            digest.update(self._read(self.data, self.split, separator, limit).hash.encode())
+            return digest.hexdigest()
+        with path.open("rb") as file:
+            while block := file.read(_BLOCK_BYTES):
+                digest.update(block)
+        return digest.hexdigest()
+
+    def held_out(self, separator: str) -> Rows | None:
+        """The held-out documents, where there are any."""
+        if self.valid is None:
+            return None
+        return self._read(self.valid, self.valid_split, separator, self.valid_limit)
+
+    def _read(self, source: str, split: str | None, separator: str, limit: int | None) -> Rows:
+        columns = {} if self.column == "text" else {"text": self.column}
+        return read(source, required=("text",), columns=columns, limit=limit, split=split, separator=separator)
+
+
+def _parquet(path: Path, column: str, split: str | None, limit: int | None) -> Iterator[str]:
+    import pyarrow as pa  # half a second to import
+    import pyarrow.parquet as pq
+
+    try:
+        file = pq.ParquetFile(path)
+        names = file.schema_arrow.names
+        for name in [column] if split is None else [column, "split"]:
+            if name not in names:
+                raise DataError(f"{path} has no column '{name}', only {', '.join(names)}")
+        given = 0
+        for batch in file.iter_batches(batch_size=64, columns=[column] if split is None else [column, "split"]):
+            for row in batch.to_pylist():
+                if (split is not None and row["split"] != split) or row[column] is None:
+                    continue
+                if given == limit:
+                    return
+                given += 1
+                yield str(row[column])
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path} is not a readable parquet file: {' '.join(str(error).split())}") from None
+
+
+def shared_tokenizer(
+    corpora: Mapping[str, CorpusSource], folder: Path, vocab_size: int, separator: str, limit: int | None
+) -> Tokenizer:
+    """A BPE of all corpora's text, trained once and kept in ``folder`` under the hash of what it was made from."""
+    whole = [vocab_size, *(c.content(separator, limit) for c in corpora.values())]
+    place = folder / f"tokenizer-{hashlib.sha256(repr(whole).encode()).hexdigest()[:16]}"
+    if not (place / "tokenizer_config.json").is_file():  # written last
+        texts = (text for c in corpora.values() for text in c.texts(separator, limit))
+        Tokenizer.train(texts, vocab_size).save(place)
+    return Tokenizer.load(place)
+
+
+def encode_corpus(
+    name: str,
+    corpus: CorpusSource,
+    folder: Path,
+    tokenizer: Tokenizer,
+    *,
+    begin: bool,
+    end: bool,
+    processes: int,
+    separator: str,
+    limit: int | None,
+) -> Corpus:
+    """Shards of one corpus below ``folder``, in a folder named after the hash of source and tokenizer."""
+    key = shard_key(corpus.content(separator, limit), tokenizer, begin=begin, end=end)
+    place = folder / f"{name}-{key[:16]}"
+    texts = corpus.texts(separator, limit)
+    build_shards(place, key, texts, tokenizer, begin=begin, end=end, processes=processes)
+    return Corpus(name, place, key)
+
+
+def sample_rows(corpora: Mapping[str, CorpusSource], separator: str, limit: int | None) -> Rows:
+    """The first documents of each corpus, about 1 MB: what the audit and the probes look at."""
+    rows: list[Row] = []
+    for name, corpus in corpora.items():
+        size = 0
+        for i, text in enumerate(corpus.texts(separator, limit)):
+            rows.append(Row(f"{name}/{i}", {"text": text}))
+            size += len(text.encode())
+            if size >= _SAMPLE_BYTES:
+                break
+    return Rows.of(rows, f"first documents of {', '.join(corpora)}")
+
+
+def held_out_rows(corpora: Mapping[str, CorpusSource], separator: str) -> Rows | None:
+    """Held-out documents of all corpora; ids begin with the corpus's name and a slash."""
+    found = {name: corpus.held_out(separator) for name, corpus in corpora.items()}
+    rows = [Row(f"{n}/{r.id}", {"text": r.value("text", n)}) for n, some in found.items() if some for r in some]
+    return Rows.of(rows, f"held-out text of {', '.join(n for n in found if found[n])}") if rows else None
+
+
+def bytes_per_token(rows: Rows, examples: list[Example], corpus: str, begin: bool) -> float:
+    """UTF-8 bytes of a corpus's held-out text by its tokens, end tokens counted and begin tokens not."""
+    mine = [e for e in examples if e.id.startswith(f"{corpus}/")]
+    tokens = sum(e.predictions for e in mine) + (0 if begin else sum(e.offset == 0 for e in mine))
+    texts: list[Any] = [r.fields["text"] for r in rows if r.id.startswith(f"{corpus}/")]
+    return sum(len(str(t).encode()) for t in texts) / max(tokens, 1)

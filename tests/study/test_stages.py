@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from limbeck.config import build
+from limbeck.errors import ConfigError
+from limbeck.measure.scores import Scores
+from limbeck.measure.statistic import mean
+from limbeck.measure.stats import compare
+from limbeck.recipes.recipe import Session
+from limbeck.study.plan import StudyPlan
+from limbeck.study.stages import standing
+from limbeck.study.study import run_plan
+from tests.reference.tiny_runs import PRETRAIN
+
+PLAN: dict[str, Any] = {
+    "common": {"probes": "off"},
+    "arms": {
+        "base": {"verb": "pretrain", "once": True, "values": PRETRAIN},
+        "tuned": {
+            "verb": "finetune", "once": True,
+            "values": {**{k: PRETRAIN[k] for k in ("limit", "dtype", "measuring")}, "model": "@base",
+                       "data": "toy:verse", "train": {"steps": 8, "learning_rate": 1e-2}},
+        },
+    },
+    "models": {"1 base": "@base", "2 tuned": "@tuned"},
+    "figures": {
+        name: {"values": {"data": f"toy:{name}", "limit": 12, "measuring": PRETRAIN["measuring"]}, "margin": 0.01}
+        for name in ("stories", "verse")
+    },
+}  # fmt: skip
+
+
+def test_stages_come_out_as_one_table_with_changes_and_cost(tmp_path: Path) -> None:
+    found = run_plan(build(StudyPlan, PLAN, "a test"), tmp_path, Session.silent()).values
+    told = {s["figure"]: s for s in found["stages"]}
+    assert told["verse"]["standing"] == "exceeds" and told["verse"]["first"] == "2 tuned"
+    for name, one in told.items():
+        a, b = (found["arms"][f"{m}:{name}"]["runs"][0]["metrics"]["nats per token"]["value"]
+                for m in PLAN["models"])  # fmt: skip
+        assert (one["a"], one["b"]) == pytest.approx((a, b))
+    table = (tmp_path / "stages.md").read_text().splitlines()
+    assert table[0].startswith("| model | stories: nats per token") and table[2].startswith("| 1 base |")
+    tokens = found["arms"]["tuned"]["runs"][0]["training"]["real_tokens"]
+    assert "change" not in table[2] and table[3].count("change") == 2 and f"{tokens:,}" in table[3]
+    assert any("| verse | 2 tuned | 1 base | exceeds |" in line for line in table)
+
+
+def test_a_study_without_models_writes_no_stage_table() -> None:
+    for part in ("models", "figures"):
+        with pytest.raises(ConfigError, match="both 'models' and 'figures'"):
+            build(StudyPlan, {k: v for k, v in PLAN.items() if k != part}, "a test")
+
+
+@pytest.mark.parametrize(
+    ("shift", "margin", "expected"),
+    [(1.0, 0.1, "exceeds"), (-1.0, 0.1, "lags"), (0.001, 0.5, "matches"), (0.001, None, "undecided"),
+     (0.001, 1e-9, "undecided"), (0.2, 0.5, "matches")],
+)  # fmt: skip
+def test_standing(shift: float, margin: float | None, expected: str) -> None:
+    random = np.random.default_rng(0)
+    ids = [str(i) for i in range(200)]
+    before, noise = random.normal(size=200), random.normal(size=200) * 0.3
+    noise -= noise.mean()
+    a, b = Scores.of(ids, x=before), Scores.of(ids, x=before + noise + shift)
+    assert standing(compare(a, b, mean("x", better="higher"), resamples=500), margin) == expected
