@@ -66,10 +66,16 @@ def mean(
 
 
 def ratio(
-    numerator: str, denominator: str, *, name: str | None = None, better: Better = "higher", unit: str = ""
+    numerator: str,
+    denominator: str,
+    *,
+    name: str | None = None,
+    better: Better = "higher",
+    unit: str = "",
+    bounds: tuple[float, float] = (-math.inf, math.inf),
 ) -> Statistic:
     """A sum over a sum, such as nats over tokens: every token weighs the same, whatever item it is in."""
-    return Statistic(name or f"{numerator}/{denominator}", (numerator, denominator), _quotient, better, unit)
+    return Statistic(name or f"{numerator}/{denominator}", (numerator, denominator), _quotient, better, unit, bounds)
 
 
 def share(column: str, name: str) -> Statistic:

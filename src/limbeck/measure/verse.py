@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from limbeck.measure.sounds import count_syllables, rhymes, word_of
-from limbeck.measure.statistic import COUNT, Statistic, ratio
+from limbeck.measure.statistic import Statistic, ratio, share
 
 __all__ = [
     "MEMORISED",
@@ -156,12 +156,12 @@ def verse_columns(texts: Sequence[str]) -> dict[str, Floats]:
 
 
 VERSE: tuple[Statistic, ...] = (
-    ratio("perfect", COUNT, name="perfect sonnets"),
-    ratio("any_scheme", COUNT, name="any known scheme"),
-    ratio("fourteen", COUNT, name="fourteen lines"),
-    ratio("rhymed", COUNT, name="rhymes there"),
-    ratio("ten_syllables", "lines", name="ten-syllable lines"),
-    ratio("near_ten", "lines", name="lines of nine to eleven"),
+    share("perfect", "perfect sonnets"),
+    share("any_scheme", "any known scheme"),
+    share("fourteen", "fourteen lines"),
+    share("rhymed", "rhymes there"),
+    ratio("ten_syllables", "lines", name="ten-syllable lines", bounds=(0, 1)),
+    ratio("near_ten", "lines", name="lines of nine to eleven", bounds=(0, 1)),
 )
 """Figures of ``verse_columns``."""
 
