@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -75,7 +76,7 @@ def test_a_bad_file_is_one_sentence(tmp_path: Path) -> None:
 def test_shipped_studies_are_valid(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from limbeck.study.study import _recipes
 
-    for name in ("LIMBECK_DATA", "QA_CSV"):
+    for name in re.findall(r"\$\{(\w+)\}", file.read_text(encoding="utf-8")):
         monkeypatch.setenv(name, "somewhere")
     plan = read_plan(file)
     folders: dict[int, dict[str, str]] = {seed: {} for seed in plan.seeds}
