@@ -240,3 +240,20 @@ def test_a_further_figure_must_outlast_holm_and_the_main_one_stands_alone() -> N
     assert (
         _lost(found["second"], adjusted["second"], 2) == "; not shown after Holm over the 2 further figures, p = 0.06"
     )
+
+
+def test_how_many_items_would_show_the_difference_is_told_where_it_is_not_shown(tmp_path: Path) -> None:
+    def noisy(shift: float, seed: int, n: int = 12) -> Scores:
+        own = np.random.default_rng(seed).normal(shift, 1.0, n)
+        return Scores.of([f"item-{i}" for i in range(n)], nll=100 + own, tokens=np.full(n, 10.0))
+
+    a, b = (run(tmp_path / n, {"test": noisy(s, i)}, task=None) for i, (n, s) in enumerate((("a", 0.0), ("b", 0.2))))
+    flags: dict[str, Any] = {"metric": "nll/tokens", "better": "lower"}
+    one = go(a, b, **flags).values["comparisons"]["nll/tokens"]
+    assert one["better"] is None and one["items_needed"] > 12
+    assert f"about {one['items_needed']:,} items would show this difference" in one["verdict"]
+    finer = go(a, b, margin=1e-3, **flags).values["comparisons"]["nll/tokens"]
+    assert finer["items_needed"] > one["items_needed"] and "a difference of 0.001" in finer["verdict"]
+    shown = go(*(run(tmp_path / n, {"test": scores(s)}) for n, s in (("c", 0.0), ("d", 1.0))))
+    assert shown.values["comparisons"][NLL.name]["items_needed"] is None
+    assert "would show" not in shown.values["comparisons"][NLL.name]["verdict"]

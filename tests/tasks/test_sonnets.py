@@ -111,3 +111,10 @@ def test_the_real_files_are_read(real_data: Path) -> None:
         "TRUE_sonnets_held_out_dev": (12, "sonnet:132", "sonnet:143"),
         "sonnets_held_out": (12, "sonnet:145", "sonnet:156"),
     }
+
+
+def test_a_file_that_is_no_utf8_is_one_sentence(tmp_path: Path) -> None:
+    file = tmp_path / "poems.txt"
+    file.write_bytes("1\n\nAh, caf\xe9\n".encode("latin-1"))
+    with pytest.raises(DataError, match="poems.txt"):
+        Sonnets().read(str(file), columns={}, limit=None, separator="")

@@ -26,7 +26,7 @@ from limbeck.model.decoder import Decoder
 from limbeck.recipes.parts import Parts
 from limbeck.tasks.task import Task
 
-__all__ = ["Checks", "OnOverlap", "ProbeLevel", "audited", "encoded", "fired_first", "show_alarms"]
+__all__ = ["Checks", "OnOverlap", "ProbeLevel", "audited", "encoded", "fired_first", "leak_alarms", "show_alarms"]
 
 ProbeLevel = Literal["off", "quick", "full"]
 OnOverlap = Literal["list", "drop", "refuse", "off"]
@@ -53,16 +53,21 @@ def audited(parts: Parts, on: OnOverlap, task: Task) -> tuple[Parts, Audit | Non
     return replace(parts, train=train), found
 
 
+def leak_alarms(found: Audit | None) -> list[Alarm]:
+    """The alarm of evaluation rows that stand in the training text; none where there was nothing to compare."""
+    if found is None or not found.against:
+        return []
+    rows = sum(found.against.values())
+    left = 0 if found.decision == "drop" else found.leaked()
+    told = "; ".join([f"{found.leaked()} of {rows} evaluation rows share half or more with a training row"]
+                     + list(found.sentences()))  # fmt: skip
+    done = f"; {len(found.dropped)} training rows were dropped" if found.dropped else ""
+    return [Alarm("leakage", left / rows, _LEAKED, left / rows > _LEAKED, f"{told}{done}")]
+
+
 def _data_alarms(found: Audit | None, report: EncodingReport) -> list[Alarm]:
     """Alarms of the data: evaluation rows that stand in the training text, rows cut to the context."""
-    out = []
-    if found is not None and found.against:
-        rows = sum(found.against.values())
-        left = 0 if found.decision == "drop" else found.leaked()
-        told = "; ".join([f"{found.leaked()} of {rows} evaluation rows share half or more with a training row"]
-                         + list(found.sentences()))  # fmt: skip
-        done = f"; {len(found.dropped)} training rows were dropped" if found.dropped else ""
-        out.append(Alarm("leakage", left / rows, _LEAKED, left / rows > _LEAKED, f"{told}{done}"))
+    out = leak_alarms(found)
     cut = len(report.truncated) + len(report.too_long)
     share = cut / max(report.rows, 1)
     told = f"{cut} of {report.rows} training rows were longer than the context; up to {_CUT:.0%} are expected"

@@ -18,7 +18,7 @@ from limbeck.config import Config, build
 from limbeck.errors import ConfigError, DataError, nearest
 from limbeck.measure.scores import Scores, align
 from limbeck.measure.statistic import Statistic, mean, ratio
-from limbeck.measure.stats import Comparison, compare, holm, verdict
+from limbeck.measure.stats import Comparison, compare, holm, items_needed, verdict
 from limbeck.recipes.harness import reported_figures, reported_protocol
 from limbeck.recipes.recipe import Recipe, Report, Session
 from limbeck.run import Run
@@ -107,7 +107,8 @@ class Compare(Recipe):
         names = _names(a, b)
         adjusted = _adjusted(found)
         verdicts = {
-            name: verdict(c, names, self.margin) + _lost(c, adjusted[name], len(found) - 1) for name, c in found.items()
+            name: verdict(c, names, self.margin) + _lost(c, adjusted[name], len(found) - 1) + _more(c, self.margin)
+            for name, c in found.items()
         }
         main = next(iter(found.values()))
         changed = _changed(a, b, main.statistic, self.samples) if self.pairing != "none" else []
@@ -117,7 +118,13 @@ class Compare(Recipe):
             "b": {"name": names[1], "scores": str(b.file), "items": len(b.scores)},
             "protocol_differences": differences,
             "comparisons": {
-                name: {**c.to_json(), "p_holm": adjusted[name], "verdict": verdicts[name]} for name, c in found.items()
+                name: {
+                    **c.to_json(),
+                    "p_holm": adjusted[name],
+                    "verdict": verdicts[name],
+                    "items_needed": _needed(c, self.margin),
+                }
+                for name, c in found.items()
             },
             "changed": changed,
         }
@@ -266,6 +273,25 @@ def _adjusted(found: Mapping[str, Comparison]) -> dict[str, float]:
     """P of every figure: the main one was named beforehand and stands alone, the further ones are Holm's."""
     main, *others = found
     return {main: found[main].p} | holm({name: found[name].p for name in others})
+
+
+def _needed(c: Comparison, margin: float | None) -> int | None:
+    """Items that would show the difference observed (or ``margin``) four times out of five; None where it is shown.
+
+    Nothing is said of equal figures without a margin, of one item, or of items that do not differ at all.
+    """
+    wanted = margin if margin is not None else abs(c.difference)
+    if c.better is not None or wanted == 0 or c.items < 2 or c.item_error == 0:
+        return None
+    return items_needed(c, wanted)
+
+
+def _more(c: Comparison, margin: float | None) -> str:
+    needed = _needed(c, margin)
+    if needed is None or needed <= c.items:  # with as many as there are, what is missing is not items
+        return ""
+    of = "this difference" if margin is None else f"a difference of {margin:g}"
+    return f"; about {needed:,} items would show {of} four times out of five"
 
 
 def _lost(c: Comparison, p: float, others: int) -> str:

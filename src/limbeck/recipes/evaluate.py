@@ -7,16 +7,19 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, JsonValue, model_validator
 
+from limbeck.data.audit import Audit
+from limbeck.data.batch import Example
 from limbeck.data.readers import Rows, read
 from limbeck.data.splits import split_rows
+from limbeck.data.tokenizer import check_alike
 from limbeck.decode.settings import Decoding
 from limbeck.errors import ConfigError
 from limbeck.formats.load import Bundle, load_bundle
 from limbeck.measure.cost import cost
-from limbeck.recipes.checks import Checks, ProbeLevel, encoded, fired_first
+from limbeck.recipes.checks import Checks, ProbeLevel, audited, encoded, fired_first, leak_alarms
 from limbeck.recipes.harness import Asked, harness_values, run_harness
 from limbeck.recipes.measured import measure, show_report
-from limbeck.recipes.parts import device_of, dtype_of
+from limbeck.recipes.parts import Parts, device_of, dtype_of
 from limbeck.recipes.recipe import Recipe, Report, Session
 from limbeck.run import Run
 from limbeck.storage import plain
@@ -29,7 +32,8 @@ __all__ = ["Evaluate"]
 _DATA: dict[str, JsonValue] = {"section": "data"}
 _HARNESS: dict[str, JsonValue] = {"section": "harness"}
 _OWN_WAY = (
-    "data", "part", "columns", "separator", "split_by", "fractions", "task", "decoding", "predictions", "probes"
+    "data", "part", "columns", "separator", "split_by", "fractions", "task", "decoding", "predictions", "probes",
+    "learned", "overlap", "base", "general",
 )  # fmt: skip
 
 
@@ -64,6 +68,18 @@ class Evaluate(Recipe):
     measuring: Measuring = Field(default_factory=Measuring, description="how it is measured")
     decoding: Decoding | None = Field(None, description="how it generates; none: the task's choice")
     probes: ProbeLevel = Field("quick", description="what is measured beside the task, and rings alarms")
+    learned: str | None = Field(
+        None,
+        description="rows that the model was trained on: leaked evaluation rows and text copied from them ring",
+        json_schema_extra=_DATA,
+    )
+    overlap: Literal["list", "refuse"] = Field(
+        "list", description="evaluation rows that stand in 'learned': list them, or refuse", json_schema_extra=_DATA
+    )
+    base: str | None = Field(None, description="the model before its training, against which lost generality is told")
+    general: str | None = Field(
+        None, description="held-out general text, on which the base is compared too", json_schema_extra=_DATA
+    )
     predictions: str | None = Field(
         None, description="file for what was generated or chosen for each row, in the task's published format"
     )
@@ -99,6 +115,11 @@ class Evaluate(Recipe):
         odd = [n for n in changed if n.startswith("harness")]
         if odd:
             raise ValueError(f"{odd[0]} needs tasks: name them with harness")
+        for name, needs in (("overlap", "learned"), ("general", "base")):
+            if name in changed and getattr(self, needs) is None:
+                raise ValueError(f"{name} needs {needs}: name it too")
+        if self.base is not None and self.probes == "off":
+            raise ValueError("base is what probes compare with: turn them on, or leave it out")
         if self.data is None:
             raise ValueError("there is nothing to measure on: name rows with data, or tasks with harness")
         return self
@@ -119,6 +140,7 @@ class Evaluate(Recipe):
             if self.part not in shares:
                 raise ConfigError(f"the {self.part} share of 'fractions' is zero: give it one, or measure another part")
             rows = split_rows(rows, self.split_by or self.task.split_by, shares)[self.part]
+        known = self._known(rows)
         session.say(f"measuring {self.model} on {len(rows)} rows of {self.data}")
         bundle = load_bundle(self.model, dtype_of(self.dtype), device_of(self.device), adapter=self.adapter)
         values: dict[str, Any] = {
@@ -127,13 +149,15 @@ class Evaluate(Recipe):
             "data": {self.part: {"source": rows.source, "hash": rows.hash, "rows": len(rows)}},
         }
         if self.out is None:
-            return self._measured(values, bundle, rows, None)
+            return self._measured(values, bundle, rows, known, None)
         with Run.create(Path(self.out), self) as run:
             if run.finished and (self.predictions is None or Path(self.predictions).is_file()):
                 session.say(run.describe())
                 return Report(run.report(), show_report(run.report()))
             run.provenance(seed=self.seed, data={self.part: rows.hash})
-            report = self._measured({**values, "run": str(run.path)}, bundle, rows, run.scores / f"{self.part}.jsonl")
+            report = self._measured(
+                {**values, "run": str(run.path)}, bundle, rows, known, run.scores / f"{self.part}.jsonl"
+            )
             run.finish(report.values)
             return report
 
@@ -180,7 +204,45 @@ class Evaluate(Recipe):
         if Path(self.predictions).is_dir():
             raise ConfigError(f"{self.predictions} is a folder: name a file for the predictions")
 
-    def _measured(self, values: dict[str, Any], bundle: Bundle, rows: Rows, scores: Path | None) -> Report:
+    def _known(self, rows: Rows) -> tuple[Rows | None, Audit | None]:
+        """The rows that the model learned, and what of ``rows`` stands in them.
+
+        Raises:
+            DataError: some does, and that is to be refused.
+        """
+        if self.learned is None:
+            return None, None
+        learned = self.task.read(self.learned, columns=self.columns, limit=None, separator=self.separator)
+        _, found = audited(Parts(learned, None, rows), self.overlap, self.task)
+        return learned, found
+
+    def _checks(self, bundle: Bundle, examples: list[Example], learned: Rows | None, context: int) -> Checks:
+        base, general, train = None, [], []
+        if self.base is not None:
+            before = load_bundle(self.base, dtype_of(self.dtype), device_of(self.device))
+            sizes = (before.model.config.vocab_size, bundle.model.config.vocab_size)
+            check_alike(before.tokenizer, bundle.tokenizer, *sizes)
+            base = before.model
+        if self.general is not None:
+            text = Text()
+            read_text = text.read(self.general, columns={}, limit=None, separator=self.separator)
+            general = encoded(text, read_text, bundle.tokenizer, context, self.probes)
+        if learned is not None and self.probes != "off":
+            train = self.task.encode(learned, bundle.tokenizer, context)[0]
+        decoding, batch_size = self.decoding or self.task.decoding(), self.measuring.batch_size
+        return Checks.of(
+            self.probes, bundle.tokenizer, examples, decoding,
+            base=base, train=train, general=general, batch_size=batch_size, seed=self.seed,
+        )  # fmt: skip
+
+    def _measured(
+        self,
+        values: dict[str, Any],
+        bundle: Bundle,
+        rows: Rows,
+        known: tuple[Rows | None, Audit | None],
+        scores: Path | None,
+    ) -> Report:
         decoding = (self.decoding or self.task.decoding()).seeded(self.seed)
         values |= measure(
             bundle.model, bundle.tokenizer, self.task, rows, self.part, self.measuring, decoding, scores,
@@ -189,9 +251,11 @@ class Evaluate(Recipe):
         values["predictions"] = self.predictions
         context = min(self.measuring.context or bundle.model.config.context, bundle.model.config.context)
         examples = encoded(self.task, rows, bundle.tokenizer, context, self.probes)
-        decoding, batch_size = self.decoding or self.task.decoding(), self.measuring.batch_size
-        checks = Checks.of(self.probes, bundle.tokenizer, examples, decoding, batch_size=batch_size)
-        values["alarms"] = fired_first([*checks.alarms(bundle.model), *values["alarms"]])
+        learned, found = known
+        checks = self._checks(bundle, examples, learned, context)
+        leaks = [alarm.describe() for alarm in leak_alarms(found)]
+        values["alarms"] = fired_first([*leaks, *checks.alarms(bundle.model), *values["alarms"]])
+        values["audit"] = None if found is None else found.describe()
         values["cost"] = cost(bundle.model, bundle.folder, beside=bundle.adapter)
         values = plain(values)
         return Report(values, show_report(values))
