@@ -46,7 +46,7 @@ def limbeck(capsys: pytest.CaptureFixture[str]) -> Command:
 def base(limbeck: Command, tmp_path: Path) -> str:
     """A small decoder that has learned a little of the toy stories."""
     out = str(tmp_path / "base")
-    limbeck("pretrain", "--data", "toy:stories", "--limit", "200", "--vocab-size", "300", "--context", "64", *SHAPE,
+    limbeck("pretrain", "--data", "toy:stories", "--limit", "200", "--vocab-size", "300", "--context", "96", *SHAPE,
             "--steps", "60", "--learning-rate", "1e-2", "--no-generate", "--probes", "off", "--audit", "off",
             "--out", out)  # fmt: skip
     return out
@@ -69,6 +69,7 @@ def test_a_model_tuned_hard_on_verse_has_lost_its_generality(limbeck: Command, b
     told = limbeck("evaluate", str(tmp_path / "40"), "--data", "toy:verse", "--limit", "10", "--base", base,
                    "--general", "toy:stories", "--no-generate")  # fmt: skip
     assert {"generality", "general-text"} <= rang(told)
+    assert "zero-shot" in {alarm["name"] for alarm in told["alarms"]}
     assert not {"generality", "general-text"} & rang(
         limbeck("evaluate", base, "--data", "toy:verse", "--limit", "10", "--base", base, "--no-generate")
     )
@@ -111,6 +112,7 @@ def test_an_evaluation_on_leaked_rows_is_flagged_or_refused(
     [
         (["--overlap", "refuse"], "overlap needs learned"),
         (["--general", "toy:stories"], "general needs base"),
+        (["--zero-shot", "pairs.csv"], "zero_shot needs base"),
         (["--base", "somewhere", "--probes", "off"], "base is what probes compare with"),
     ],
 )

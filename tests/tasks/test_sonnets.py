@@ -43,7 +43,15 @@ def test_an_evaluation_has_chrf_verse_variety_and_copies() -> None:
     rest = [t.split("\n", 3)[3] for t in truth]
     assert figures["chrF of new lines"] == pytest.approx(SacreChrf().corpus_score(new, [rest]).score, abs=1e-9)
     assert figures["chrF of new lines"] < figures["chrF"]
-    assert {"perfect sonnets", "ten-syllable lines", "distinct-2", "self-BLEU", "memorised lines"} <= set(figures)
+    assert {
+        "perfect sonnets",
+        "ten-syllable lines",
+        "distinct-1",
+        "distinct-2",
+        "distinct-3",
+        "self-BLEU",
+        "memorised lines",
+    } <= set(figures)
     assert all(text.startswith("\n".join(t.split("\n")[:3])) for text, t in zip(texts, truth, strict=True))
     assert 0 < result.notes["distinct_of_all"] <= 1
 

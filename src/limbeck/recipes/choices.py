@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field, JsonValue
 
 from limbeck.config import dump
+from limbeck.data.batch import Example
+from limbeck.data.batches import Batches, Lay
+from limbeck.data.tokenizer import Tokenizer
 from limbeck.decode.settings import Decoding
 from limbeck.errors import ConfigError
-from limbeck.recipes.checks import OnOverlap, ProbeLevel
+from limbeck.recipes.checks import OnOverlap, ProbeLevel, encoded
 from limbeck.recipes.parts import DataSource
 from limbeck.recipes.recipe import Recipe
+from limbeck.recipes.zero_shot import ZeroShotRows
 from limbeck.tasks.table import AnyTask
 from limbeck.tasks.task import Measuring
 from limbeck.tasks.text import Text
@@ -25,7 +30,7 @@ __all__ = ["Choices"]
 _DATA: dict[str, JsonValue] = {"section": "data"}
 
 
-class Choices(DataSource, Recipe):
+class Choices(ZeroShotRows, DataSource, Recipe):
     """Task, batches, techniques, training and measuring; what is read off them alone."""
 
     task: AnyTask = Field(Text(), description="kind of work")
@@ -48,16 +53,6 @@ class Choices(DataSource, Recipe):
     general: str | None = Field(
         None, description="held-out general text, on which lost generality is measured too", json_schema_extra=_DATA
     )
-    zero_shot: str | None = Field(
-        None,
-        description="rows of a task that is not trained, on which lost generality is measured too; none: toy rows",
-        json_schema_extra=_DATA,
-    )
-    zero_shot_task: Literal["auto", "paraphrase", "sst2"] = Field(
-        "auto",
-        description="their task; auto: paraphrase, or sst2 where paraphrase is trained",
-        json_schema_extra=_DATA,
-    )
     dry_run: bool = Field(
         False, description="show tokenised examples, memory and time, and stop", json_schema_extra={"section": "common"}
     )
@@ -78,6 +73,31 @@ class Choices(DataSource, Recipe):
                 raise ConfigError("patience needs validation rows: give 'valid', or a validation share in 'fractions'")
             changes["monitor"] = ""
         return self.train.model_copy(update=changes)
+
+    def shuffled(self, examples: Sequence[Example], pad_id: int, context: int, lay: Lay) -> Batches:
+        """Micro-batches to learn from, in an order that the seed decides."""
+        return Batches(
+            examples,
+            batch_size=self.batch_size,
+            context=context,
+            pad_id=pad_id,
+            packing=self.packing,
+            bucketing=self.bucketing and not self.packing,
+            shuffle=True,
+            seed=self.seed,
+            lay=lay,
+        )
+
+    def general_text(self, level: ProbeLevel, tokenizer: Tokenizer, context: int) -> list[Example]:
+        """Examples of the held-out general text that probes of this level look at.
+
+        Raises:
+            DataError: there is no such text.
+        """
+        if self.general is None:
+            return []
+        text = Text()
+        return encoded(text, self.rows(self.general, text), tokenizer, context, level)
 
     @property
     def folder(self) -> Path:

@@ -21,6 +21,7 @@ from limbeck.recipes.harness import Asked, harness_values, run_harness
 from limbeck.recipes.measured import measure, show_report
 from limbeck.recipes.parts import Parts, device_of, dtype_of
 from limbeck.recipes.recipe import Recipe, Report, Session
+from limbeck.recipes.zero_shot import ZeroShotRows
 from limbeck.run import Run
 from limbeck.storage import plain
 from limbeck.tasks.table import AnyTask
@@ -33,11 +34,11 @@ _DATA: dict[str, JsonValue] = {"section": "data"}
 _HARNESS: dict[str, JsonValue] = {"section": "harness"}
 _OWN_WAY = (
     "data", "part", "columns", "separator", "split_by", "fractions", "task", "decoding", "predictions", "probes",
-    "learned", "overlap", "base", "general",
+    "learned", "overlap", "base", "general", "zero_shot", "zero_shot_task",
 )  # fmt: skip
 
 
-class Evaluate(Recipe):
+class Evaluate(ZeroShotRows, Recipe):
     """Measure a model: figures with intervals, their protocol, per-item scores, cost."""
 
     verb: ClassVar[str] = "evaluate"
@@ -115,7 +116,12 @@ class Evaluate(Recipe):
         odd = [n for n in changed if n.startswith("harness")]
         if odd:
             raise ValueError(f"{odd[0]} needs tasks: name them with harness")
-        for name, needs in (("overlap", "learned"), ("general", "base")):
+        for name, needs in (
+            ("overlap", "learned"),
+            ("general", "base"),
+            ("zero_shot", "base"),
+            ("zero_shot_task", "base"),
+        ):
             if name in changed and getattr(self, needs) is None:
                 raise ValueError(f"{name} needs {needs}: name it too")
         if self.base is not None and self.probes == "off":
@@ -233,6 +239,7 @@ class Evaluate(Recipe):
         return Checks.of(
             self.probes, bundle.tokenizer, examples, decoding,
             base=base, train=train, general=general, batch_size=batch_size, seed=self.seed,
+            zero_shot=self.zero_shot_probe(self.probes, self.task, base, bundle.tokenizer, batch_size),
         )  # fmt: skip
 
     def _measured(

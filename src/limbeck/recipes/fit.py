@@ -10,24 +10,22 @@ import torch
 
 from limbeck.data.audit import Audit
 from limbeck.data.batch import Example, collate
-from limbeck.data.batches import Batches, Lay, fixed_batches
+from limbeck.data.batches import Lay, fixed_batches
 from limbeck.formats.load import save_bundle
 from limbeck.measure.cost import cost
 from limbeck.measure.held_out import HeldOut
 from limbeck.measure.spikes import spikes
 from limbeck.model.decoder import Decoder
 from limbeck.objectives.objective import AnyObjective
-from limbeck.recipes.checks import Checks, audited, encoded
+from limbeck.recipes.checks import Checks, ProbeLevel, audited
 from limbeck.recipes.choices import Choices
 from limbeck.recipes.measured import measure, show_report
 from limbeck.recipes.parts import Parts, device_of
 from limbeck.recipes.plan import dry_run
 from limbeck.recipes.recipe import Report, Session
 from limbeck.recipes.start import Encoded, Source, Start
-from limbeck.recipes.zero_shot import zero_shot_probe
 from limbeck.run import Run
 from limbeck.storage import plain
-from limbeck.tasks.text import Text
 from limbeck.techniques.technique import apply_all, finish_all
 from limbeck.train.loop import TrainResult, train
 
@@ -109,36 +107,24 @@ class Fit(Choices):
         return Encoded(examples, valid, report, context)
 
     def _checks(self, start: Start, data: Encoded, found: Audit | None) -> Checks:
-        general: list[Example] = []
-        if self.general is not None:
-            text = Text()
-            general = encoded(text, self.rows(self.general, text), start.tokenizer, data.context, self.probes)
+        level: ProbeLevel = "off" if self.dry_run else self.probes
+        base, size = None if start.fresh else start.model, self.measuring.batch_size
         return Checks.of(
-            "off" if self.dry_run else self.probes,
+            level,
             start.tokenizer,
             data.valid or data.train,
             self.decoding or self.task.decoding(),
-            base=None if start.fresh else start.model,
+            base=base,
             train=data.train,
-            general=general,
-            zero_shot=zero_shot_probe(self, start),
-            batch_size=self.measuring.batch_size,
+            general=self.general_text(level, start.tokenizer, data.context),
+            zero_shot=self.zero_shot_probe(level, self.task, base, start.tokenizer, size),
+            batch_size=size,
             seed=self.seed,
             audit=found,
         )
 
     def _stream(self, examples: Sequence[Example], start: Start, context: int) -> Source:
-        return Batches(
-            examples,
-            batch_size=self.batch_size,
-            context=context,
-            pad_id=start.tokenizer.pad_id,
-            packing=self.packing,
-            bucketing=self.bucketing and not self.packing,
-            shuffle=True,
-            seed=self.seed,
-            lay=self.lay,
-        )
+        return self.shuffled(examples, start.tokenizer.pad_id, context, self.lay)
 
     def _fixed(self, examples: Sequence[Example], start: Start, context: int, lay: Lay = collate) -> list[Any]:
         return fixed_batches(examples, self.measuring.batch_size, context, start.tokenizer.pad_id, lay)
@@ -156,11 +142,10 @@ class Fit(Choices):
         session: Session,
     ) -> TrainResult:
         watched = self.watched(objective)
-        held_out = [HeldOut(watched, self._fixed(data.valid, start, data.context, self.lay))] if data.valid else []
-        for name, size in data.bytes_per_token.items():
-            mine = [e for e in data.valid if e.id.startswith(f"{name}/")]
-            batches = self._fixed(mine, start, data.context, self.lay)
-            held_out.append(HeldOut(watched, batches, f"valid/{name}", size))
+        held_out = [
+            HeldOut(watched, self._fixed(some, start, data.context, self.lay), name, size)
+            for name, some, size in data.held_out()
+        ]
         return train(
             model.to(device),
             objective,

@@ -75,3 +75,13 @@ class Encoded:
     report: EncodingReport
     context: int
     bytes_per_token: Mapping[str, float] = field(default_factory=dict)
+
+    def held_out(self) -> list[tuple[str, list[Example], float]]:
+        """Name, examples and bytes a token (0: not told) of all held-out examples, then of each corpus's."""
+        if not self.valid:
+            return []
+        parts = {name: [e for e in self.valid if e.id.startswith(f"{name}/")] for name in self.bytes_per_token}
+        return [
+            ("valid", self.valid, 0.0),
+            *((f"valid/{name}", some, self.bytes_per_token[name]) for name, some in parts.items()),
+        ]

@@ -1,44 +1,73 @@
-"""Which zero-shot task a run is asked beside its own, and on which rows."""
+"""Which zero-shot task a model is asked beside its own, and on which rows."""
 
 from __future__ import annotations
 
+from typing import Literal
+
+from pydantic import Field, JsonValue
+
+from limbeck.config import Config
+from limbeck.data.tokenizer import Tokenizer
 from limbeck.measure.probe_zero_shot import ZeroShot
 from limbeck.measure.scores import Scores
 from limbeck.model.decoder import Decoder
-from limbeck.recipes.choices import Choices
-from limbeck.recipes.start import Start
 from limbeck.tasks.paraphrase import Paraphrase
 from limbeck.tasks.sst2 import SST2
 from limbeck.tasks.task import Measuring, Task
 
-__all__ = ["zero_shot_probe"]
+__all__ = ["ZeroShotRows"]
 
+_DATA: dict[str, JsonValue] = {"section": "data"}
 _TOYS = {"paraphrase": "toy:paraphrase", "sst2": "toy:sentiment"}
 _ROWS = {"quick": 64, "full": 512}
 
 
-def zero_shot_probe(chosen: Choices, start: Start) -> ZeroShot | None:
-    """The probe, with the base's answers.
+class ZeroShotRows(Config):
+    """Rows of a task that is not trained; fields of every recipe that knows what a model was before."""
 
-    Args:
-        chosen: its ``zero_shot`` rows (none: toy ones), their task, and the task that the run trains.
-        start: the base; one of random weights, one whose head tells classes, or one whose context is too short for the
-            prompts can answer nothing: None then, as where probes are off.
+    zero_shot: str | None = Field(
+        None,
+        description="rows of a task that is not trained, on which lost generality is measured too; none: toy rows",
+        json_schema_extra=_DATA,
+    )
+    zero_shot_task: Literal["auto", "paraphrase", "sst2"] = Field(
+        "auto",
+        description="their task; auto: paraphrase, or sst2 where paraphrase is trained",
+        json_schema_extra=_DATA,
+    )
 
-    Raises:
-        DataError: the rows cannot be read as the task's.
-    """
-    if chosen.dry_run or chosen.probes == "off" or start.fresh or start.model.config.classes is not None:
-        return None
-    name = chosen.zero_shot_task
-    if name == "auto":
-        name = "sst2" if chosen.task.name == "paraphrase" else "paraphrase"
-    asked: Task = Paraphrase() if name == "paraphrase" else SST2()
-    source = chosen.zero_shot or _TOYS[name]
-    found = asked.read(source, columns={}, limit=_ROWS[chosen.probes], separator="")
-    measuring = Measuring(batch_size=chosen.measuring.batch_size)
+    def zero_shot_probe(
+        self,
+        level: Literal["off", "quick", "full"],
+        trained: Task,
+        base: Decoder | None,
+        tokenizer: Tokenizer,
+        batch_size: int,
+    ) -> ZeroShot | None:
+        """The probe, with the base's answers.
 
-    def ask(model: Decoder) -> Scores:
-        return asked.evaluate(model, start.tokenizer, found, measuring, asked.decoding()).scores
+        Args:
+            level: how many rows are asked; ``off`` asks nothing.
+            trained: the task that the model was trained on.
+            base: the model before; one whose head tells classes, or whose context is too short for the prompts, can
+                answer nothing: None then, as without a base.
+            tokenizer: of both.
+            batch_size: prompts at once.
 
-    return ZeroShot.of(ask, start.model, f"{asked.name} ({source})")
+        Raises:
+            DataError: the rows cannot be read as the task's.
+        """
+        if level == "off" or base is None or base.config.classes is not None:
+            return None
+        name = self.zero_shot_task
+        if name == "auto":
+            name = "sst2" if trained.name == "paraphrase" else "paraphrase"
+        asked: Task = Paraphrase() if name == "paraphrase" else SST2()
+        source = self.zero_shot or _TOYS[name]
+        found = asked.read(source, columns={}, limit=_ROWS[level], separator="")
+        measuring = Measuring(batch_size=batch_size)
+
+        def ask(model: Decoder) -> Scores:
+            return asked.evaluate(model, tokenizer, found, measuring, asked.decoding()).scores
+
+        return ZeroShot.of(ask, base, f"{asked.name} ({source})")

@@ -34,7 +34,8 @@ from limbeck.tasks.task import Measuring, Result, Task
 
 __all__ = ["CHRF_NEW", "Sonnets"]
 
-_ORDER = 2  # n-grams whose variety is measured
+_ORDER = 2  # n-grams whose variety over all poems together is told
+_ORDERS = (1, 2, 3)  # and within each
 
 CHRF_NEW = Statistic("chrF of new lines", tuple(f"new_{c}" for c in CHRF.columns), CHRF.of_sums, CHRF.better, CHRF.unit)
 """The same without the given lines, which are right in every poem and flatter the figure of the whole."""
@@ -43,7 +44,7 @@ _FIGURES = (
     CHRF,
     CHRF_NEW,
     *VERSE,
-    distinct(_ORDER),
+    *map(distinct, _ORDERS),
     mean("self_bleu", name="self-BLEU", better="lower", unit="BLEU"),
     MEMORISED,
 )
@@ -146,7 +147,7 @@ class Sonnets(Task):
             "given_lines": self.given_lines,
             "chrf": f"sacrebleu {CHRF_SIGNATURE}, corpus score of whole poems, given lines included",
             "verse": VERSE_PROTOCOL,
-            "variety": f"distinct-{_ORDER} and self-BLEU of what was written after the given lines",
+            "variety": f"distinct-{', '.join(map(str, _ORDERS))} and self-BLEU of the new lines",
             "memorised": self.training and f"lines of three words or more that stand in {self.training}",
         }
 
@@ -158,7 +159,9 @@ class Sonnets(Task):
         """
         texts, new = [predictions[row.id] for row in rows], self._new(predictions, rows)
         truth = [str(row.fields["text"]) for row in rows]
-        columns = verse_columns(texts) | distinct_columns(new, order=_ORDER)
+        columns = verse_columns(texts)
+        for order in _ORDERS:
+            columns |= distinct_columns(new, order=order)
         if any(len(text.splitlines()) > self.given_lines for text in truth):
             columns |= chrf_columns(texts, truth)
             rest = [text.removeprefix(self._given(row)) for text, row in zip(truth, rows, strict=True)]
