@@ -22,6 +22,12 @@ settings.register_profile(
 settings.load_profile("limbeck")  # shared machines are slow at times; that is no failure
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _same_start_of_what_a_module_shares() -> None:
+    """What a module's tests share, such as a model, is drawn from the same seed whatever ran before it."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(autouse=True)
 def _same_start() -> None:
     """Every test starts from one seed and counts its threads, whatever ran before it."""
