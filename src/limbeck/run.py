@@ -52,7 +52,7 @@ class Run:
         file, text = path / "recipe.yaml", config.dump(recipe)
         if path.exists() and not path.is_dir():
             raise ConfigError(f"{path} is a file: give a folder for the run")
-        there, here = _read_yaml(file) if file.exists() else None, yaml.safe_load(text)
+        there, here = _filled(_read_yaml(file), type(recipe)) if file.exists() else None, yaml.safe_load(text)
         resumed = there is not None and (there == here or _worth_keeping(path))
         if there is not None and resumed:
             _check_same(path, there, here)
@@ -311,6 +311,15 @@ def _worth_keeping(path: Path) -> bool:
     """Whether a run made anything: a file beside what says how it was begun."""
     begun = {"recipe.yaml", "provenance.json"}
     return any(p.is_file() and p.name not in begun and not p.name.startswith(".") for p in path.rglob("*"))
+
+
+def _filled(there: dict[str, Any], kind: type[config.Config]) -> dict[str, Any]:
+    """A recipe as it was written, with the defaults of options that came later: a run outlives a new version."""
+    try:
+        values: dict[str, Any] = yaml.safe_load(config.dump(kind.model_validate(there)))
+    except ValueError:  # what this version does not know: compared as it stands
+        return there
+    return values
 
 
 def _check_same(path: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.data.batch import Batch
-from limbeck.model.cache import KVCache
+from limbeck.decode.step import CompiledStep
+from limbeck.model.cache import KVCache, KVKind
 from limbeck.model.decoder import Decoder
 
 __all__ = ["Session", "evaluating"]
@@ -37,11 +38,20 @@ class Session:
         rows: how many sequences it holds.
     """
 
-    def __init__(self, model: Decoder, prompts: Sequence[Sequence[int]], new_tokens: int, pad_id: int = 0) -> None:
+    def __init__(
+        self,
+        model: Decoder,
+        prompts: Sequence[Sequence[int]],
+        new_tokens: int,
+        pad_id: int = 0,
+        cache: KVKind = "model",
+    ) -> None:
         self.model, self.pad_id, self.rows = model, pad_id, len(prompts)
         self._prompts = [list(p) for p in prompts]
         width = max(len(p) for p in self._prompts)
-        self._cache = KVCache(model.config, len(prompts), width + new_tokens, model.dtype, model.device)
+        self._cache = KVCache(model.config, len(prompts), width + new_tokens, model.dtype, model.device, cache)
+        self._compiled: CompiledStep | None = None
+        self._asked = False  # whether the compiled step was asked for, for these rows
 
     def start(self) -> Tensor:
         """Run the prompts, padded on the right, in one forward; returns the logits (B, V) after each last token."""
@@ -62,14 +72,22 @@ class Session:
     def step(self, tokens: Sequence[int], alive: Sequence[bool] | None = None) -> Tensor:
         """Append one token to every row that is ``alive`` (None: all); returns the next logits (B, V).
 
-        The logits of a row that is not alive mean nothing.
+        The logits of a row that is not alive mean nothing; those of the others hold until the next step.
         """
+        ids = torch.tensor(list(tokens), device=self.model.device)
+        if not self._asked:
+            self._compiled, self._asked = CompiledStep.of(self.model, self._cache), True
+        if self._compiled is not None:
+            return self._compiled.run(ids, None if alive is None else torch.tensor(list(alive)))
         lengths = None if alive is None else [int(a) for a in alive]
-        batch = Batch.of_ids(torch.tensor(list(tokens), device=self.model.device)[:, None], lengths)
-        logits: Tensor = self.model(batch, cache=self._cache)
+        logits: Tensor = self.model(Batch.of_ids(ids[:, None], lengths), cache=self._cache)
         return logits[:, -1]
 
     def select(self, rows: Sequence[int]) -> None:
         """Keep, repeat or reorder rows of the cache; ``rows`` index the present ones."""
         self._cache.select(torch.tensor(list(rows), device=self.model.device))
-        self.rows = len(rows)
+        same, self.rows = len(rows) == self.rows, len(rows)
+        if same and self._compiled is not None:
+            self._compiled.bind()
+        else:
+            self._compiled, self._asked = None, False

@@ -128,11 +128,10 @@ class Attention(nn.Module):
             live = min(cache.longest, slots.positions.shape[1] - 1)
             mask = view.held_mask(self.pattern, slots.positions[:, :live])
             mask = mask | ~mask.any(dim=-1, keepdim=True)  # a padded row sees something, so that no NaN arises
-            return attend(q, cache.keys[self.layer][:, :, :live], cache.values[self.layer][:, :, :live], mask)
+            return attend(q, *cache.read(self.layer, live), mask)
         # Several tokens into a ring: later ones may overwrite what earlier ones see, so read the old ring beside them.
         mask = torch.cat((view.held_mask(self.pattern, slots.before), view.dense_mask(self.pattern)), dim=-1)
-        keys = torch.cat((cache.keys[self.layer], k), dim=2)
-        values = torch.cat((cache.values[self.layer], v), dim=2)
-        y = attend(q, keys, values, mask)
+        old_keys, old_values = cache.read(self.layer, slots.before.shape[1])
+        y = attend(q, torch.cat((old_keys, k), dim=2), torch.cat((old_values, v), dim=2), mask)
         cache.write(self.layer, slots, k, v)
         return y

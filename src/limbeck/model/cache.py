@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -11,7 +12,10 @@ from limbeck.data.batch import Batch
 from limbeck.model.config import DecoderConfig
 from limbeck.model.patterns import AnyPattern
 
-__all__ = ["KVCache", "Slots"]
+__all__ = ["KVCache", "KVKind", "Slots"]
+
+KVKind = Literal["model", "int8"]
+"""What keys and values are kept in: the model's own dtype, or int8 with one fp32 scale a token and head."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +38,13 @@ class KVCache:
 
     Rows grow independently (ragged prompts): ``lengths`` (B,) counts the real tokens of each. A rolling pattern keeps
     only the slots it can still see.
+
+    Attributes:
+        lengths: (B,) tokens held of each row.
+        longest: most of them.
+        keys: of each layer (B, KV, S, D) as ``stored``; ``values`` likewise.
+        key_scales: of each layer (B, KV, S) fp32 where ``stored`` is int8, else nothing; ``value_scales`` likewise.
+        stored: dtype in which they are kept.
     """
 
     def __init__(
@@ -43,26 +54,38 @@ class KVCache:
         capacity: int,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
+        kind: KVKind = "model",
     ) -> None:
-        self.config, self.capacity = config, capacity
+        self.config, self.capacity, self.dtype = config, capacity, dtype
+        self.stored = torch.int8 if kind == "int8" else dtype
         self.lengths = torch.zeros(batch_size, dtype=torch.int64, device=device)
         self.longest = 0
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
+        self.key_scales: list[Tensor] = []
+        self.value_scales: list[Tensor] = []
         self._held: dict[AnyPattern, Tensor] = {}
         for i in range(config.layers):
             pattern = config.pattern_at(i)
             slots = pattern.slots(capacity) + 1
             shape = (batch_size, config.kv_heads, slots, config.head_width)
-            self.keys.append(torch.zeros(shape, dtype=dtype, device=device))
-            self.values.append(torch.zeros(shape, dtype=dtype, device=device))
+            self.keys.append(torch.zeros(shape, dtype=self.stored, device=device))
+            self.values.append(torch.zeros(shape, dtype=self.stored, device=device))
+            if kind == "int8":
+                self.key_scales.append(torch.zeros(shape[:3], device=device))
+                self.value_scales.append(torch.zeros(shape[:3], device=device))
             if pattern not in self._held:
                 self._held[pattern] = torch.full((batch_size, slots), -1, dtype=torch.int64, device=device)
 
     @property
     def bytes(self) -> int:
-        """Bytes of all keys and values."""
-        return sum(x.numel() * x.element_size() for x in (*self.keys, *self.values))
+        """Bytes of all keys and values, and of their scales."""
+        state = (*self.keys, *self.values, *self.key_scales, *self.value_scales)
+        return sum(x.numel() * x.element_size() for x in state)
+
+    def held(self, pattern: AnyPattern) -> Tensor:
+        """(B, S) position that each slot of a pattern's ring holds, -1 where empty."""
+        return self._held[pattern]
 
     def positions(self, batch: Batch) -> Tensor:
         """(B, T) absolute positions of ``batch``'s tokens behind what is held; 0 on padding."""
@@ -92,15 +115,71 @@ class KVCache:
         self.longest += batch.ids.shape[1]
         return plans
 
+    def append(self, real: Tensor | None) -> tuple[Tensor, dict[AnyPattern, Tensor]]:
+        """Reserve a slot for one token of every row that is ``real`` (B,) bool, None: all; as ``plan``, in place.
+
+        Returns:
+            (B,) positions of the tokens, 0 where there is none, and by pattern the (B,) slots to write them to.
+
+        Raises:
+            ValueError: a row would outgrow ``capacity``.
+        """
+        if self.longest + 1 > self.capacity:
+            raise ValueError(f"the cache holds {self.longest} of {self.capacity} tokens: 1 more does not fit")
+        positions = self.lengths.clone() if real is None else torch.where(real, self.lengths, 0)
+        writes = {}
+        for pattern, held in self._held.items():
+            write, value = pattern.slot(positions), positions
+            if real is not None:
+                write, value = torch.where(real, write, held.shape[1] - 1), torch.where(real, positions, -1)
+            held.scatter_(1, write[:, None], value[:, None])
+            writes[pattern] = write
+        self.lengths = self.lengths + (1 if real is None else real)
+        self.longest += 1
+        return positions, writes
+
     def write(self, layer: int, slots: Slots, keys: Tensor, values: Tensor) -> None:
         """Store ``keys`` and ``values`` (B, KV, T, D) of one layer at the planned slots."""
         rows = torch.arange(keys.shape[0], device=keys.device)[:, None]
-        self.keys[layer][rows, :, slots.write] = keys.transpose(1, 2).to(self.keys[layer].dtype)
-        self.values[layer][rows, :, slots.write] = values.transpose(1, 2).to(self.values[layer].dtype)
+        for new, into, scales in ((keys, self.keys, self.key_scales), (values, self.values, self.value_scales)):
+            x = new.transpose(1, 2)  # (B, T, KV, D)
+            if scales:
+                x, scale = _to_int8(x)
+                scales[layer][rows, :, slots.write] = scale
+            into[layer][rows, :, slots.write] = x.to(self.stored)
+
+    def read(self, layer: int, live: int) -> tuple[Tensor, Tensor]:
+        """Keys and values (B, KV, live, D) of one layer's first slots, in the model's dtype."""
+        k, v = self.keys[layer][:, :, :live], self.values[layer][:, :, :live]
+        if not self.key_scales:
+            return k, v
+        scales = self.key_scales[layer][:, :, :live, None], self.value_scales[layer][:, :, :live, None]
+        return (k * scales[0]).to(self.dtype), (v * scales[1]).to(self.dtype)
 
     def select(self, rows: Tensor) -> None:
         """Reorder or repeat rows in place, as a beam search does; ``rows`` (B',) indexes the present rows."""
-        self.keys = [k[rows] for k in self.keys]
-        self.values = [v[rows] for v in self.values]
+        self.keys, self.values = [k[rows] for k in self.keys], [v[rows] for v in self.values]
+        self.key_scales = [s[rows] for s in self.key_scales]
+        self.value_scales = [s[rows] for s in self.value_scales]
         self._held = {p: h[rows] for p, h in self._held.items()}
         self.lengths = self.lengths[rows]
+
+    def rewind(self, lengths: Tensor) -> None:
+        """Forget all but the first ``lengths`` (B,) tokens of each row: what a rejected draft left behind.
+
+        Raises:
+            ValueError: a rolling pattern has overwritten what would have to come back.
+        """
+        for pattern, held in self._held.items():
+            if held.shape[1] - 1 < self.longest:
+                raise ValueError(f"a rolling cache of {held.shape[1] - 1} slots has overwritten earlier tokens")
+            self._held[pattern] = held.masked_fill(held >= lengths[:, None], -1)
+        self.lengths = lengths
+        self.longest = int(lengths.max())
+
+
+def _to_int8(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Round rows (..., D) to int8 with one fp32 scale (...) each: the largest becomes 127."""
+    wide = x.float()
+    scale = wide.abs().amax(dim=-1) / 127
+    return (wide / scale.clamp(min=torch.finfo(torch.float32).tiny)[..., None]).round(), scale

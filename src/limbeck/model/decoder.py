@@ -153,7 +153,7 @@ class Decoder(nn.Module):
         positions = batch.positions() if cache is None else cache.positions(batch)
         longest = batch.ids.shape[1] + (cache.longest if cache is not None else 0)
         if self.positions is not None:
-            self._check_reach(positions, longest)
+            self.check_reach(positions, longest)
         fresh = cache is None or cache.longest == 0
         slots = cache.plan(batch, positions) if cache is not None else {}
         x: Tensor = self.embed(batch.ids)
@@ -177,8 +177,12 @@ class Decoder(nn.Module):
             if isinstance(module, Decoder | Block | Attention):
                 module.dropout = 0.0
 
-    def _check_reach(self, positions: Tensor, longest: int) -> None:
-        """Refuse ``positions`` past the learned ones; asks the device only where the width alone cannot tell."""
+    def check_reach(self, positions: Tensor, longest: int) -> None:
+        """Refuse ``positions`` past the learned ones; asks the device only where the width alone cannot tell.
+
+        Raises:
+            DataError: a position lies beyond them.
+        """
         reach = self.config.context
         if longest > reach and (length := int(positions.max()) + 1) > reach:
             raise DataError(

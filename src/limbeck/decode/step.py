@@ -1,0 +1,219 @@
+"""One token of every sequence by the compiled kernels: what a session runs in place of the decoder's own forward.
+
+The compiled step (``kernels/native/step.c``) reads weights where they lie, in fp32, bf16, fp16 or the neutral layout of
+quantized matrices, keeps activations in fp32 and allocates nothing. It serves decoders made of plain or quantized
+linear layers on a CPU; anything else (adapters not merged, fake quantization, fp64, other devices, autocast, a pinned
+dispatch) runs through torch.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from limbeck.kernels import native, packed
+from limbeck.model.attention import Attention
+from limbeck.model.cache import KVCache
+from limbeck.model.decoder import Block, Decoder, FeedForward
+from limbeck.model.linear import Linear
+from limbeck.model.patterns import AnyPattern, Causal
+from limbeck.model.quantized import QuantizedEmbedding, QuantizedLinear
+
+__all__ = ["MOST_ROWS", "CompiledStep"]
+
+MOST_ROWS = 16
+"""Most sequences for which the compiled step is taken: beyond, torch's matrix products win (lab notes)."""
+
+_UNIT = 32  # columns to which the C source wants rows of activations padded
+_CASTS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int8: "int8"}
+_ACTIVATIONS = ("gelu_tanh", "gelu", "silu", "relu")
+
+
+class CompiledStep:
+    """A decoder and a cache, described to the compiled kernels.
+
+    Attributes:
+        rows: sequences of a step.
+    """
+
+    def __init__(self, library: ctypes.CDLL, model: Decoder, cache: KVCache) -> None:
+        self._library, self.model, self.cache = library, model, cache
+        self._held: list[Any] = []  # what the descriptions point into
+        self._patterns: dict[AnyPattern, _Places] = {}
+        c = model.config
+        self._layers = (native.Layer * c.layers)(*(self._layer(block) for block in model.blocks))
+        gain, shift = self._norm(model.norm)
+        self._model = native.Model(
+            layers=c.layers, width=c.width, heads=c.heads, kv_heads=c.kv_heads, head_width=c.head_width,
+            ffn=c.ffn_width, gated=c.gated, activation=_ACTIVATIONS.index(c.activation), rms=c.norm == "rms",
+            cache_kind=native.KINDS[_CASTS[cache.stored]], rotary=model.rotary is not None, eps=c.norm_eps,
+            layer=self._layers, gain=gain, shift=shift, head=self._matrix(model.head),
+        )  # fmt: skip
+        self.rows = 0
+        self.bind()
+
+    @classmethod
+    def of(cls, model: Decoder, cache: KVCache) -> CompiledStep | None:
+        """The compiled step for this model and cache, or None where torch has to serve."""
+        if not 0 < cache.lengths.shape[0] <= MOST_ROWS or not _serves(model, cache):
+            return None
+        library = native.library()
+        return None if library is None else cls(library, model, cache)
+
+    def bind(self) -> None:
+        """Take up the cache's tensors and rows as they are now: after rows were selected."""
+        rows, c = self.cache.lengths.shape[0], self.model.config
+        for i, layer in enumerate(self._layers):
+            places = self._places(c.pattern_at(i), i, rows)
+            layer.keys, layer.values = self.cache.keys[i].data_ptr(), self.cache.values[i].data_ptr()
+            layer.slots = self.cache.keys[i].shape[2]
+            layer.write, layer.count, layer.mask = places.pointers
+            if self.cache.key_scales:
+                layer.key_scales = self.cache.key_scales[i].data_ptr()
+                layer.value_scales = self.cache.value_scales[i].data_ptr()
+        if rows == self.rows:
+            return
+        self.rows, self._threads = rows, torch.get_num_threads()
+        self._slots = max(k.shape[2] for k in self.cache.keys)
+        size = self._library.limbeck_scratch(ctypes.byref(self._model), rows, self._slots, self._threads)
+        self._scratch = torch.zeros(size)
+        self._padded = torch.zeros(rows, -(-c.width // _UNIT) * _UNIT)
+        self._x = self._padded[:, : c.width]
+        self._logits = torch.empty(rows, c.head_rows)
+
+    def run(self, tokens: Tensor, real: Tensor | None) -> Tensor:
+        """Append ``tokens`` (B,) to the rows that are ``real`` (B,) bool, None: all; returns logits (B, V), fp32.
+
+        The result is this step's own buffer: the next step overwrites it.
+
+        Raises:
+            DataError: a sequence is longer than learned positions reach.
+            ValueError: the cache is full.
+        """
+        model, cache = self.model, self.cache
+        positions, writes = cache.append(real)
+        self._x.copy_(model.embed(tokens))
+        cosines = sines = None
+        if model.positions is not None:
+            model.check_reach(positions, cache.longest)
+            self._x.add_(model.positions(positions))
+        elif model.rotary is not None:
+            cosines, sines = model.rotary.tables(positions[:, None], cache.longest, torch.float32)
+        for pattern, write in writes.items():
+            self._patterns[pattern].take(pattern, write, positions, cache)
+        self._library.limbeck_step(
+            ctypes.byref(self._model), self.rows, self._padded.data_ptr(), _at(cosines), _at(sines),
+            self._logits.data_ptr(), self._scratch.data_ptr(), self._slots, self._threads,
+        )  # fmt: skip
+        return self._logits
+
+    def _places(self, pattern: AnyPattern, layer: int, rows: int) -> _Places:
+        held = self._patterns.get(pattern)
+        if held is None or held.write.shape[0] != rows:
+            slots = self.cache.keys[layer].shape[2]
+            mask = None if isinstance(pattern, Causal) else torch.zeros(rows, slots, dtype=torch.bool)
+            held = _Places(torch.zeros(rows, dtype=torch.int64), torch.zeros(rows, dtype=torch.int64), mask)
+            self._patterns[pattern] = held
+        return held
+
+    def _layer(self, block: Block) -> native.Layer:
+        attention_gain, attention_shift = self._norm(block.attention_norm)
+        ffn_gain, ffn_shift = self._norm(block.ffn_norm)
+        return native.Layer(
+            qkv=self._matrix(block.attention.qkv), out=self._matrix(block.attention.out),
+            up=self._matrix(block.ffn.up), down=self._matrix(block.ffn.down),
+            attention_gain=attention_gain, attention_shift=attention_shift, ffn_gain=ffn_gain, ffn_shift=ffn_shift,
+        )  # fmt: skip
+
+    def _norm(self, norm: nn.LayerNorm | nn.RMSNorm) -> tuple[int | None, int | None]:
+        return self._wide(norm.weight), self._wide(norm.bias if isinstance(norm, nn.LayerNorm) else None)
+
+    def _matrix(self, linear: nn.Module) -> native.Matrix:
+        assert isinstance(linear, Linear | QuantizedLinear)
+        bias = self._wide(linear.bias)
+        if isinstance(linear, Linear):
+            w = linear.weight
+            self._held.append(w)
+            kind = native.KINDS[_CASTS[w.dtype]]
+            return native.Matrix(
+                kind=kind, rows=w.shape[0], columns=w.shape[1], span=-1, codes=w.data_ptr(), bias=bias
+            )
+        codes, layout = linear.quantized.value(), linear.quantized.layout
+        self._held.append(codes)
+        scales = codes.scales
+        return native.Matrix(
+            kind=native.KINDS[layout.kind], rows=layout.rows, columns=layout.columns,
+            span=-1 if scales is None else layout.span, half_scales=scales is not None and scales.dtype == torch.float16,
+            codes=codes.codes.data_ptr(), scales=_at(scales), zeros=_at(codes.zeros), bias=bias,
+        )  # fmt: skip
+
+    def _wide(self, x: Tensor | None) -> int | None:
+        """Address of a contiguous fp32 copy (or of ``x`` itself), kept alive."""
+        if x is None:
+            return None
+        wide = x.detach().float().contiguous()
+        self._held.append(wide)
+        return wide.data_ptr()
+
+
+@dataclass(frozen=True, slots=True)
+class _Places:
+    """Where the layers of one pattern write and look: (B,) slot, (B,) slots to look at, (B, S) which of them."""
+
+    write: Tensor
+    count: Tensor
+    mask: Tensor | None
+
+    @property
+    def pointers(self) -> tuple[int, int, int | None]:
+        return self.write.data_ptr(), self.count.data_ptr(), _at(self.mask)
+
+    def take(self, pattern: AnyPattern, write: Tensor, positions: Tensor, cache: KVCache) -> None:
+        self.write.copy_(write)
+        if self.mask is None:  # a causal cache's slots are positions: all that is held, this token too
+            self.count.copy_(cache.lengths)
+            return
+        held = cache.held(pattern)
+        live = min(cache.longest, held.shape[1] - 1)
+        self.count.fill_(live)
+        seen = (held >= 0) & pattern.allows(positions[:, None], held)
+        self.mask.copy_(seen)
+
+
+def _at(x: Tensor | None) -> int | None:
+    return None if x is None else x.data_ptr()
+
+
+def _serves(model: Decoder, cache: KVCache) -> bool:
+    """Is this a decoder of which the compiled step knows every part, here and now?"""
+    if model.device.type != "cpu" or model.training or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+        return False
+    if packed.current() not in ("auto", "packed") or model.config.classes is not None or cache.stored not in _CASTS:
+        return False
+    if model.dtype not in _CASTS or any(m._forward_hooks or m._forward_pre_hooks for m in model.modules()):
+        return False  # whoever listens to a module wants it called
+    if type(model) is not Decoder or type(model.embed) not in (nn.Embedding, QuantizedEmbedding):
+        return False
+    return _known(model.head) and all(_known_block(block) for block in model.blocks)
+
+
+def _known_block(block: nn.Module) -> bool:
+    if type(block) is not Block or type(block.attention) is not Attention or type(block.ffn) is not FeedForward:
+        return False
+    norms = all(type(n) in (nn.LayerNorm, nn.RMSNorm) for n in (block.attention_norm, block.ffn_norm))
+    return norms and all(_known(x) for x in (block.attention.qkv, block.attention.out, block.ffn.up, block.ffn.down))
+
+
+def _known(linear: nn.Module) -> bool:
+    if type(linear) is Linear:
+        return linear.weight.dtype in _CASTS and linear.weight.is_contiguous()
+    if type(linear) is not QuantizedLinear:
+        return False
+    layout = linear.quantized.layout
+    one_scale = layout.span == 0 or layout.span >= layout.columns or layout.scale_dtype is None
+    scales = layout.scale_dtype in (None, torch.float32, torch.float16)
+    return layout.kind in native.KINDS and scales and (one_scale or layout.span % _UNIT == 0)

@@ -1,0 +1,293 @@
+/* y = x @ W.T on the neutral layout's own codes (docs/quantized-layout.md), no repacking, fp32 activations.
+ *
+ * Rows of x are padded with zeros to a multiple of UNIT columns. Each thread does some rows of W. */
+#ifndef LIMBECK_MATRIX_H
+#define LIMBECK_MATRIX_H
+
+#include "vectors.h"
+
+#define UNIT 32 /* columns at a time: sixteen bytes of int4 */
+
+typedef struct {
+    int64_t kind, rows, columns, span; /* span: columns of a scale, 0: one for the whole matrix, -1: no scales */
+    int64_t half_scales;
+    const uint8_t *codes;
+    const void *scales, *zeros;
+    const float *bias;
+} matrix;
+
+/* What one thread needs beside: activations in the codes' order, their sums by group, scales of four rows. */
+typedef struct {
+    float *turned, *sums, *scales;
+    uint16_t *halves;
+} room;
+
+static const int SIZE[] = {4, 2, 2, 1, 0, 1, 1};
+enum { WHOLE, GROUPS, UNITS };
+
+INLINE int64_t up_to(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
+INLINE int64_t bytes_of(int kind, int64_t columns) { return kind == INT4 ? (columns + 1) / 2 : columns * SIZE[kind]; }
+
+/* Of int4 the even columns come first, then the odd ones, and so must what they are multiplied by. */
+INLINE void load_unit(int kind, const uint8_t *p, f32x16 w[2]) {
+    if (kind == INT4) {
+        u8x16 bytes;
+        memcpy(&bytes, p, sizeof bytes);
+        i32x16 pairs = (i32x16)widen_bytes(bytes);
+        w[0] = __builtin_convertvector(pairs & 15, f32x16);
+        w[1] = __builtin_convertvector(pairs >> 4, f32x16);
+    } else {
+        w[0] = load16(kind, p);
+        w[1] = load16(kind, p + LANES * SIZE[kind]);
+    }
+}
+
+INLINE void widen(const void *from, int half, int64_t first, int64_t count, float *to) {
+    if (!half) {
+        memcpy(to, (const float *)from + first, count * sizeof(float));
+        return;
+    }
+    const uint16_t *p = (const uint16_t *)from + first;
+    int64_t i = 0;
+    for (; i + LANES <= count; i += LANES) store(to + i, load16(FP16, (const uint8_t *)(p + i)));
+    if (i < count) {
+        uint16_t rest[LANES] = {0};
+        float wide[LANES];
+        memcpy(rest, p + i, (count - i) * sizeof(uint16_t));
+        store(wide, load16(FP16, (const uint8_t *)rest));
+        memcpy(to + i, wide, (count - i) * sizeof(float));
+    }
+}
+
+INLINE void add_unit(int kind, int mr, int nb, const uint8_t *const *p, int64_t at, const float *x, int64_t ldx,
+                     f32x16 *part, f32x16 *other) {
+    f32x16 w[4][2];
+    for (int i = 0; i < mr; i++) load_unit(kind, p[i] + at, w[i]);
+    for (int b = 0; b < nb; b++) {
+        const f32x16 even = load(x + b * ldx), odd = load(x + b * ldx + LANES);
+        for (int i = 0; i < mr; i++) {
+            part[i * nb + b] += w[i][0] * even;
+            if (nb == 1) other[i] += w[i][1] * odd;
+            else part[i * nb + b] += w[i][1] * odd;
+        }
+    }
+}
+
+INLINE void add_rest(int kind, int mr, int nb, const uint8_t *const *p, int64_t at, int64_t width, const float *x,
+                     int64_t ldx, f32x16 *part, f32x16 *other) {
+    uint8_t rest[4][UNIT * 4] = {{0}};
+    const uint8_t *q[4];
+    for (int i = 0; i < mr; i++) {
+        memcpy(rest[i], p[i] + at, width - at);
+        q[i] = rest[i];
+    }
+    add_unit(kind, mr, nb, q, 0, x, ldx, part, other);
+}
+
+INLINE void tile(int kind, int mode, int mr, int nb, const matrix *m, int64_t row, const float *x, int64_t ldx,
+                 const float *sums, float *scales, float *out) {
+    const int64_t columns = m->columns, width = bytes_of(kind, columns), step = bytes_of(kind, UNIT);
+    const int64_t span = mode == UNITS ? UNIT : mode == GROUPS ? m->span : columns;
+    const int64_t groups = (columns + span - 1) / span, units = columns / UNIT, rest = columns % UNIT;
+    const int64_t one = m->span == 0;
+    const int grouped = mode != WHOLE;
+    const uint8_t *p[4];
+    f32x16 total[16];
+    for (int i = 0; i < mr * nb; i++) total[i] = fill(0);
+    for (int i = 0; i < mr; i++) {
+        p[i] = m->codes + (row + i) * width;
+        if (m->span >= 0) widen(m->scales, m->half_scales, one ? 0 : (row + i) * groups, groups, scales + i * groups);
+    }
+    int64_t u = 0;
+    for (int64_t g = 0; g < groups; g++) {
+        f32x16 part[16], other[4];
+        for (int i = 0; i < mr * nb; i++) part[i] = fill(0);
+        for (int i = 0; i < mr; i++) other[i] = fill(0);
+        if (mode == UNITS) {
+            if (g < units) add_unit(kind, mr, nb, p, g * step, x + g * UNIT, ldx, part, other);
+            else add_rest(kind, mr, nb, p, g * step, width, x + g * UNIT, ldx, part, other);
+        } else {
+            const int64_t end = g + 1 < groups ? (g + 1) * (span / UNIT) : units;
+            for (; u < end; u++) add_unit(kind, mr, nb, p, u * step, x + u * UNIT, ldx, part, other);
+            if (rest && g + 1 == groups) add_rest(kind, mr, nb, p, u * step, width, x + u * UNIT, ldx, part, other);
+        }
+        for (int i = 0; i < mr; i++)
+            for (int b = 0; b < nb; b++) {
+                const f32x16 both = nb == 1 ? part[i * nb + b] + other[i] : part[i * nb + b];
+                if (grouped) total[i * nb + b] += both * scales[i * groups + g];
+                else total[i * nb + b] = both;
+            }
+    }
+    for (int i = 0; i < mr; i++)
+        for (int b = 0; b < nb; b++) {
+            float y = sum(total[i * nb + b]);
+            if (!grouped && m->span >= 0) y *= scales[i];
+            out[i * nb + b] = y;
+        }
+    if (kind == INT4 && !m->zeros) /* nibbles count from -8 */
+        for (int i = 0; i < mr; i++)
+            for (int b = 0; b < nb; b++)
+                for (int64_t g = 0; g < groups; g++)
+                    out[i * nb + b] -= 8 * scales[i * groups + g] * sums[b * up_to(groups, LANES) + g];
+    if (m->zeros)
+        for (int i = 0; i < mr; i++) {
+            widen(m->zeros, m->half_scales, one ? 0 : (row + i) * groups, groups, scales);
+            for (int b = 0; b < nb; b++)
+                for (int64_t g = 0; g < groups; g++)
+                    out[i * nb + b] += scales[g] * sums[b * up_to(groups, LANES) + g];
+        }
+}
+
+INLINE void rows_of(int kind, int mode, const matrix *m, int64_t from, int64_t to, int64_t rows, const float *x,
+                    int64_t ldx, const float *sums, int64_t lds, float *scales, float *y, int64_t ldy, int add) {
+    float out[16];
+#define TILE(MR, NB)                                                                                                   \
+    do {                                                                                                               \
+        tile(kind, mode, MR, NB, m, r, x + b * ldx, ldx, sums + b * lds, scales, out);                                 \
+        for (int i = 0; i < MR; i++)                                                                                   \
+            for (int k = 0; k < NB; k++) {                                                                             \
+                const float value = out[i * NB + k] + (m->bias ? m->bias[r + i] : 0);                                  \
+                float *place = y + (b + k) * ldy + r + i;                                                              \
+                *place = add ? *place + value : value;                                                                 \
+            }                                                                                                          \
+    } while (0)
+    for (int64_t r = from; r < to;) {
+        const int four = r + 4 <= to;
+        for (int64_t b = 0; b < rows;) {
+            if (rows - b >= 4) {
+                if (!four) TILE(1, 4);
+                else if (mode == WHOLE) TILE(4, 4);
+                else {
+                    TILE(2, 4);
+                    r += 2;
+                    TILE(2, 4);
+                    r -= 2;
+                }
+                b += 4;
+            } else if (rows - b >= 2 && four) {
+                if (mode == WHOLE) TILE(4, 2);
+                else {
+                    TILE(2, 2);
+                    r += 2;
+                    TILE(2, 2);
+                    r -= 2;
+                }
+                b += 2;
+            } else {
+                if (four) TILE(4, 1);
+                else TILE(1, 1);
+                b += 1;
+            }
+        }
+        r += four ? 4 : 1;
+    }
+#undef TILE
+}
+
+static void multiply(const matrix *m, int64_t from, int64_t to, int64_t rows, const float *x, int64_t ldx,
+                     const float *sums, int64_t lds, float *scales, float *y, int64_t ldy, int add) {
+    const int mode = m->span <= 0 || m->span >= m->columns ? WHOLE : m->span == UNIT ? UNITS : GROUPS;
+#define CASE(KIND)                                                                                                     \
+    case KIND:                                                                                                         \
+        if (mode == UNITS) rows_of(KIND, UNITS, m, from, to, rows, x, ldx, sums, lds, scales, y, ldy, add);            \
+        else if (mode == GROUPS) rows_of(KIND, GROUPS, m, from, to, rows, x, ldx, sums, lds, scales, y, ldy, add);     \
+        else rows_of(KIND, WHOLE, m, from, to, rows, x, ldx, sums, lds, scales, y, ldy, add);                          \
+        break
+    switch (m->kind) {
+        CASE(FP32);
+        CASE(BF16);
+        CASE(FP16);
+        CASE(INT8);
+        CASE(INT4);
+        CASE(E4M3);
+        CASE(E5M2);
+    }
+#undef CASE
+}
+
+#ifdef __AVX512BF16__
+/* Several rows of x by bf16 codes: both rounded to bf16, products summed in fp32, two a lane and instruction. */
+INLINE void tile_bf16(int mr, int nb, const matrix *m, int64_t row, const uint16_t *x, int64_t ldx, float *y,
+                      int64_t ldy, int add) {
+    const int64_t columns = m->columns;
+    const uint16_t *w = (const uint16_t *)m->codes + row * columns;
+    __m512 total[16];
+    for (int i = 0; i < mr * nb; i++) total[i] = _mm512_setzero_ps();
+    for (int64_t c = 0; c < columns; c += UNIT) {
+        const __mmask32 keep = columns - c >= UNIT ? 0xffffffffu : (1u << (columns - c)) - 1;
+        __m512bh rows[4];
+        for (int i = 0; i < mr; i++) rows[i] = (__m512bh)_mm512_maskz_loadu_epi16(keep, w + i * columns + c);
+        for (int b = 0; b < nb; b++) {
+            const __m512bh v = (__m512bh)_mm512_loadu_si512(x + b * ldx + c);
+            for (int i = 0; i < mr; i++) total[i * nb + b] = _mm512_dpbf16_ps(total[i * nb + b], rows[i], v);
+        }
+    }
+    for (int i = 0; i < mr; i++)
+        for (int b = 0; b < nb; b++) {
+            const float value = _mm512_reduce_add_ps(total[i * nb + b]) + (m->bias ? m->bias[row + i] : 0);
+            float *place = y + b * ldy + row + i;
+            *place = add ? *place + value : value;
+        }
+}
+
+static void multiply_bf16(const matrix *m, int64_t from, int64_t to, int64_t rows, const uint16_t *x, int64_t ldx,
+                          float *y, int64_t ldy, int add) {
+    for (int64_t r = from; r < to;) {
+        const int four = r + 4 <= to;
+        for (int64_t b = 0; b < rows;) {
+            const uint16_t *p = x + b * ldx;
+            float *q = y + b * ldy;
+            if (rows - b >= 4) {
+                if (four) tile_bf16(4, 4, m, r, p, ldx, q, ldy, add);
+                else tile_bf16(1, 4, m, r, p, ldx, q, ldy, add);
+                b += 4;
+            } else {
+                if (four) tile_bf16(4, 1, m, r, p, ldx, q, ldy, add);
+                else tile_bf16(1, 1, m, r, p, ldx, q, ldy, add);
+                b += 1;
+            }
+        }
+        r += four ? 4 : 1;
+    }
+}
+#endif
+
+/* Rows [from, to) of y = x @ W.T + bias, or y += that. */
+static void share(const room *o, const matrix *m, int64_t rows, const float *x, int64_t ldx, float *y, int64_t ldy,
+                  int add, int64_t from, int64_t to) {
+    const int64_t span = m->span > 0 && m->span < m->columns ? m->span : m->columns;
+    const int64_t groups = (m->columns + span - 1) / span, lds = up_to(groups, LANES);
+    if (m->kind == INT4 || m->zeros)
+        for (int64_t b = 0; b < rows; b++)
+            for (int64_t g = 0; g < groups; g++) {
+                float total = 0;
+                const int64_t end = (g + 1) * span < m->columns ? (g + 1) * span : m->columns;
+                for (int64_t c = g * span; c < end; c++) total += x[b * ldx + c];
+                o->sums[b * lds + g] = total;
+            }
+#ifdef __AVX512BF16__
+    if (m->kind == BF16 && m->span < 0 && rows >= 4) {
+        const int64_t w = up_to(m->columns, UNIT);
+        for (int64_t b = 0; b < rows; b++)
+            for (int64_t c = 0; c < w; c += LANES) {
+                const __m256bh half = _mm512_cvtneps_pbh(_mm512_loadu_ps(x + b * ldx + c));
+                memcpy(o->halves + b * w + c, &half, sizeof half);
+            }
+        multiply_bf16(m, from, to, rows, o->halves, w, y, ldy, add);
+        return;
+    }
+#endif
+    if (m->kind == INT4) {
+        const int64_t w = up_to(m->columns, UNIT);
+        for (int64_t b = 0; b < rows; b++)
+            for (int64_t c = 0; c < w; c += UNIT)
+                for (int i = 0; i < LANES; i++) {
+                    o->turned[b * w + c + i] = x[b * ldx + c + 2 * i];
+                    o->turned[b * w + c + LANES + i] = x[b * ldx + c + 2 * i + 1];
+                }
+        x = o->turned, ldx = w;
+    }
+    multiply(m, from, to, rows, x, ldx, o->sums, lds, o->scales, y, ldy, add);
+}
+
+#endif

@@ -1,0 +1,272 @@
+/* One token of every sequence through a whole decoder: norms, matrix products, rotary positions, attention over the
+ * cache, head. One parallel region for all of it; activations are fp32 whatever the weights are. */
+#include "matrix.h"
+#include <omp.h>
+
+typedef struct {
+    matrix qkv, out, up, down;
+    const float *attention_gain, *attention_shift, *ffn_gain, *ffn_shift;
+    void *keys, *values; /* (B, KV, S, D) in the cache's kind */
+    float *key_scales, *value_scales; /* (B, KV, S), of an int8 cache */
+    int64_t slots;            /* S */
+    const int64_t *write;     /* (B) slot of the new token */
+    const int64_t *count;     /* (B) slots to look at, from the first on */
+    const uint8_t *mask;      /* (B, S) nonzero where seen, or none: all of them */
+} layer;
+
+typedef struct {
+    int64_t layers, width, heads, kv_heads, head_width, ffn, gated, activation, rms, cache_kind, rotary;
+    double eps;
+    const layer *layer;
+    const float *gain, *shift; /* of the last norm */
+    matrix head;
+} model;
+
+enum { GELU_TANH, GELU, SILU, RELU };
+
+INLINE f32x16 activate(int64_t kind, f32x16 x) {
+    if (kind == GELU_TANH) { /* x / (1 + exp(-2 u)), u = sqrt(2 / pi) (x + 0.044715 x^3) */
+        const f32x16 u = 0.7978845608f * (x + 0.044715f * x * x * x);
+        return x / (1.0f + exponential(-2.0f * u));
+    }
+    if (kind == SILU) return x / (1.0f + exponential(-x));
+    if (kind == RELU) return pick(x > 0.0f, x, fill(0));
+    for (int i = 0; i < LANES; i++) x[i] = 0.5f * x[i] * (1.0f + erff(x[i] * 0.70710678f));
+    return x;
+}
+
+/* Layer norm or RMS norm of x (n, zeros behind); y is written up to n alone. */
+static void normalise(const float *x, int64_t n, int rms, float eps, const float *gain, const float *shift, float *y) {
+    const int64_t whole = n / LANES * LANES;
+    f32x16 total = fill(0), squares = fill(0);
+    float middle = 0, rest = 0;
+    if (!rms) {
+        for (int64_t i = 0; i < n; i += LANES) total += load(x + i);
+        middle = sum(total) / n;
+    }
+    for (int64_t i = 0; i < whole; i += LANES) {
+        const f32x16 away = load(x + i) - middle;
+        squares += away * away;
+    }
+    for (int64_t i = whole; i < n; i++) rest += (x[i] - middle) * (x[i] - middle);
+    const float scale = 1 / sqrtf((sum(squares) + rest) / n + eps);
+    for (int64_t i = 0; i < n; i++) y[i] = (x[i] - middle) * scale * gain[i] + (shift ? shift[i] : 0);
+}
+
+INLINE void put(int kind, float x, uint8_t *at) {
+    if (kind == FP32) memcpy(at, &x, 4);
+    else if (kind == BF16) {
+        uint32_t bits;
+        memcpy(&bits, &x, 4);
+        const uint16_t half = x != x ? 0x7fc0 : (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+        memcpy(at, &half, 2);
+    } else {
+        const _Float16 half = (_Float16)x;
+        memcpy(at, &half, 2);
+    }
+}
+
+/* Store one row (D) of keys or values; of int8 the scale goes beside it. */
+static void keep(int64_t kind, const float *x, int64_t n, uint8_t *at, float *scale) {
+    if (kind == INT8) {
+        float most = 0;
+        for (int64_t i = 0; i < n; i++) most = fabsf(x[i]) > most ? fabsf(x[i]) : most;
+        *scale = most / 127;
+        for (int64_t i = 0; i < n; i++) ((int8_t *)at)[i] = most > 0 ? (int8_t)lrintf(x[i] / *scale) : 0;
+    } else if (kind == BF16)
+        for (int64_t i = 0; i < n; i++) put(BF16, x[i], at + 2 * i);
+    else if (kind == FP16)
+        for (int64_t i = 0; i < n; i++) put(FP16, x[i], at + 2 * i);
+    else memcpy(at, x, n * sizeof(float));
+}
+
+static void turn(float *x, int64_t half, const float *cosine, const float *sine) {
+    for (int64_t i = 0; i < half; i++) {
+        const float a = x[i], b = x[half + i];
+        x[i] = a * cosine[i] - b * sine[i];
+        x[half + i] = b * cosine[i] + a * sine[i];
+    }
+}
+
+/* One query (D, padded with zeros) over the first ``count`` slots: y (D). ``scores`` holds ``count`` numbers. */
+INLINE void attend(int kind, const float *q, int64_t d, const uint8_t *k, const uint8_t *v, const float *k_scales,
+                   const float *v_scales, int64_t count, const uint8_t *mask, float factor, float *scores, float *y) {
+    const int size = SIZE[kind];
+    const int64_t whole = d / LANES * LANES, rest = d - whole;
+    float most = -INFINITY;
+    for (int64_t s = 0; s < count; s++) {
+        if (mask && !mask[s]) {
+            scores[s] = -INFINITY;
+            continue;
+        }
+        const uint8_t *p = k + s * d * size;
+        f32x16 total = fill(0);
+        for (int64_t c = 0; c < whole; c += LANES) total += load(q + c) * load16(kind, p + c * size);
+        if (rest) total += load(q + whole) * load_rest(kind, p + whole * size, rest, size);
+        const float score = sum(total) * factor * (k_scales ? k_scales[s] : 1.0f);
+        scores[s] = score;
+        most = score > most ? score : most;
+    }
+    if (most == -INFINITY) { /* nothing is seen */
+        memset(y, 0, d * sizeof(float));
+        return;
+    }
+    f32x16 sums = fill(0);
+    int64_t s = 0;
+    for (; s + LANES <= count; s += LANES) {
+        const f32x16 e = exponential(load(scores + s) - most);
+        store(scores + s, e);
+        sums += e;
+    }
+    if (s < count) {
+        float wide[LANES];
+        for (int i = 0; i < LANES; i++) wide[i] = s + i < count ? scores[s + i] : -INFINITY;
+        const f32x16 e = exponential(load(wide) - most);
+        store(wide, e);
+        memcpy(scores + s, wide, (count - s) * sizeof(float));
+        sums += e;
+    }
+    const float share_of = 1 / sum(sums);
+    for (int64_t c = 0; c < d; c += 4 * LANES) {
+        f32x16 part[4] = {fill(0), fill(0), fill(0), fill(0)};
+        if (d - c >= 4 * LANES) {
+            for (int64_t t = 0; t < count; t++) {
+                const f32x16 w = fill(scores[t] * (v_scales ? v_scales[t] : 1.0f));
+                const uint8_t *p = v + (t * d + c) * size;
+                for (int i = 0; i < 4; i++) part[i] += w * load16(kind, p + i * LANES * size);
+            }
+            for (int i = 0; i < 4; i++) store(y + c + i * LANES, part[i] * share_of);
+            continue;
+        }
+        for (int64_t t = 0; t < count; t++) {
+            const f32x16 w = fill(scores[t] * (v_scales ? v_scales[t] : 1.0f));
+            for (int i = 0; c + i * LANES < d; i++) {
+                const int64_t left = d - c - i * LANES;
+                const uint8_t *p = v + (t * d + c + i * LANES) * size;
+                part[i] += w * (left >= LANES ? load16(kind, p) : load_rest(kind, p, left, size));
+            }
+        }
+        float wide[LANES];
+        for (int i = 0; c + i * LANES < d; i++) {
+            const int64_t left = d - c - i * LANES;
+            store(wide, part[i] * share_of);
+            memcpy(y + c + i * LANES, wide, (left < LANES ? left : LANES) * sizeof(float));
+        }
+    }
+}
+
+static void one_query(int64_t kind, const float *q, int64_t d, const uint8_t *k, const uint8_t *v, const float *ks,
+                      const float *vs, int64_t count, const uint8_t *mask, float factor, float *scores, float *y) {
+    switch (kind) {
+    case FP32: attend(FP32, q, d, k, v, 0, 0, count, mask, factor, scores, y); break;
+    case BF16: attend(BF16, q, d, k, v, 0, 0, count, mask, factor, scores, y); break;
+    case FP16: attend(FP16, q, d, k, v, 0, 0, count, mask, factor, scores, y); break;
+    default: attend(INT8, q, d, k, v, ks, vs, count, mask, factor, scores, y);
+    }
+}
+
+/* Rows of threads: a thread's share of ``blocks`` of ``unit`` rows out of ``total``. */
+INLINE void portion(int64_t total, int64_t unit, int64_t t, int64_t n, int64_t *from, int64_t *to) {
+    const int64_t blocks = (total + unit - 1) / unit;
+    *from = blocks * t / n * unit;
+    *to = blocks * (t + 1) / n * unit;
+    if (*to > total) *to = total;
+    if (*from > total) *from = total;
+}
+
+int64_t limbeck_widest(const model *m) {
+    int64_t most = m->width > m->ffn ? m->width : m->ffn;
+    const int64_t q = m->heads * m->head_width;
+    return up_to(q > most ? q : most, UNIT);
+}
+
+/* Floats of scratch that ``limbeck_step`` wants, for ``rows`` sequences, ``threads`` and at most ``slots``. */
+int64_t limbeck_scratch(const model *m, int64_t rows, int64_t slots, int64_t threads) {
+    const int64_t widest = limbeck_widest(m), qkv = (m->heads + 2 * m->kv_heads) * m->head_width;
+    const int64_t shared = rows * (up_to(qkv, UNIT) + up_to(m->heads * m->head_width, UNIT) +
+                                   2 * up_to(m->ffn, UNIT));
+    const int64_t own = 3 * rows * widest + 8 * widest + slots + 2 * up_to(m->head_width, UNIT) + 4 * UNIT;
+    return shared + threads * up_to(own, UNIT);
+}
+
+/* Run one token of every sequence.
+ *
+ * x: (rows, up_to(width, UNIT)) embeddings, zeros behind; overwritten. cosines, sines: (rows, D / 2), or none.
+ * logits: (rows, V). scratch: zeros at the first call. */
+void limbeck_step(const model *m, int64_t rows, float *x, const float *cosines, const float *sines, float *logits,
+                  float *scratch, int64_t slots, int64_t threads) {
+    const int64_t d = m->head_width, q_width = m->heads * d, kv_width = m->kv_heads * d, qkv_width = q_width + 2 * kv_width;
+    const int64_t ldx = up_to(m->width, UNIT), ldqkv = up_to(qkv_width, UNIT), lda = up_to(q_width, UNIT);
+    const int64_t ldf = up_to(m->ffn, UNIT), widest = limbeck_widest(m), group = m->heads / m->kv_heads;
+    const float factor = (float)(1 / sqrt((double)d));
+    float *qkv = scratch, *mixed = qkv + rows * ldqkv, *inner = mixed + rows * lda, *gates = inner + rows * ldf;
+    const int64_t own = up_to(3 * rows * widest + 8 * widest + slots + 2 * up_to(d, UNIT) + 4 * UNIT, UNIT);
+#pragma omp parallel num_threads((int)threads)
+    {
+        const int64_t t = omp_get_thread_num(), n = omp_get_num_threads();
+        float *p = gates + rows * ldf + t * own;
+        float *normed = p, *turned = normed + rows * widest;
+        room o = {turned, turned + rows * widest, 0, 0};
+        o.scales = o.sums + rows * (widest / 2);
+        o.halves = (uint16_t *)(o.sums); /* never both: halves are for bf16 codes, sums for integers */
+        float *query = o.sums + rows * widest + 8 * widest, *scores = query + 2 * up_to(d, UNIT);
+        int64_t from, to;
+        for (int64_t i = 0; i < m->layers; i++) {
+            const layer *l = m->layer + i;
+            for (int64_t b = 0; b < rows; b++)
+                normalise(x + b * ldx, m->width, (int)m->rms, (float)m->eps, l->attention_gain, l->attention_shift,
+                          normed + b * ldx);
+            portion(qkv_width, 4, t, n, &from, &to);
+            share(&o, &l->qkv, rows, normed, ldx, qkv, ldqkv, 0, from, to);
+#pragma omp barrier
+            portion(rows * m->kv_heads, 1, t, n, &from, &to);
+            for (int64_t pair = from; pair < to; pair++) {
+                const int64_t b = pair / m->kv_heads, h = pair % m->kv_heads;
+                float *row = qkv + b * ldqkv, *key = row + q_width + h * d, *value = key + kv_width;
+                const int64_t base = (b * m->kv_heads + h) * l->slots, size = SIZE[m->cache_kind] * d;
+                const int64_t slot = base + l->write[b];
+                if (m->rotary) turn(key, d / 2, cosines + b * (d / 2), sines + b * (d / 2));
+                keep(m->cache_kind, key, d, (uint8_t *)l->keys + slot * size, l->key_scales ? l->key_scales + slot : 0);
+                keep(m->cache_kind, value, d, (uint8_t *)l->values + slot * size,
+                     l->value_scales ? l->value_scales + slot : 0);
+                for (int64_t g = h * group; g < (h + 1) * group; g++) {
+                    memcpy(query, row + g * d, d * sizeof(float));
+                    if (m->rotary) turn(query, d / 2, cosines + b * (d / 2), sines + b * (d / 2));
+                    one_query(m->cache_kind, query, d, (uint8_t *)l->keys + base * size,
+                              (uint8_t *)l->values + base * size, l->key_scales ? l->key_scales + base : 0,
+                              l->value_scales ? l->value_scales + base : 0, l->count[b],
+                              l->mask ? l->mask + b * l->slots : 0, factor, scores, mixed + b * lda + g * d);
+                }
+            }
+#pragma omp barrier
+            portion(m->width, 4, t, n, &from, &to);
+            share(&o, &l->out, rows, mixed, lda, x, ldx, 1, from, to);
+#pragma omp barrier
+            for (int64_t b = 0; b < rows; b++)
+                normalise(x + b * ldx, m->width, (int)m->rms, (float)m->eps, l->ffn_gain, l->ffn_shift,
+                          normed + b * ldx);
+            portion(m->ffn, LANES, t, n, &from, &to);
+            if (m->gated) { /* gate in the first rows of the matrix, up in the last */
+                share(&o, &l->up, rows, normed, ldx, gates, ldf, 0, from, to);
+                /* y is shifted so that row ffn + r of the matrix lands at r */
+                share(&o, &l->up, rows, normed, ldx, inner - m->ffn, ldf, 0, m->ffn + from, m->ffn + to);
+            } else share(&o, &l->up, rows, normed, ldx, inner, ldf, 0, from, to);
+            for (int64_t b = 0; b < rows; b++)
+                for (int64_t c = from; c < to; c += LANES) { /* from is a multiple of LANES, and so is ldf */
+                    float *y = inner + b * ldf + c;
+                    const f32x16 up = load(y);
+                    f32x16 value = m->gated ? activate(m->activation, load(gates + b * ldf + c)) * up
+                                            : activate(m->activation, up);
+                    store(y, value);
+                }
+#pragma omp barrier
+            portion(m->width, 4, t, n, &from, &to);
+            share(&o, &l->down, rows, inner, ldf, x, ldx, 1, from, to);
+#pragma omp barrier
+        }
+        for (int64_t b = 0; b < rows; b++)
+            normalise(x + b * ldx, m->width, (int)m->rms, (float)m->eps, m->gain, m->shift, normed + b * ldx);
+        portion(m->head.rows, 4, t, n, &from, &to);
+        share(&o, &m->head, rows, normed, ldx, logits, m->head.rows, 0, from, to);
+    }
+}

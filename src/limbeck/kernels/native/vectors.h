@@ -1,0 +1,121 @@
+/* Vectors of sixteen floats in GCC's portable extension: one source for AVX-512, AVX2, NEON and the rest. */
+#ifndef LIMBECK_VECTORS_H
+#define LIMBECK_VECTORS_H
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
+
+#define INLINE static inline __attribute__((always_inline))
+#define LANES 16
+
+typedef float f32x16 __attribute__((vector_size(64)));
+typedef int32_t i32x16 __attribute__((vector_size(64)));
+typedef uint32_t u32x16 __attribute__((vector_size(64)));
+typedef uint16_t u16x16 __attribute__((vector_size(32)));
+typedef uint8_t u8x16 __attribute__((vector_size(16)));
+typedef int8_t i8x16 __attribute__((vector_size(16)));
+
+enum { FP32, BF16, FP16, INT8, INT4, E4M3, E5M2 };
+
+INLINE f32x16 load(const float *p) {
+    f32x16 v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+
+INLINE void store(float *p, f32x16 v) { memcpy(p, &v, sizeof v); }
+
+INLINE f32x16 fill(float x) { return x - (f32x16){0}; }
+
+INLINE f32x16 pick(i32x16 where, f32x16 yes, f32x16 no) {
+    return (f32x16)(((i32x16)yes & where) | ((i32x16)no & ~where));
+}
+
+INLINE float sum(f32x16 v) {
+#ifdef __AVX512F__
+    return _mm512_reduce_add_ps((__m512)v);
+#endif
+    float total = 0;
+    for (int i = 0; i < LANES / 2; i++) v[i] += v[i + 8];
+    for (int i = 0; i < LANES / 4; i++) v[i] += v[i + 4];
+    for (int i = 0; i < LANES / 4; i++) total += v[i];
+    return total;
+}
+
+/* Bits of a small float, moved to the place of fp32's, times what the other exponent bias lacks: subnormals too. */
+INLINE f32x16 small_float(u32x16 bits, int sign, int shift, float missing) {
+    f32x16 magnitude = (f32x16)((bits & ((1u << sign) - 1)) << shift) * missing;
+    return (f32x16)((u32x16)magnitude | ((bits >> sign) << 31));
+}
+
+/* Widening: one instruction each where there is AVX-512; gcc 12 makes a dozen of the portable form. */
+#ifdef __AVX512F__
+INLINE u32x16 widen_bytes(u8x16 v) { return (u32x16)_mm512_cvtepu8_epi32((__m128i)v); }
+INLINE i32x16 widen_integers(i8x16 v) { return (i32x16)_mm512_cvtepi8_epi32((__m128i)v); }
+INLINE u32x16 widen_halves(u16x16 v) { return (u32x16)_mm512_cvtepu16_epi32((__m256i)v); }
+INLINE f32x16 float_of_fp16(u16x16 v) { return (f32x16)_mm512_cvtph_ps((__m256i)v); }
+#else
+INLINE u32x16 widen_bytes(u8x16 v) { return __builtin_convertvector(v, u32x16); }
+INLINE i32x16 widen_integers(i8x16 v) { return __builtin_convertvector(v, i32x16); }
+INLINE u32x16 widen_halves(u16x16 v) { return __builtin_convertvector(v, u32x16); }
+INLINE f32x16 float_of_fp16(u16x16 v) { return small_float(widen_halves(v), 15, 13, 0x1p112f); }
+#endif
+
+/* Sixteen numbers of a kind other than int4, as floats; scales are not applied. */
+INLINE f32x16 load16(int kind, const uint8_t *p) {
+    u16x16 wide;
+    u8x16 narrow;
+    i8x16 integers;
+    switch (kind) {
+    case BF16:
+        memcpy(&wide, p, sizeof wide);
+        return (f32x16)(widen_halves(wide) << 16);
+    case FP16:
+        memcpy(&wide, p, sizeof wide);
+        return float_of_fp16(wide);
+    case INT8:
+        memcpy(&integers, p, sizeof integers);
+        return __builtin_convertvector(widen_integers(integers), f32x16);
+    case E4M3:
+        memcpy(&narrow, p, sizeof narrow);
+        return small_float(widen_bytes(narrow), 7, 20, 0x1p120f);
+    case E5M2:
+        memcpy(&narrow, p, sizeof narrow);
+        return small_float(widen_bytes(narrow), 7, 21, 0x1p112f);
+    default:
+        return load((const float *)p);
+    }
+}
+
+/* The last ``count`` of a row, zeros behind them. */
+INLINE f32x16 load_rest(int kind, const uint8_t *p, int64_t count, int size) {
+    uint8_t rest[LANES * 4] = {0};
+    memcpy(rest, p, count * size);
+    return load16(kind, rest);
+}
+
+/* exp(x) to about one unit in the last place: 2^n times a polynomial on [-ln 2 / 2, ln 2 / 2]; 0 below -87. */
+INLINE f32x16 exponential(f32x16 x) {
+    const i32x16 tiny = x < -87.0f;
+    x = pick(x > 88.0f, fill(88.0f), pick(tiny, fill(-87.0f), x));
+    f32x16 n = x * 1.44269504f + 12582912.0f; /* 1.5 * 2^23: the sum is rounded to an integer */
+    const i32x16 power = (i32x16)n - 0x4b400000;
+    n -= 12582912.0f;
+    x = x - n * 0.693359375f;
+    x = x + n * 2.12194440e-4f;
+    f32x16 y = fill(1.9875691500e-4f);
+    y = y * x + 1.3981999507e-3f;
+    y = y * x + 8.3334519073e-3f;
+    y = y * x + 4.1665795894e-2f;
+    y = y * x + 1.6666665459e-1f;
+    y = y * x + 5.0000001201e-1f;
+    y = y * x * x + x + 1.0f;
+    y = (f32x16)((i32x16)y + (power << 23));
+    return pick(x == x, pick(tiny, fill(0), y), x); /* what is no number stays none */
+}
+#endif
