@@ -62,9 +62,12 @@ INLINE void widen(const void *from, int half, int64_t first, int64_t count, floa
 INLINE void add_unit(int kind, int mr, int nb, const uint8_t *const *p, int64_t at, const float *x, int64_t ldx,
                      f32x16 *part, f32x16 *other) {
     f32x16 w[4][2];
+    UNROLL
     for (int i = 0; i < mr; i++) load_unit(kind, p[i] + at, w[i]);
+    UNROLL
     for (int b = 0; b < nb; b++) {
         const f32x16 even = load(x + b * ldx), odd = load(x + b * ldx + LANES);
+        UNROLL
         for (int i = 0; i < mr; i++) {
             part[i * nb + b] += w[i][0] * even;
             if (nb == 1) other[i] += w[i][1] * odd;
@@ -77,6 +80,7 @@ INLINE void add_rest(int kind, int mr, int nb, const uint8_t *const *p, int64_t 
                      int64_t ldx, f32x16 *part, f32x16 *other) {
     uint8_t rest[4][UNIT * 4] = {{0}};
     const uint8_t *q[4];
+    UNROLL
     for (int i = 0; i < mr; i++) {
         memcpy(rest[i], p[i] + at, width - at);
         q[i] = rest[i];
@@ -93,7 +97,9 @@ INLINE void tile(int kind, int mode, int mr, int nb, const matrix *m, int64_t ro
     const int grouped = mode != WHOLE;
     const uint8_t *p[4];
     f32x16 total[16];
+    UNROLL
     for (int i = 0; i < mr * nb; i++) total[i] = fill(0);
+    UNROLL
     for (int i = 0; i < mr; i++) {
         p[i] = m->codes + (row + i) * width;
         if (m->span >= 0) widen(m->scales, m->half_scales, one ? 0 : (row + i) * groups, groups, scales + i * groups);
@@ -101,7 +107,9 @@ INLINE void tile(int kind, int mode, int mr, int nb, const matrix *m, int64_t ro
     int64_t u = 0;
     for (int64_t g = 0; g < groups; g++) {
         f32x16 part[16], other[4];
+        UNROLL
         for (int i = 0; i < mr * nb; i++) part[i] = fill(0);
+        UNROLL
         for (int i = 0; i < mr; i++) other[i] = fill(0);
         if (mode == UNITS) {
             if (g < units) add_unit(kind, mr, nb, p, g * step, x + g * UNIT, ldx, part, other);
@@ -111,27 +119,35 @@ INLINE void tile(int kind, int mode, int mr, int nb, const matrix *m, int64_t ro
             for (; u < end; u++) add_unit(kind, mr, nb, p, u * step, x + u * UNIT, ldx, part, other);
             if (rest && g + 1 == groups) add_rest(kind, mr, nb, p, u * step, width, x + u * UNIT, ldx, part, other);
         }
+        UNROLL
         for (int i = 0; i < mr; i++)
+            UNROLL
             for (int b = 0; b < nb; b++) {
                 const f32x16 both = nb == 1 ? part[i * nb + b] + other[i] : part[i * nb + b];
                 if (grouped) total[i * nb + b] += both * scales[i * groups + g];
                 else total[i * nb + b] = both;
             }
     }
+    UNROLL
     for (int i = 0; i < mr; i++)
+        UNROLL
         for (int b = 0; b < nb; b++) {
             float y = sum(total[i * nb + b]);
             if (!grouped && m->span >= 0) y *= scales[i];
             out[i * nb + b] = y;
         }
     if (kind == INT4 && !m->zeros) /* nibbles count from -8 */
+        UNROLL
         for (int i = 0; i < mr; i++)
+            UNROLL
             for (int b = 0; b < nb; b++)
                 for (int64_t g = 0; g < groups; g++)
                     out[i * nb + b] -= 8 * scales[i * groups + g] * sums[b * up_to(groups, LANES) + g];
     if (m->zeros)
+        UNROLL
         for (int i = 0; i < mr; i++) {
             widen(m->zeros, m->half_scales, one ? 0 : (row + i) * groups, groups, scales);
+            UNROLL
             for (int b = 0; b < nb; b++)
                 for (int64_t g = 0; g < groups; g++)
                     out[i * nb + b] += scales[g] * sums[b * up_to(groups, LANES) + g];
@@ -212,17 +228,23 @@ INLINE void tile_bf16(int mr, int nb, const matrix *m, int64_t row, const uint16
     const int64_t columns = m->columns;
     const uint16_t *w = (const uint16_t *)m->codes + row * columns;
     __m512 total[16];
+    UNROLL
     for (int i = 0; i < mr * nb; i++) total[i] = _mm512_setzero_ps();
     for (int64_t c = 0; c < columns; c += UNIT) {
         const __mmask32 keep = columns - c >= UNIT ? 0xffffffffu : (1u << (columns - c)) - 1;
         __m512bh rows[4];
+        UNROLL
         for (int i = 0; i < mr; i++) rows[i] = (__m512bh)_mm512_maskz_loadu_epi16(keep, w + i * columns + c);
+        UNROLL
         for (int b = 0; b < nb; b++) {
             const __m512bh v = (__m512bh)_mm512_loadu_si512(x + b * ldx + c);
+            UNROLL
             for (int i = 0; i < mr; i++) total[i * nb + b] = _mm512_dpbf16_ps(total[i * nb + b], rows[i], v);
         }
     }
+    UNROLL
     for (int i = 0; i < mr; i++)
+        UNROLL
         for (int b = 0; b < nb; b++) {
             const float value = _mm512_reduce_add_ps(total[i * nb + b]) + (m->bias ? m->bias[row + i] : 0);
             float *place = y + b * ldy + row + i;

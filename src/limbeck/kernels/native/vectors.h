@@ -12,6 +12,8 @@
 
 #define INLINE static inline __attribute__((always_inline))
 #define LANES 16
+/* Loops over accumulators: rolled ones would keep them in memory. */
+#define UNROLL _Pragma("GCC unroll 16")
 
 typedef float f32x16 __attribute__((vector_size(64)));
 typedef int32_t i32x16 __attribute__((vector_size(64)));
