@@ -6,6 +6,9 @@
 
 #include "vectors.h"
 
+#ifndef AHEAD
+#define AHEAD 3 /* tiles: rows are short, so that the processor does not see the next one coming */
+#endif
 #define UNIT 32 /* columns at a time: sixteen bytes of int4 */
 
 typedef struct {
@@ -28,14 +31,25 @@ enum { WHOLE, GROUPS, UNITS };
 INLINE int64_t up_to(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 INLINE int64_t bytes_of(int kind, int64_t columns) { return kind == INT4 ? (columns + 1) / 2 : columns * SIZE[kind]; }
 
+/* What a nibble stands for, before its scale: 0..15 where there is a zero beside the scale, else -8..7. */
+INLINE f32x16 nibbles_of(const matrix *m) {
+    const f32x16 counted = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    return m->zeros ? counted : counted - 8.0f;
+}
+
 /* Of int4 the even columns come first, then the odd ones, and so must what they are multiplied by. */
-INLINE void load_unit(int kind, const uint8_t *p, f32x16 w[2]) {
+INLINE void load_unit(int kind, const uint8_t *p, f32x16 nibbles, f32x16 w[2]) {
     if (kind == INT4) {
         u8x16 bytes;
         memcpy(&bytes, p, sizeof bytes);
-        i32x16 pairs = (i32x16)widen_bytes(bytes);
-        w[0] = __builtin_convertvector(pairs & 15, f32x16);
-        w[1] = __builtin_convertvector(pairs >> 4, f32x16);
+        const u32x16 pairs = widen_bytes(bytes);
+#ifdef __AVX512F__ /* looked up: the index is the low four bits, whatever stands above */
+        w[0] = (f32x16)_mm512_permutexvar_ps((__m512i)pairs, (__m512)nibbles);
+        w[1] = (f32x16)_mm512_permutexvar_ps((__m512i)(pairs >> 4), (__m512)nibbles);
+#else
+        w[0] = __builtin_convertvector((i32x16)(pairs & 15), f32x16) + nibbles[0];
+        w[1] = __builtin_convertvector((i32x16)(pairs >> 4), f32x16) + nibbles[0];
+#endif
     } else {
         w[0] = load16(kind, p);
         w[1] = load16(kind, p + LANES * SIZE[kind]);
@@ -60,10 +74,10 @@ INLINE void widen(const void *from, int half, int64_t first, int64_t count, floa
 }
 
 INLINE void add_unit(int kind, int mr, int nb, const uint8_t *const *p, int64_t at, const float *x, int64_t ldx,
-                     f32x16 *part, f32x16 *other) {
+                     f32x16 nibbles, f32x16 *part, f32x16 *other) {
     f32x16 w[4][2];
     UNROLL
-    for (int i = 0; i < mr; i++) load_unit(kind, p[i] + at, w[i]);
+    for (int i = 0; i < mr; i++) load_unit(kind, p[i] + at, nibbles, w[i]);
     UNROLL
     for (int b = 0; b < nb; b++) {
         const f32x16 even = load(x + b * ldx), odd = load(x + b * ldx + LANES);
@@ -77,7 +91,7 @@ INLINE void add_unit(int kind, int mr, int nb, const uint8_t *const *p, int64_t 
 }
 
 INLINE void add_rest(int kind, int mr, int nb, const uint8_t *const *p, int64_t at, int64_t width, const float *x,
-                     int64_t ldx, f32x16 *part, f32x16 *other) {
+                     int64_t ldx, f32x16 nibbles, f32x16 *part, f32x16 *other) {
     uint8_t rest[4][UNIT * 4] = {{0}};
     const uint8_t *q[4];
     UNROLL
@@ -85,7 +99,7 @@ INLINE void add_rest(int kind, int mr, int nb, const uint8_t *const *p, int64_t 
         memcpy(rest[i], p[i] + at, width - at);
         q[i] = rest[i];
     }
-    add_unit(kind, mr, nb, q, 0, x, ldx, part, other);
+    add_unit(kind, mr, nb, q, 0, x, ldx, nibbles, part, other);
 }
 
 INLINE void tile(int kind, int mode, int mr, int nb, const matrix *m, int64_t row, const float *x, int64_t ldx,
@@ -104,20 +118,44 @@ INLINE void tile(int kind, int mode, int mr, int nb, const matrix *m, int64_t ro
         p[i] = m->codes + (row + i) * width;
         if (m->span >= 0) widen(m->scales, m->half_scales, one ? 0 : (row + i) * groups, groups, scales + i * groups);
     }
-    int64_t u = 0;
-    for (int64_t g = 0; g < groups; g++) {
+    const f32x16 nibbles = nibbles_of(m);
+    for (int64_t c = 0; c < mr * width; c += 64) __builtin_prefetch(p[0] + AHEAD * mr * width + c);
+    int64_t u = 0, g = 0;
+    if (mode == UNITS) /* a scale every 32 columns: no sums between */
+        for (; g < units; g++) {
+            f32x16 even[4], odd[4];
+            UNROLL
+            for (int b = 0; b < nb; b++) {
+                even[b] = load(x + b * ldx + g * UNIT);
+                odd[b] = load(x + b * ldx + g * UNIT + LANES);
+                HOLD(even[b]);
+                HOLD(odd[b]);
+            }
+            UNROLL
+            for (int i = 0; i < mr; i++) {
+                f32x16 w[2];
+                load_unit(kind, p[i] + g * step, nibbles, w);
+                const f32x16 scale = fill(scales[i * groups + g]);
+                UNROLL
+                for (int b = 0; b < nb; b++) {
+                    f32x16 both = w[0] * even[b];
+                    both += w[1] * odd[b];
+                    total[i * nb + b] += both * scale;
+                }
+            }
+        }
+    for (; g < groups; g++) {
         f32x16 part[16], other[4];
         UNROLL
         for (int i = 0; i < mr * nb; i++) part[i] = fill(0);
         UNROLL
         for (int i = 0; i < mr; i++) other[i] = fill(0);
         if (mode == UNITS) {
-            if (g < units) add_unit(kind, mr, nb, p, g * step, x + g * UNIT, ldx, part, other);
-            else add_rest(kind, mr, nb, p, g * step, width, x + g * UNIT, ldx, part, other);
+            add_rest(kind, mr, nb, p, g * step, width, x + g * UNIT, ldx, nibbles, part, other);
         } else {
             const int64_t end = g + 1 < groups ? (g + 1) * (span / UNIT) : units;
-            for (; u < end; u++) add_unit(kind, mr, nb, p, u * step, x + u * UNIT, ldx, part, other);
-            if (rest && g + 1 == groups) add_rest(kind, mr, nb, p, u * step, width, x + u * UNIT, ldx, part, other);
+            for (; u < end; u++) add_unit(kind, mr, nb, p, u * step, x + u * UNIT, ldx, nibbles, part, other);
+            if (rest && g + 1 == groups) add_rest(kind, mr, nb, p, u * step, width, x + u * UNIT, ldx, nibbles, part, other);
         }
         UNROLL
         for (int i = 0; i < mr; i++)
@@ -136,13 +174,6 @@ INLINE void tile(int kind, int mode, int mr, int nb, const matrix *m, int64_t ro
             if (!grouped && m->span >= 0) y *= scales[i];
             out[i * nb + b] = y;
         }
-    if (kind == INT4 && !m->zeros) /* nibbles count from -8 */
-        UNROLL
-        for (int i = 0; i < mr; i++)
-            UNROLL
-            for (int b = 0; b < nb; b++)
-                for (int64_t g = 0; g < groups; g++)
-                    out[i * nb + b] -= 8 * scales[i * groups + g] * sums[b * up_to(groups, LANES) + g];
     if (m->zeros)
         UNROLL
         for (int i = 0; i < mr; i++) {
@@ -154,71 +185,66 @@ INLINE void tile(int kind, int mode, int mr, int nb, const matrix *m, int64_t ro
         }
 }
 
-INLINE void rows_of(int kind, int mode, const matrix *m, int64_t from, int64_t to, int64_t rows, const float *x,
-                    int64_t ldx, const float *sums, int64_t lds, float *scales, float *y, int64_t ldy, int add) {
-    float out[16];
-#define TILE(MR, NB)                                                                                                   \
-    do {                                                                                                               \
-        tile(kind, mode, MR, NB, m, r, x + b * ldx, ldx, sums + b * lds, scales, out);                                 \
-        for (int i = 0; i < MR; i++)                                                                                   \
-            for (int k = 0; k < NB; k++) {                                                                             \
-                const float value = out[i * NB + k] + (m->bias ? m->bias[r + i] : 0);                                  \
-                float *place = y + (b + k) * ldy + r + i;                                                              \
-                *place = add ? *place + value : value;                                                                 \
-            }                                                                                                          \
-    } while (0)
-    for (int64_t r = from; r < to;) {
-        const int four = r + 4 <= to;
-        for (int64_t b = 0; b < rows;) {
-            if (rows - b >= 4) {
-                if (!four) TILE(1, 4);
-                else if (mode == WHOLE) TILE(4, 4);
-                else {
-                    TILE(2, 4);
-                    r += 2;
-                    TILE(2, 4);
-                    r -= 2;
-                }
-                b += 4;
-            } else if (rows - b >= 2 && four) {
-                if (mode == WHOLE) TILE(4, 2);
-                else {
-                    TILE(2, 2);
-                    r += 2;
-                    TILE(2, 2);
-                    r -= 2;
-                }
-                b += 2;
-            } else {
-                if (four) TILE(4, 1);
-                else TILE(1, 1);
-                b += 1;
-            }
-        }
-        r += four ? 4 : 1;
+/* One function a case, so that each has the registers to itself: inlined beside each other, they spill. */
+typedef void tile_of(const matrix *, int64_t, const float *, int64_t, const float *, float *, float *);
+#define ONE(KIND, MODE, MR, NB)                                                                                        \
+    static __attribute__((noinline)) void KIND##_##MODE##_##MR##_##NB(                                                 \
+        const matrix *m, int64_t row, const float *x, int64_t ldx, const float *sums, float *scales, float *out) {     \
+        tile(KIND, MODE, MR, NB, m, row, x, ldx, sums, scales, out);                                                   \
     }
-#undef TILE
+#define SHAPES(KIND, MODE)                                                                                             \
+    ONE(KIND, MODE, 1, 1) ONE(KIND, MODE, 4, 1) ONE(KIND, MODE, 2, 2) ONE(KIND, MODE, 1, 4) ONE(KIND, MODE, 2, 4)
+#define MODES(KIND) SHAPES(KIND, WHOLE) SHAPES(KIND, GROUPS) SHAPES(KIND, UNITS)
+MODES(FP32) MODES(BF16) MODES(FP16) MODES(INT8) MODES(INT4) MODES(E4M3) MODES(E5M2)
+#define ROW(K, M) {K##_##M##_1_1, K##_##M##_4_1, K##_##M##_2_2, K##_##M##_1_4, K##_##M##_2_4}
+#define ROWS(K) {ROW(K, WHOLE), ROW(K, GROUPS), ROW(K, UNITS)}
+static tile_of *const TILES[7][3][5] = {ROWS(FP32), ROWS(BF16), ROWS(FP16), ROWS(INT8), ROWS(INT4), ROWS(E4M3), ROWS(E5M2)};
+#undef ONE
+#undef SHAPES
+#undef MODES
+#undef ROW
+#undef ROWS
+
+/* mr rows of W by nb of x, and where the products go. */
+INLINE void put_tile(tile_of *f, int mr, int nb, const matrix *m, int64_t r, const float *x, int64_t ldx,
+                     const float *sums, float *scales, float *y, int64_t ldy, int add) {
+    float out[16];
+    f(m, r, x, ldx, sums, scales, out);
+    for (int i = 0; i < mr; i++)
+        for (int k = 0; k < nb; k++) {
+            const float value = out[i * nb + k] + (m->bias ? m->bias[r + i] : 0);
+            float *place = y + k * ldy + r + i;
+            *place = add ? *place + value : value;
+        }
 }
 
 static void multiply(const matrix *m, int64_t from, int64_t to, int64_t rows, const float *x, int64_t ldx,
                      const float *sums, int64_t lds, float *scales, float *y, int64_t ldy, int add) {
     const int mode = m->span <= 0 || m->span >= m->columns ? WHOLE : m->span == UNIT ? UNITS : GROUPS;
-#define CASE(KIND)                                                                                                     \
-    case KIND:                                                                                                         \
-        if (mode == UNITS) rows_of(KIND, UNITS, m, from, to, rows, x, ldx, sums, lds, scales, y, ldy, add);            \
-        else if (mode == GROUPS) rows_of(KIND, GROUPS, m, from, to, rows, x, ldx, sums, lds, scales, y, ldy, add);     \
-        else rows_of(KIND, WHOLE, m, from, to, rows, x, ldx, sums, lds, scales, y, ldy, add);                          \
-        break
-    switch (m->kind) {
-        CASE(FP32);
-        CASE(BF16);
-        CASE(FP16);
-        CASE(INT8);
-        CASE(INT4);
-        CASE(E4M3);
-        CASE(E5M2);
+    tile_of *const *f = TILES[m->kind][mode];
+#define AT(F, MR, NB, R) put_tile(f[F], MR, NB, m, R, x + b * ldx, ldx, sums + b * lds, scales, y + b * ldy, ldy, add)
+    for (int64_t r = from; r < to;) {
+        const int four = r + 4 <= to;
+        for (int64_t b = 0; b < rows;) {
+            if (rows - b >= 4) {
+                if (four) {
+                    AT(4, 2, 4, r);
+                    AT(4, 2, 4, r + 2);
+                } else AT(3, 1, 4, r);
+                b += 4;
+            } else if (rows - b >= 2 && four) {
+                AT(2, 2, 2, r);
+                AT(2, 2, 2, r + 2);
+                b += 2;
+            } else {
+                if (four) AT(1, 4, 1, r);
+                else AT(0, 1, 1, r);
+                b += 1;
+            }
+        }
+        r += four ? 4 : 1;
     }
-#undef CASE
+#undef AT
 }
 
 #ifdef __AVX512BF16__
@@ -230,6 +256,7 @@ INLINE void tile_bf16(int mr, int nb, const matrix *m, int64_t row, const uint16
     __m512 total[16];
     UNROLL
     for (int i = 0; i < mr * nb; i++) total[i] = _mm512_setzero_ps();
+    for (int64_t c = 0; c < mr * columns; c += 32) __builtin_prefetch(w + AHEAD * mr * columns + c);
     for (int64_t c = 0; c < columns; c += UNIT) {
         const __mmask32 keep = columns - c >= UNIT ? 0xffffffffu : (1u << (columns - c)) - 1;
         __m512bh rows[4];
@@ -252,6 +279,14 @@ INLINE void tile_bf16(int mr, int nb, const matrix *m, int64_t row, const uint16
         }
 }
 
+#define ONE(MR, NB)                                                                                                    \
+    static __attribute__((noinline)) void dot_##MR##_##NB(const matrix *m, int64_t row, const uint16_t *x,             \
+                                                          int64_t ldx, float *y, int64_t ldy, int add) {               \
+        tile_bf16(MR, NB, m, row, x, ldx, y, ldy, add);                                                                \
+    }
+ONE(4, 4) ONE(1, 4) ONE(4, 1) ONE(1, 1)
+#undef ONE
+
 static void multiply_bf16(const matrix *m, int64_t from, int64_t to, int64_t rows, const uint16_t *x, int64_t ldx,
                           float *y, int64_t ldy, int add) {
     for (int64_t r = from; r < to;) {
@@ -260,12 +295,12 @@ static void multiply_bf16(const matrix *m, int64_t from, int64_t to, int64_t row
             const uint16_t *p = x + b * ldx;
             float *q = y + b * ldy;
             if (rows - b >= 4) {
-                if (four) tile_bf16(4, 4, m, r, p, ldx, q, ldy, add);
-                else tile_bf16(1, 4, m, r, p, ldx, q, ldy, add);
+                if (four) dot_4_4(m, r, p, ldx, q, ldy, add);
+                else dot_1_4(m, r, p, ldx, q, ldy, add);
                 b += 4;
             } else {
-                if (four) tile_bf16(4, 1, m, r, p, ldx, q, ldy, add);
-                else tile_bf16(1, 1, m, r, p, ldx, q, ldy, add);
+                if (four) dot_4_1(m, r, p, ldx, q, ldy, add);
+                else dot_1_1(m, r, p, ldx, q, ldy, add);
                 b += 1;
             }
         }
@@ -279,7 +314,7 @@ static void share(const room *o, const matrix *m, int64_t rows, const float *x, 
                   int add, int64_t from, int64_t to) {
     const int64_t span = m->span > 0 && m->span < m->columns ? m->span : m->columns;
     const int64_t groups = (m->columns + span - 1) / span, lds = up_to(groups, LANES);
-    if (m->kind == INT4 || m->zeros)
+    if (m->zeros)
         for (int64_t b = 0; b < rows; b++)
             for (int64_t g = 0; g < groups; g++) {
                 float total = 0;

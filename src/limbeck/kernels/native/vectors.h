@@ -15,6 +15,13 @@
 /* Loops over accumulators: rolled ones would keep them in memory. */
 #define UNROLL _Pragma("GCC unroll 16")
 
+/* Keep a loaded vector in a register: the compiler would rather load it again for each use. */
+#ifdef __AVX512F__
+#define HOLD(v) __asm__("" : "+v"(v))
+#else
+#define HOLD(v) (void)(v)
+#endif
+
 typedef float f32x16 __attribute__((vector_size(64)));
 typedef int32_t i32x16 __attribute__((vector_size(64)));
 typedef uint32_t u32x16 __attribute__((vector_size(64)));
