@@ -48,7 +48,6 @@ def limbeck(shape: Shape, kind: str, rows: int, new: int, prompt: int = PROMPT) 
 
     def work(turn: Turn) -> None:
         turn.imports("limbeck.decode.session", "limbeck.formats.huggingface", "limbeck.techniques.rtn")
-        import torch
         import torch.nn.functional as F
 
         from limbeck.data.batch import Batch

@@ -86,8 +86,7 @@ class Session:
     def select(self, rows: Sequence[int]) -> None:
         """Keep, repeat or reorder rows of the cache; ``rows`` index the present ones."""
         self._cache.select(torch.tensor(list(rows), device=self.model.device))
-        same, self.rows = len(rows) == self.rows, len(rows)
-        if same and self._compiled is not None:
+        if len(rows) != self.rows:
+            self._compiled, self._asked, self.rows = None, False, len(rows)
+        elif self._compiled is not None:
             self._compiled.bind()
-        else:
-            self._compiled, self._asked = None, False

@@ -16,12 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.kernels import native, packed
+from limbeck.kernels.packed_layout import Layout
 from limbeck.model.attention import Attention
 from limbeck.model.cache import KVCache
 from limbeck.model.decoder import Block, Decoder, FeedForward
 from limbeck.model.linear import Linear
 from limbeck.model.patterns import AnyPattern, Causal
-from limbeck.model.quantized import QuantizedEmbedding, QuantizedLinear
+from limbeck.model.quantized import QuantizedEmbedding, QuantizedLinear, QuantizedWeight
 
 __all__ = ["MOST_ROWS", "CompiledStep"]
 
@@ -45,13 +46,14 @@ class CompiledStep:
         self._held: list[Any] = []  # what the descriptions point into
         self._patterns: dict[AnyPattern, _Places] = {}
         c = model.config
-        self._layers = (native.Layer * c.layers)(*(self._layer(block) for block in model.blocks))
+        self._layers = (native.Layer * c.layers)(*(self._layer(b) for b in model.blocks if isinstance(b, Block)))
         gain, shift = self._norm(model.norm)
         self._model = native.Model(
             layers=c.layers, width=c.width, heads=c.heads, kv_heads=c.kv_heads, head_width=c.head_width,
             ffn=c.ffn_width, gated=c.gated, activation=_ACTIVATIONS.index(c.activation), rms=c.norm == "rms",
             cache_kind=native.KINDS[_CASTS[cache.stored]], rotary=model.rotary is not None, eps=c.norm_eps,
-            layer=self._layers, gain=gain, shift=shift, head=self._matrix(model.head),
+            layer=self._layers, gain=gain, shift=shift, head=self._matrix(model.head), embed=self._table(model.embed),
+            positions=native.Matrix() if model.positions is None else self._table(model.positions),
         )  # fmt: skip
         self.rows = 0
         self.bind()
@@ -81,8 +83,7 @@ class CompiledStep:
         self._slots = max(k.shape[2] for k in self.cache.keys)
         size = self._library.limbeck_scratch(ctypes.byref(self._model), rows, self._slots, self._threads)
         self._scratch = torch.zeros(size)
-        self._padded = torch.zeros(rows, -(-c.width // _UNIT) * _UNIT)
-        self._x = self._padded[:, : c.width]
+        self._x = torch.zeros(rows, -(-c.width // _UNIT) * _UNIT)
         self._logits = torch.empty(rows, c.head_rows)
 
     def run(self, tokens: Tensor, real: Tensor | None) -> Tensor:
@@ -96,18 +97,16 @@ class CompiledStep:
         """
         model, cache = self.model, self.cache
         positions, writes = cache.append(real)
-        self._x.copy_(model.embed(tokens))
         cosines = sines = None
         if model.positions is not None:
             model.check_reach(positions, cache.longest)
-            self._x.add_(model.positions(positions))
         elif model.rotary is not None:
             cosines, sines = model.rotary.tables(positions[:, None], cache.longest, torch.float32)
         for pattern, write in writes.items():
             self._patterns[pattern].take(pattern, write, positions, cache)
         self._library.limbeck_step(
-            ctypes.byref(self._model), self.rows, self._padded.data_ptr(), _at(cosines), _at(sines),
-            self._logits.data_ptr(), self._scratch.data_ptr(), self._slots, self._threads,
+            ctypes.byref(self._model), self.rows, tokens.data_ptr(), positions.data_ptr(), self._x.data_ptr(),
+            _at(cosines), _at(sines), self._logits.data_ptr(), self._scratch.data_ptr(), self._slots, self._threads,
         )  # fmt: skip
         return self._logits
 
@@ -134,21 +133,29 @@ class CompiledStep:
 
     def _matrix(self, linear: nn.Module) -> native.Matrix:
         assert isinstance(linear, Linear | QuantizedLinear)
-        bias = self._wide(linear.bias)
-        if isinstance(linear, Linear):
-            w = linear.weight
-            self._held.append(w)
-            kind = native.KINDS[_CASTS[w.dtype]]
-            return native.Matrix(
-                kind=kind, rows=w.shape[0], columns=w.shape[1], span=-1, codes=w.data_ptr(), bias=bias
-            )
-        codes, layout = linear.quantized.value(), linear.quantized.layout
+        made = self._codes(linear.quantized) if isinstance(linear, QuantizedLinear) else self._plain(linear.weight)
+        made.bias = self._wide(linear.bias)
+        return made
+
+    def _table(self, embedding: nn.Module) -> native.Matrix:
+        assert isinstance(embedding, nn.Embedding | QuantizedEmbedding)
+        if isinstance(embedding, QuantizedEmbedding):
+            return self._codes(embedding.quantized)
+        return self._plain(embedding.weight)
+
+    def _plain(self, weight: Tensor) -> native.Matrix:
+        self._held.append(weight)
+        kind = native.KINDS[_CASTS[weight.dtype]]
+        return native.Matrix(kind=kind, rows=weight.shape[0], columns=weight.shape[1], span=-1, codes=weight.data_ptr())
+
+    def _codes(self, quantized: QuantizedWeight) -> native.Matrix:
+        codes, layout = quantized.value(), quantized.layout
         self._held.append(codes)
-        scales = codes.scales
+        scales, half = codes.scales, layout.scale_dtype == torch.float16
         return native.Matrix(
             kind=native.KINDS[layout.kind], rows=layout.rows, columns=layout.columns,
-            span=-1 if scales is None else layout.span, half_scales=scales is not None and scales.dtype == torch.float16,
-            codes=codes.codes.data_ptr(), scales=_at(scales), zeros=_at(codes.zeros), bias=bias,
+            span=-1 if scales is None else layout.span, half_scales=half,
+            codes=codes.codes.data_ptr(), scales=_at(scales), zeros=_at(codes.zeros),
         )  # fmt: skip
 
     def _wide(self, x: Tensor | None) -> int | None:
@@ -196,7 +203,9 @@ def _serves(model: Decoder, cache: KVCache) -> bool:
         return False
     if model.dtype not in _CASTS or any(m._forward_hooks or m._forward_pre_hooks for m in model.modules()):
         return False  # whoever listens to a module wants it called
-    if type(model) is not Decoder or type(model.embed) not in (nn.Embedding, QuantizedEmbedding):
+    if type(model) is not Decoder or not _known_table(model.embed):
+        return False
+    if model.positions is not None and not _known_table(model.positions):
         return False
     return _known(model.head) and all(_known_block(block) for block in model.blocks)
 
@@ -210,10 +219,21 @@ def _known_block(block: nn.Module) -> bool:
 
 def _known(linear: nn.Module) -> bool:
     if type(linear) is Linear:
-        return linear.weight.dtype in _CASTS and linear.weight.is_contiguous()
-    if type(linear) is not QuantizedLinear:
-        return False
-    layout = linear.quantized.layout
+        return _known_weight(linear.weight)
+    return type(linear) is QuantizedLinear and _known_layout(linear.quantized.layout)
+
+
+def _known_table(table: nn.Module) -> bool:
+    if type(table) is nn.Embedding:
+        return table.max_norm is None and _known_weight(table.weight)
+    return type(table) is QuantizedEmbedding and _known_layout(table.quantized.layout)
+
+
+def _known_weight(weight: Tensor) -> bool:
+    return weight.dtype in _CASTS and weight.is_contiguous()
+
+
+def _known_layout(layout: Layout) -> bool:
     one_scale = layout.span == 0 or layout.span >= layout.columns or layout.scale_dtype is None
     scales = layout.scale_dtype in (None, torch.float32, torch.float16)
     return layout.kind in native.KINDS and scales and (one_scale or layout.span % _UNIT == 0)

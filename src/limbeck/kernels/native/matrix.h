@@ -64,12 +64,49 @@ INLINE void widen(const void *from, int half, int64_t first, int64_t count, floa
     const uint16_t *p = (const uint16_t *)from + first;
     int64_t i = 0;
     for (; i + LANES <= count; i += LANES) store(to + i, load16(FP16, (const uint8_t *)(p + i)));
+#if defined(__AVX512BW__) && defined(__AVX512VL__) /* a full vector is written: what lies behind is overwritten by the next row, or room to spare */
+    if (i < count) {
+        const __mmask16 keep = (__mmask16)((1u << (count - i)) - 1);
+        store(to + i, (f32x16)_mm512_cvtph_ps(_mm256_maskz_loadu_epi16(keep, p + i)));
+        return;
+    }
+#endif
     if (i < count) {
         uint16_t rest[LANES] = {0};
         float wide[LANES];
         memcpy(rest, p + i, (count - i) * sizeof(uint16_t));
         store(wide, load16(FP16, (const uint8_t *)rest));
         memcpy(to + i, wide, (count - i) * sizeof(float));
+    }
+}
+
+/* One row of the matrix as floats, added to ``to`` (columns). */
+static void add_row(const matrix *m, int64_t row, float *to) {
+    const int64_t columns = m->columns, size = SIZE[m->kind];
+    const int64_t span = m->span > 0 && m->span < columns ? m->span : columns, groups = (columns + span - 1) / span;
+    const uint8_t *p = m->codes + row * bytes_of((int)m->kind, columns);
+    for (int64_t g = 0; g < groups; g++) {
+        float scale = 1, zero = 0, wide[LANES];
+        const int64_t at = m->span == 0 ? 0 : row * groups + g, end = (g + 1) * span < columns ? (g + 1) * span : columns;
+        if (m->span >= 0) {
+            widen(m->scales, (int)m->half_scales, at, 1, wide);
+            scale = wide[0];
+        }
+        if (m->zeros) {
+            widen(m->zeros, (int)m->half_scales, at, 1, wide);
+            zero = wide[0];
+        }
+        if (m->kind == INT4) {
+            const int offset = m->zeros ? 0 : 8;
+            for (int64_t c = g * span; c < end; c++)
+                to[c] += (float)((c % 2 ? p[c / 2] >> 4 : p[c / 2] & 15) - offset) * scale + zero;
+            continue;
+        }
+        for (int64_t c = g * span; c < end; c += LANES) {
+            const int64_t count = end - c < LANES ? end - c : LANES;
+            store(wide, load_rest((int)m->kind, p + c * size, count, (int)size) * scale + zero);
+            for (int64_t i = 0; i < count; i++) to[c + i] += wide[i];
+        }
     }
 }
 
@@ -120,6 +157,11 @@ INLINE void tile(int kind, int mode, int mr, int nb, const matrix *m, int64_t ro
     }
     const f32x16 nibbles = nibbles_of(m);
     for (int64_t c = 0; c < mr * width; c += 64) __builtin_prefetch(p[0] + AHEAD * mr * width + c);
+    if (mode != WHOLE) {
+        const int64_t beside = mr * groups * (m->half_scales ? 2 : 4);
+        const uint8_t *next = (const uint8_t *)m->scales + (row + AHEAD * mr) * groups * (m->half_scales ? 2 : 4);
+        for (int64_t c = 0; c < beside; c += 64) __builtin_prefetch(next + c);
+    }
     int64_t u = 0, g = 0;
     if (mode == UNITS) /* a scale every 32 columns: no sums between */
         for (; g < units; g++) {

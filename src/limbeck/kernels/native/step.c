@@ -19,7 +19,7 @@ typedef struct {
     double eps;
     const layer *layer;
     const float *gain, *shift; /* of the last norm */
-    matrix head;
+    matrix head, embed, positions; /* positions: none (codes 0) where they are rotary */
 } model;
 
 enum { GELU_TANH, GELU, SILU, RELU };
@@ -191,9 +191,10 @@ int64_t limbeck_scratch(const model *m, int64_t rows, int64_t slots, int64_t thr
 
 /* Run one token of every sequence.
  *
- * x: (rows, up_to(width, UNIT)) embeddings, zeros behind; overwritten. cosines, sines: (rows, D / 2), or none.
- * logits: (rows, V). scratch: zeros at the first call. */
-void limbeck_step(const model *m, int64_t rows, float *x, const float *cosines, const float *sines, float *logits,
+ * tokens, positions: (rows). x: (rows, up_to(width, UNIT)), zeros behind the width. cosines, sines: (rows, D / 2), or
+ * none. logits: (rows, V). scratch: zeros at the first call. */
+void limbeck_step(const model *m, int64_t rows, const int64_t *tokens, const int64_t *positions, float *x,
+                  const float *cosines, const float *sines, float *logits,
                   float *scratch, int64_t slots, int64_t threads) {
     const int64_t d = m->head_width, q_width = m->heads * d, kv_width = m->kv_heads * d, qkv_width = q_width + 2 * kv_width;
     const int64_t ldx = up_to(m->width, UNIT), ldqkv = up_to(qkv_width, UNIT), lda = up_to(q_width, UNIT);
@@ -201,6 +202,11 @@ void limbeck_step(const model *m, int64_t rows, float *x, const float *cosines, 
     const float factor = (float)(1 / sqrt((double)d));
     float *qkv = scratch, *mixed = qkv + rows * ldqkv, *inner = mixed + rows * lda, *gates = inner + rows * ldf;
     const int64_t own = up_to(3 * rows * widest + 8 * widest + slots + 2 * up_to(d, UNIT) + 4 * UNIT, UNIT);
+    for (int64_t b = 0; b < rows; b++) {
+        memset(x + b * ldx, 0, m->width * sizeof(float));
+        add_row(&m->embed, tokens[b], x + b * ldx);
+        if (m->positions.codes) add_row(&m->positions, positions[b], x + b * ldx);
+    }
 #pragma omp parallel num_threads((int)threads)
     {
         const int64_t t = omp_get_thread_num(), n = omp_get_num_threads();
