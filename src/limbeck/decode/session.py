@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.data.batch import Batch
-from limbeck.decode.step import CompiledStep
+from limbeck.decode.step import MOST_ROWS, CompiledStep
 from limbeck.model.cache import KVCache, KVKind
 from limbeck.model.decoder import Decoder
 
@@ -74,14 +74,44 @@ class Session:
 
         The logits of a row that is not alive mean nothing; those of the others hold until the next step.
         """
-        ids = torch.tensor(list(tokens), device=self.model.device)
+        ids = torch.tensor(list(tokens), device=self.model.device)[:, None]
+        compiled = self._step_for(1)
+        if compiled is not None:
+            return compiled.run(ids, None if alive is None else torch.tensor(list(alive)))[:, 0]
+        lengths = None if alive is None else [int(a) for a in alive]
+        logits: Tensor = self.model(Batch.of_ids(ids, lengths), cache=self._cache)
+        return logits[:, -1]
+
+    def extend(self, tokens: Sequence[Sequence[int]]) -> Tensor:
+        """Append equally many tokens to every row; returns the logits (B, T, V) after each, until the next call."""
+        ids = torch.tensor([list(row) for row in tokens], device=self.model.device)
+        compiled = self._step_for(ids.shape[1])
+        if compiled is not None:
+            return compiled.run(ids)
+        logits: Tensor = self.model(Batch.of_ids(ids), cache=self._cache)
+        return logits
+
+    def rewind(self, lengths: Sequence[int]) -> None:
+        """Forget all but the first ``lengths`` tokens of each row.
+
+        Raises:
+            ValueError: a rolling pattern has overwritten what would have to come back.
+        """
+        self._cache.rewind(torch.tensor(list(lengths), device=self.model.device))
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens held of each row."""
+        out: list[int] = self._cache.lengths.tolist()
+        return out
+
+    def _step_for(self, each: int) -> CompiledStep | None:
+        """The compiled step, where it serves ``each`` tokens of every row."""
         if not self._asked:
             self._compiled, self._asked = CompiledStep.of(self.model, self._cache), True
-        if self._compiled is not None:
-            return self._compiled.run(ids, None if alive is None else torch.tensor(list(alive)))
-        lengths = None if alive is None else [int(a) for a in alive]
-        logits: Tensor = self.model(Batch.of_ids(ids[:, None], lengths), cache=self._cache)
-        return logits[:, -1]
+        if self._compiled is None or each * self.rows > MOST_ROWS:
+            return None
+        return self._compiled if each == 1 or self._cache.causal else None
 
     def select(self, rows: Sequence[int]) -> None:
         """Keep, repeat or reorder rows of the cache; ``rows`` index the present ones."""

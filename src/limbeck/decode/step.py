@@ -35,11 +35,7 @@ _ACTIVATIONS = ("gelu_tanh", "gelu", "silu", "relu")
 
 
 class CompiledStep:
-    """A decoder and a cache, described to the compiled kernels.
-
-    Attributes:
-        rows: sequences of a step.
-    """
+    """A decoder and a cache, described to the compiled kernels."""
 
     def __init__(self, library: ctypes.CDLL, model: Decoder, cache: KVCache) -> None:
         self._library, self.model, self.cache = library, model, cache
@@ -55,7 +51,7 @@ class CompiledStep:
             layer=self._layers, gain=gain, shift=shift, head=self._matrix(model.head), embed=self._table(model.embed),
             positions=native.Matrix() if model.positions is None else self._table(model.positions),
         )  # fmt: skip
-        self.rows = 0
+        self._rooms: dict[int, _Room] = {}
         self.bind()
 
     @classmethod
@@ -67,57 +63,63 @@ class CompiledStep:
         return None if library is None else cls(library, model, cache)
 
     def bind(self) -> None:
-        """Take up the cache's tensors and rows as they are now: after rows were selected."""
-        rows, c = self.cache.lengths.shape[0], self.model.config
+        """Take up the cache's tensors as they are now: after rows were selected."""
         for i, layer in enumerate(self._layers):
-            places = self._places(c.pattern_at(i), i, rows)
+            slots = self.cache.keys[i].shape[2]
+            places = self._places(self.model.config.pattern_at(i), slots)
             layer.keys, layer.values = self.cache.keys[i].data_ptr(), self.cache.values[i].data_ptr()
-            layer.slots = self.cache.keys[i].shape[2]
+            layer.slots = slots
             layer.write, layer.count, layer.mask = places.pointers
             if self.cache.key_scales:
                 layer.key_scales = self.cache.key_scales[i].data_ptr()
                 layer.value_scales = self.cache.value_scales[i].data_ptr()
-        if rows == self.rows:
-            return
-        self.rows, self._threads = rows, torch.get_num_threads()
-        self._slots = max(k.shape[2] for k in self.cache.keys)
-        size = self._library.limbeck_scratch(ctypes.byref(self._model), rows, self._slots, self._threads)
-        self._scratch = torch.zeros(size)
-        self._x = torch.zeros(rows, -(-c.width // _UNIT) * _UNIT)
-        self._logits = torch.empty(rows, c.head_rows)
 
-    def run(self, tokens: Tensor, real: Tensor | None) -> Tensor:
-        """Append ``tokens`` (B,) to the rows that are ``real`` (B,) bool, None: all; returns logits (B, V), fp32.
+    def run(self, tokens: Tensor, real: Tensor | None = None) -> Tensor:
+        """Append ``tokens`` (B, T) to the rows that are ``real`` (B,) bool, None: all; returns logits (B, T, V), fp32.
 
-        The result is this step's own buffer: the next step overwrites it.
+        The result is this step's own buffer: the next step of as many tokens overwrites it.
+
+        Args:
+            tokens: at most ``MOST_ROWS`` in all; several a row only where every layer is causal.
+            real: None where T is more than 1.
 
         Raises:
             DataError: a sequence is longer than learned positions reach.
             ValueError: the cache is full.
         """
-        model, cache = self.model, self.cache
-        positions, writes = cache.append(real)
+        model, cache, rows, each = self.model, self.cache, tokens.numel(), tokens.shape[1]
+        positions, writes = cache.append(real, each)
+        flat = positions.flatten()
         cosines = sines = None
         if model.positions is not None:
-            model.check_reach(positions, cache.longest)
+            model.check_reach(flat, cache.longest)
         elif model.rotary is not None:
-            cosines, sines = model.rotary.tables(positions[:, None], cache.longest, torch.float32)
+            cosines, sines = model.rotary.tables(flat[:, None], cache.longest, torch.float32)
         for pattern, write in writes.items():
-            self._patterns[pattern].take(pattern, write, positions, cache)
+            self._patterns[pattern].take(pattern, write.flatten(), flat, cache)
+        room = self._room(rows)
         self._library.limbeck_step(
-            ctypes.byref(self._model), self.rows, tokens.data_ptr(), positions.data_ptr(), self._x.data_ptr(),
-            _at(cosines), _at(sines), self._logits.data_ptr(), self._scratch.data_ptr(), self._slots, self._threads,
+            ctypes.byref(self._model), rows, each, tokens.data_ptr(), flat.data_ptr(), room.x.data_ptr(),
+            _at(cosines), _at(sines), room.logits.data_ptr(), room.scratch.data_ptr(), room.slots, room.threads,
         )  # fmt: skip
-        return self._logits
+        return room.logits.view(-1, each, room.logits.shape[1])
 
-    def _places(self, pattern: AnyPattern, layer: int, rows: int) -> _Places:
-        held = self._patterns.get(pattern)
-        if held is None or held.write.shape[0] != rows:
-            slots = self.cache.keys[layer].shape[2]
-            mask = None if isinstance(pattern, Causal) else torch.zeros(rows, slots, dtype=torch.bool)
-            held = _Places(torch.zeros(rows, dtype=torch.int64), torch.zeros(rows, dtype=torch.int64), mask)
-            self._patterns[pattern] = held
-        return held
+    def _room(self, rows: int) -> _Room:
+        """Memory for a step of ``rows`` tokens, kept for the next."""
+        if rows not in self._rooms:
+            c, threads = self.model.config, torch.get_num_threads()
+            slots = max(k.shape[2] for k in self.cache.keys)
+            size = self._library.limbeck_scratch(ctypes.byref(self._model), rows, slots, threads)
+            x = torch.zeros(rows, -(-c.width // _UNIT) * _UNIT)
+            self._rooms[rows] = _Room(x, torch.empty(rows, c.head_rows), torch.zeros(size), slots, threads)
+        return self._rooms[rows]
+
+    def _places(self, pattern: AnyPattern, slots: int) -> _Places:
+        if pattern not in self._patterns:
+            mask = None if isinstance(pattern, Causal) else torch.zeros(MOST_ROWS, slots, dtype=torch.bool)
+            write, count = (torch.zeros(MOST_ROWS, dtype=torch.int64) for _ in range(2))
+            self._patterns[pattern] = _Places(write, count, mask)
+        return self._patterns[pattern]
 
     def _layer(self, block: Block) -> native.Layer:
         attention_gain, attention_shift = self._norm(block.attention_norm)
@@ -168,8 +170,19 @@ class CompiledStep:
 
 
 @dataclass(frozen=True, slots=True)
+class _Room:
+    """Memory of steps of one size: (rows, width) padded, (rows, V), scratch made for so many slots and threads."""
+
+    x: Tensor
+    logits: Tensor
+    scratch: Tensor
+    slots: int
+    threads: int
+
+
+@dataclass(frozen=True, slots=True)
 class _Places:
-    """Where the layers of one pattern write and look: (B,) slot, (B,) slots to look at, (B, S) which of them."""
+    """Where the layers of one pattern write and look: (rows,) slot, (rows,) slots to look at, (rows, S) which."""
 
     write: Tensor
     count: Tensor
@@ -180,15 +193,14 @@ class _Places:
         return self.write.data_ptr(), self.count.data_ptr(), _at(self.mask)
 
     def take(self, pattern: AnyPattern, write: Tensor, positions: Tensor, cache: KVCache) -> None:
-        self.write.copy_(write)
-        if self.mask is None:  # a causal cache's slots are positions: all that is held, this token too
-            self.count.copy_(cache.lengths)
+        rows = write.shape[0]
+        self.write[:rows] = write
+        if self.mask is None:  # a causal cache's slots are positions: all up to its own
+            torch.add(positions, 1, out=self.count[:rows])
             return
         held = cache.held(pattern)
-        live = min(cache.longest, held.shape[1] - 1)
-        self.count.fill_(live)
-        seen = (held >= 0) & pattern.allows(positions[:, None], held)
-        self.mask.copy_(seen)
+        self.count[:rows] = min(cache.longest, held.shape[1] - 1)
+        self.mask[:rows] = (held >= 0) & pattern.allows(positions[:, None], held)
 
 
 def _at(x: Tensor | None) -> int | None:

@@ -135,6 +135,6 @@ def _open(path: Path) -> ctypes.CDLL:
     model = ctypes.POINTER(Model)
     lib.limbeck_scratch.argtypes = (model, _i64, _i64, _i64)
     lib.limbeck_scratch.restype = _i64
-    lib.limbeck_step.argtypes = (model, _i64, *[_pointer] * 7, _i64, _i64)
+    lib.limbeck_step.argtypes = (model, _i64, _i64, *[_pointer] * 7, _i64, _i64)
     lib.limbeck_step.restype = None
     return lib

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from limbeck.data.batch import Batch
 from limbeck.model.config import DecoderConfig
-from limbeck.model.patterns import AnyPattern
+from limbeck.model.patterns import AnyPattern, Causal
 
 __all__ = ["KVCache", "KVKind", "Slots"]
 
@@ -83,6 +83,11 @@ class KVCache:
         state = (*self.keys, *self.values, *self.key_scales, *self.value_scales)
         return sum(x.numel() * x.element_size() for x in state)
 
+    @property
+    def causal(self) -> bool:
+        """Every layer keeps all tokens, each in the slot of its position."""
+        return all(isinstance(p, Causal) for p in self._held)
+
     def held(self, pattern: AnyPattern) -> Tensor:
         """(B, S) position that each slot of a pattern's ring holds, -1 where empty."""
         return self._held[pattern]
@@ -115,27 +120,34 @@ class KVCache:
         self.longest += batch.ids.shape[1]
         return plans
 
-    def append(self, real: Tensor | None) -> tuple[Tensor, dict[AnyPattern, Tensor]]:
-        """Reserve a slot for one token of every row that is ``real`` (B,) bool, None: all; as ``plan``, in place.
+    def append(self, real: Tensor | None, count: int = 1) -> tuple[Tensor, dict[AnyPattern, Tensor]]:
+        """Reserve slots for ``count`` tokens of every row that is ``real`` (B,) bool, None: all; as ``plan``, in place.
+
+        Args:
+            real: None where ``count`` is more than 1.
+            count: more than 1 only where every pattern is causal: in a ring later tokens overwrite what earlier see.
 
         Returns:
-            (B,) positions of the tokens, 0 where there is none, and by pattern the (B,) slots to write them to.
+            (B, count) positions of the tokens, 0 where there is none, and by pattern the (B, count) slots to write to.
 
         Raises:
             ValueError: a row would outgrow ``capacity``.
         """
-        if self.longest + 1 > self.capacity:
-            raise ValueError(f"the cache holds {self.longest} of {self.capacity} tokens: 1 more does not fit")
-        positions = self.lengths.clone() if real is None else torch.where(real, self.lengths, 0)
+        if self.longest + count > self.capacity:
+            raise ValueError(f"the cache holds {self.longest} of {self.capacity} tokens: {count} more do not fit")
+        positions = self.lengths[:, None] + torch.arange(count, device=self.lengths.device)
+        if real is not None:
+            positions = torch.where(real[:, None], positions, 0)
         writes = {}
         for pattern, held in self._held.items():
             write, value = pattern.slot(positions), positions
             if real is not None:
-                write, value = torch.where(real, write, held.shape[1] - 1), torch.where(real, positions, -1)
-            held.scatter_(1, write[:, None], value[:, None])
+                write = torch.where(real[:, None], write, held.shape[1] - 1)
+                value = torch.where(real[:, None], positions, -1)
+            held.scatter_(1, write, value)
             writes[pattern] = write
-        self.lengths = self.lengths + (1 if real is None else real)
-        self.longest += 1
+        self.lengths = self.lengths + (count if real is None else real)
+        self.longest += count
         return positions, writes
 
     def write(self, layer: int, slots: Slots, keys: Tensor, values: Tensor) -> None:

@@ -9,9 +9,9 @@ typedef struct {
     void *keys, *values; /* (B, KV, S, D) in the cache's kind */
     float *key_scales, *value_scales; /* (B, KV, S), of an int8 cache */
     int64_t slots;            /* S */
-    const int64_t *write;     /* (B) slot of the new token */
-    const int64_t *count;     /* (B) slots to look at, from the first on */
-    const uint8_t *mask;      /* (B, S) nonzero where seen, or none: all of them */
+    const int64_t *write;     /* (rows) slot of the new token */
+    const int64_t *count;     /* (rows) slots to look at, from the first on */
+    const uint8_t *mask;      /* (rows, S) nonzero where seen, or none: all of them */
 } layer;
 
 typedef struct {
@@ -189,11 +189,11 @@ int64_t limbeck_scratch(const model *m, int64_t rows, int64_t slots, int64_t thr
     return shared + threads * up_to(own, UNIT);
 }
 
-/* Run one token of every sequence.
+/* Run ``each`` tokens of every sequence, one after the other; ``rows`` counts all of them.
  *
- * tokens, positions: (rows). x: (rows, up_to(width, UNIT)), zeros behind the width. cosines, sines: (rows, D / 2), or
+ * tokens, positions: (rows), a sequence's own beside each other; so are what the layers' places are told by. x: (rows, up_to(width, UNIT)), zeros behind the width. cosines, sines: (rows, D / 2), or
  * none. logits: (rows, V). scratch: zeros at the first call. */
-void limbeck_step(const model *m, int64_t rows, const int64_t *tokens, const int64_t *positions, float *x,
+void limbeck_step(const model *m, int64_t rows, int64_t each, const int64_t *tokens, const int64_t *positions, float *x,
                   const float *cosines, const float *sines, float *logits,
                   float *scratch, int64_t slots, int64_t threads) {
     const int64_t d = m->head_width, q_width = m->heads * d, kv_width = m->kv_heads * d, qkv_width = q_width + 2 * kv_width;
@@ -225,11 +225,12 @@ void limbeck_step(const model *m, int64_t rows, const int64_t *tokens, const int
             portion(qkv_width, 4, t, n, &from, &to);
             share(&o, &l->qkv, rows, normed, ldx, qkv, ldqkv, 0, from, to);
 #pragma omp barrier
-            portion(rows * m->kv_heads, 1, t, n, &from, &to);
-            for (int64_t pair = from; pair < to; pair++) {
-                const int64_t b = pair / m->kv_heads, h = pair % m->kv_heads;
+            portion(rows / each * m->kv_heads, 1, t, n, &from, &to);
+            for (int64_t turn_of = from * each; turn_of < to * each; turn_of++) {
+                const int64_t pair = turn_of / each, sequence = pair / m->kv_heads, h = pair % m->kv_heads;
+                const int64_t b = sequence * each + turn_of % each; /* its own earlier tokens are stored by now */
                 float *row = qkv + b * ldqkv, *key = row + q_width + h * d, *value = key + kv_width;
-                const int64_t base = (b * m->kv_heads + h) * l->slots, size = SIZE[m->cache_kind] * d;
+                const int64_t base = (sequence * m->kv_heads + h) * l->slots, size = SIZE[m->cache_kind] * d;
                 const int64_t slot = base + l->write[b];
                 if (m->rotary) turn(key, d / 2, cosines + b * (d / 2), sines + b * (d / 2));
                 keep(m->cache_kind, key, d, (uint8_t *)l->keys + slot * size, l->key_scales ? l->key_scales + slot : 0);
