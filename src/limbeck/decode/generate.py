@@ -19,7 +19,7 @@ from limbeck.decode.text import GrowingText
 from limbeck.errors import ConfigError, DataError, RunError
 from limbeck.model.decoder import Decoder
 
-__all__ = ["Generation", "OnText", "fit_prompts", "generate"]
+__all__ = ["Generation", "OnText", "Row", "fit_prompts", "generate", "occurrences"]
 
 T = TypeVar("T")
 
@@ -91,10 +91,10 @@ def generate(
             for some in _chunks(order, max(1, batch_size // decoding.beams)):
                 _search(model, tokenizer, some, ready, decoding, ends, on_text, out)
             return out
-        before = _occurrences(prompts)
+        before = occurrences(prompts)
         jobs = [(i, s) for i in order for s in range(decoding.samples)]
         for chunk in _chunks(jobs, max(1, batch_size)):
-            rows = [_Row(i, s, ready[i], decoding, (prompts[i], before[i]), tokenizer, on_text) for i, s in chunk]
+            rows = [Row(i, s, ready[i], decoding, (prompts[i], before[i]), tokenizer, on_text) for i, s in chunk]
             _decode(model, tokenizer.pad_id, rows, decoding, ends)
             for row in rows:
                 out[row.prompt_number].append(row.result())
@@ -139,7 +139,7 @@ def fit_prompts(
     return out
 
 
-class _Row:
+class Row:
     """One sequence being generated."""
 
     def __init__(
@@ -183,11 +183,11 @@ class _Row:
         return Generation(tuple(self.ids), self.text.text, self.stopped, self.log_prob, self.log_prob)
 
 
-def _decode(model: Decoder, pad_id: int, rows: Sequence[_Row], decoding: Decoding, ends: Sequence[int]) -> None:
+def _decode(model: Decoder, pad_id: int, rows: Sequence[Row], decoding: Decoding, ends: Sequence[int]) -> None:
     """Generate all ``rows`` together, in place."""
     first = {row.prompt_number: row.prompt for row in rows}
     place = {number: i for i, number in enumerate(first)}
-    session = Session(model, list(first.values()), decoding.max_new_tokens, pad_id)
+    session = Session(model, list(first.values()), decoding.max_new_tokens, pad_id, decoding.cache)
     logits = session.start()
     if len(first) < len(rows):  # samples share the forward over their prompt
         repeat = [place[row.prompt_number] for row in rows]
@@ -215,7 +215,7 @@ class _Picked(NamedTuple):
     log_probs: list[float]
 
 
-def _pick(logits: Tensor, rows: Sequence[_Row], decoding: Decoding) -> _Picked:
+def _pick(logits: Tensor, rows: Sequence[Row], decoding: Decoding) -> _Picked:
     """Choose one token for each row from ``logits`` (B, V)."""
     logits = logits.to(torch.float64 if logits.dtype == torch.float64 else torch.float32)
     scores = logits
@@ -267,7 +267,7 @@ def _search(
                 on_text(number, rank, text)
 
 
-def _occurrences(prompts: Sequence[Sequence[int]]) -> list[int]:
+def occurrences(prompts: Sequence[Sequence[int]]) -> list[int]:
     """How many equal prompts stand before each."""
     count: dict[tuple[int, ...], int] = {}
     out = []

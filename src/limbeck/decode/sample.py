@@ -11,7 +11,17 @@ from torch import Tensor
 
 from limbeck.decode.settings import Decoding
 
-__all__ = ["choose", "draw", "keep_min_p", "keep_top_k", "keep_top_p", "penalise_repeats", "seen_tokens", "uniforms"]
+__all__ = [
+    "choose",
+    "distribution",
+    "draw",
+    "keep_min_p",
+    "keep_top_k",
+    "keep_top_p",
+    "penalise_repeats",
+    "seen_tokens",
+    "uniforms",
+]
 
 
 def penalise_repeats(scores: Tensor, seen: Tensor, penalty: float) -> Tensor:
@@ -94,6 +104,25 @@ def choose(logits: Tensor, decoding: Decoding, uniform: Tensor | None) -> Tensor
     """
     if uniform is None:
         return logits.argmax(dim=-1)
+    scores, ids = _filtered(logits, decoding)
+    index = draw(scores, uniform)
+    return index if ids is None else ids.gather(-1, index[:, None]).squeeze(-1)
+
+
+def distribution(logits: Tensor, decoding: Decoding) -> Tensor:
+    """(B, V) fp64 probabilities from which ``choose`` draws; greedy: all on the likeliest token."""
+    if decoding.temperature == 0:
+        best = logits.argmax(dim=-1, keepdim=True)
+        return torch.zeros(logits.shape, dtype=torch.float64, device=logits.device).scatter_(-1, best, 1.0)
+    scores, ids = _filtered(logits, decoding)
+    probabilities = scores.softmax(dim=-1)
+    return (
+        probabilities if ids is None else torch.zeros_like(logits, dtype=torch.float64).scatter_(-1, ids, probabilities)
+    )
+
+
+def _filtered(logits: Tensor, decoding: Decoding) -> tuple[Tensor, Tensor | None]:
+    """Scores (B, N) in fp64 of what may be drawn, and its ids (B, N); None: the whole vocabulary in order."""
     scores, ids = logits.double() / decoding.temperature, None
     if decoding.top_k:
         scores, ids = keep_top_k(scores, decoding.top_k)
@@ -101,8 +130,7 @@ def choose(logits: Tensor, decoding: Decoding, uniform: Tensor | None) -> Tensor
         scores = keep_top_p(scores, decoding.top_p)
     if decoding.min_p:
         scores = keep_min_p(scores, decoding.min_p)
-    index = draw(scores, uniform)
-    return index if ids is None else ids.gather(-1, index[:, None]).squeeze(-1)
+    return scores, ids
 
 
 def uniforms(seed: int, prompt: Sequence[int], occurrence: int, sample: int) -> np.random.Generator:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field, field_validator, model_validator
 
 from limbeck.config import Config
+from limbeck.model.cache import KVKind
 
 __all__ = ["Decoding"]
 
@@ -29,6 +30,7 @@ class Decoding(Config):
     stop: tuple[str, ...] = Field(
         (), description="texts that end a generation; they are cut off", json_schema_extra={"verbatim": True}
     )
+    cache: KVKind = Field("model", description="keys and values are kept in the model's dtype, or rounded to int8")
     truncate_prompts: bool = Field(False, description="cut a prompt that does not fit on its left, not refuse it")
     beyond_context: bool = Field(False, description="let rotary positions run past the model's trained length")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,8 +16,10 @@ from limbeck.data.readers import read
 from limbeck.data.tokenizer import Tokenizer
 from limbeck.decode.generate import Generation, OnText, fit_prompts, generate
 from limbeck.decode.settings import Decoding
+from limbeck.decode.speculative import speculate
 from limbeck.errors import ConfigError, DataError
-from limbeck.formats.load import load_bundle
+from limbeck.formats.load import Bundle, load_bundle
+from limbeck.model.decoder import Decoder
 from limbeck.recipes.parts import device_of, dtype_of
 from limbeck.recipes.recipe import Recipe, Report, Session
 from limbeck.storage import write_json
@@ -43,6 +46,10 @@ class Generate(Recipe):
     system: str = Field(
         "", description="what the system says before the prompt, with chat", json_schema_extra={"verbatim": True}
     )
+    draft: str | None = Field(
+        None, description="small model of the same tokenizer that proposes tokens: a folder, a run or a Hub id"
+    )
+    proposals: int = Field(4, ge=1, le=15, description="most tokens that the draft proposes at once")
     decoding: Decoding = Field(default_factory=Decoding, description="how new tokens are chosen")
 
     def run(self, session: Session) -> Report:
@@ -59,16 +66,19 @@ class Generate(Recipe):
         if stream:
             fit_prompts(bundle.model, prompts, self.decoding, bundle.tokenizer)  # refuse before anything is shown
             session.write(f"{texts[0]}\n" if self.chat else texts[0])
+        draft = None if self.draft is None else self._draft(bundle)
+        on_text, worth = _writer(session) if stream else None, None
         started = time.perf_counter()
-        out = generate(
-            bundle.model,
-            bundle.tokenizer,
-            prompts,
-            decoding,
-            batch_size=self.batch_size,
-            end_ids=ends,
-            on_text=_writer(session) if stream else None,
-        )
+        if draft is None:
+            out = generate(
+                bundle.model, bundle.tokenizer, prompts, decoding, batch_size=self.batch_size, end_ids=ends,
+                on_text=on_text,
+            )  # fmt: skip
+        else:
+            out, worth = speculate(
+                bundle.model, draft, bundle.tokenizer, prompts, decoding, proposals=self.proposals, end_ids=ends,
+                on_text=on_text,
+            )  # fmt: skip
         seconds = time.perf_counter() - started
         if stream:
             session.write("\n")
@@ -82,13 +92,26 @@ class Generate(Recipe):
             "seconds": seconds,
             "tokens_per_second": tokens / seconds if seconds > 0 else None,
         }
+        if worth is not None:
+            values["speculation"] = {**asdict(worth), "acceptance": worth.acceptance}
         if self.out is not None:
             write_json(Path(self.out) / "generations.json", values)
         if not stream:
             for name, text, some in zip(names, texts, out, strict=True):
                 session.write("".join(_shown(name, f"{text}\n" if self.chat else text, g) for g in some))
         rate = f"{tokens} tokens in {seconds:.2f} s"
+        if worth is not None and worth.acceptance is not None:
+            rate += f"; {worth.acceptance:.1%} of {worth.proposed} proposals kept, {worth.rounds} forwards of the model"
         return Report(values, (RichText(rate, style="dim"),))
+
+    def _draft(self, bundle: Bundle) -> Decoder:
+        assert self.draft is not None
+        draft = load_bundle(self.draft, dtype_of(self.dtype), device_of(self.device))
+        if draft.tokenizer.fingerprint != bundle.tokenizer.fingerprint:
+            raise ConfigError(
+                f"draft {self.draft} has another tokenizer than {self.model}: take one of the same, a distilled student"
+            )
+        return draft.model
 
     def _texts(self) -> tuple[list[str], list[str]]:
         if self.prompts is None:
@@ -111,6 +134,10 @@ class Generate(Recipe):
     def _agrees(self) -> Generate:
         if self.system and not self.chat:
             raise ValueError("system needs chat: without it a prompt is continued as it is")
+        if self.draft is None and "proposals" in self.model_fields_set:
+            raise ValueError("proposals needs a draft that makes them")
+        if self.draft is not None and self.decoding.beams > 1:
+            raise ValueError("a draft proposes for sampling and greedy decoding, not for beams: set one of them")
         return self
 
     def _ids(self, tokenizer: Tokenizer, text: str) -> list[int]:
