@@ -61,6 +61,20 @@ def test_masters_collect_in_fp32_and_the_model_holds_no_gradient() -> None:
     assert all(p.grad is None for p in held.trained.values())
 
 
+def test_alone_the_gradients_stay_with_the_model_in_bf16() -> None:
+    model, other = tiny(), tiny()
+    held, apart = Weights(model, "bf16", alone=True), Weights(other, "bf16")
+    backward(model)
+    backward(other)
+    assert all(p.grad is None for p in held.trained.values())
+    assert {g.dtype for g in held.gradients().values()} == {torch.bfloat16}
+    assert same({n: g.float() for n, g in held.gradients().items()}, apart.gradients())
+    held.clear_gradients(keep=True)
+    assert all(not g.any() for g in held.gradients().values())
+    held.clear_gradients(keep=False)
+    assert not held.gradients()
+
+
 def test_small_updates_are_not_lost_and_come_out_in_fp32() -> None:
     model = tiny()
     start = weights(model)
