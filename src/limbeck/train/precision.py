@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 import torch
@@ -16,6 +16,8 @@ from limbeck.train.distributed import full, like
 __all__ = ["Precision", "Weights", "fastest", "join_halves", "split_halves"]
 
 Precision = Literal["fp32", "bf16", "fp64"]
+
+_BLOCK = 1 << 20  # elements
 
 
 class Weights:
@@ -179,17 +181,28 @@ def split_halves(wide: Tensor) -> tuple[Tensor, Tensor]:
 
     Nearest with ties toward zero: bf16 is the high half, plus one where the low half is above the middle.
     """
-    bits = wide.contiguous().view(torch.int32)
-    low = bits & 0xFFFF
-    high = (bits >> 16) + (low > 0x8000).int()
-    return _short(high).view(torch.bfloat16), _short(low)
+    narrow = torch.empty(wide.shape, dtype=torch.bfloat16, device=wide.device)
+    low_bits = torch.empty(wide.shape, dtype=torch.int16, device=wide.device)
+    high_bits = narrow.view(torch.int16)
+    for bits, into, rest in _blocks(wide.contiguous().view(torch.int32), high_bits, low_bits):
+        low = bits & 0xFFFF
+        into.copy_(_short((bits >> 16) + (low > 0x8000).int()))
+        rest.copy_(_short(low))
+    return narrow, low_bits
 
 
 def join_halves(narrow: Tensor, low_bits: Tensor) -> Tensor:
     """Rebuild the fp32 tensor that ``split_halves`` took apart."""
-    low = low_bits.int() & 0xFFFF
-    high = narrow.contiguous().view(torch.int16).int() - (low > 0x8000).int()
-    return ((high << 16) | low).view(torch.float32)
+    wide = torch.empty(narrow.shape, dtype=torch.float32, device=narrow.device)
+    for into, high, rest in _blocks(wide.view(torch.int32), narrow.contiguous().view(torch.int16), low_bits):
+        low = rest.int() & 0xFFFF
+        into.copy_(((high.int() - (low > 0x8000).int()) << 16) | low)
+    return wide
+
+
+def _blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Flat blocks of contiguous tensors of one size, so that what is computed of them in between stays small."""
+    return zip(*(x.view(-1).split(_BLOCK) for x in tensors), strict=True)
 
 
 def _short(bits: Tensor) -> Tensor:
