@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from limbeck.errors import CheckpointError, ConfigError
-from limbeck.train import precision
+from limbeck.train import precision as module
 from limbeck.train.loop import train
 from limbeck.train.precision import Weights, fastest, join_halves, split_halves
 from limbeck.train.settings import TrainSettings
@@ -198,7 +198,7 @@ def test_the_fastest_is_measured_on_copies(monkeypatch: pytest.MonkeyPatch) -> N
 def test_halves_are_split_and_joined_block_by_block(monkeypatch: pytest.MonkeyPatch) -> None:
     wide = torch.randn(3, 7)
     whole = split_halves(wide)
-    monkeypatch.setattr(precision, "_BLOCK", 4)
+    monkeypatch.setattr(module, "_BLOCK", 4)
     assert all(torch.equal(a, b) for a, b in zip(split_halves(wide), whole, strict=True))
     assert torch.equal(join_halves(*whole), wide)
     assert torch.equal(join_halves(*split_halves(wide.t())), wide.t())

@@ -202,7 +202,7 @@ def join_halves(narrow: Tensor, low_bits: Tensor) -> Tensor:
 
 def _blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Flat blocks of contiguous tensors of one size, so that what is computed of them in between stays small."""
-    return zip(*(x.view(-1).split(_BLOCK) for x in tensors), strict=True)
+    return zip(*(torch.split(x.view(-1), _BLOCK) for x in tensors), strict=True)
 
 
 def _short(bits: Tensor) -> Tensor:
