@@ -38,3 +38,24 @@ def test_rows_longer_than_a_tile_and_tiles_longer_than_a_chunk(monkeypatch: pyte
     for elements in (1, 70, 10**6):
         monkeypatch.setattr(engine, "_TILE_ELEMENTS", elements)
         assert slow.relative(fused_nll(hidden, weight, labels, chunk_rows=4), want) < 1e-12
+
+
+@pytest.mark.parametrize(("narrow", "wanted"), [
+    (torch.float64, torch.float64), (torch.float32, torch.float32),
+    (torch.bfloat16, torch.bfloat16), (torch.bfloat16, torch.float32),
+])  # fmt: skip
+@pytest.mark.parametrize("chunks", [1, 2, 3])
+@pytest.mark.parametrize("vocabulary", [211, 128, 17])
+def test_the_heads_gradient_is_summed_block_by_block(
+    vocabulary: int, chunks: int, narrow: torch.dtype, wanted: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "_TILE_ELEMENTS", 5 * 64)  # blocks of 64 rows, then what is left
+    rows, width = 6, 5
+    grad, hidden = (torch.randn(rows, n, dtype=torch.float64).to(narrow) for n in (vocabulary, width))
+    held = engine._WeightGradient(torch.empty(vocabulary, width, dtype=narrow), wanted, chunks)
+    for g, h in zip(grad.chunk(chunks), hidden.chunk(chunks), strict=True):
+        held.add(g, h)
+    exact = grad.double().t() @ hidden.double()
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2}[narrow]
+    assert held.result().dtype == wanted
+    torch.testing.assert_close(held.result().double(), exact, rtol=tolerance, atol=tolerance)

@@ -60,3 +60,45 @@ def test_a_prompt_into_an_empty_cache_takes_the_causal_kernel(monkeypatch):
     with torch.no_grad():
         model(Batch.of_ids(torch.zeros(1, 6, dtype=torch.long)), cache=KVCache(model.config, 1, 8))
     assert causal == [True, True]
+
+
+PACKED = torch.tensor([[1] * 5 + [2] * 7, [1] * 9 + [0] * 3, [0] * 2 + [1] * 10], dtype=torch.int32)
+
+
+def packed_batch() -> Batch:
+    ids = torch.randint(11, PACKED.shape)
+    real, flat = PACKED > 0, torch.zeros_like(PACKED)
+    return Batch(ids, real, PACKED, torch.where(real, 0, -1), flat)
+
+
+@pytest.mark.parametrize("pattern", [Causal(), Sliding(window=9, sinks=1), Sliding(window=4)])
+def test_documents_one_by_one_are_the_dense_mask(pattern, monkeypatch):
+    model, batch = random_decoder(llama_config(pattern=pattern)).double(), packed_batch()
+    calls = []
+    own = attention.document_attention
+    monkeypatch.setattr(attention, "document_attention", lambda *a: calls.append(1) or own(*a))
+
+    def logits_and_gradients(scores_a_span):
+        monkeypatch.setattr(attention, "_SCORES_A_SPAN", scores_a_span)
+        model.zero_grad()
+        logits = model(batch)[PACKED > 0]
+        logits.square().sum().backward()
+        return [logits.detach(), *(p.grad.clone() for p in model.parameters())]
+
+    masked = logits_and_gradients(1 << 40)
+    assert not calls
+    alone = logits_and_gradients(0)
+    assert bool(calls) == pattern.is_causal(10)
+    for a, b in zip(alone, masked, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
+
+
+def test_bf16_takes_the_own_kernel_and_dropout_torchs(monkeypatch):
+    batch = Batch.of_ids(torch.zeros(1, 6, dtype=torch.long))
+    view = View(batch.positions(), batch.document_ids, plain=True)
+    assert view.spans(Causal(), 4, narrow=True) == ((0, 1, 0, 6),)
+    assert view.spans(Causal(), 4, narrow=False) is None
+    assert view.spans(Sliding(window=3), 4, narrow=True) is None
+    monkeypatch.setattr(attention, "document_attention", None)  # not to be called
+    model = random_decoder(llama_config(dropout=0.1)).bfloat16().train()
+    assert bool(model(batch).isfinite().all())

@@ -10,6 +10,7 @@ import torch
 from limbeck.errors import ConfigError, DataError, ModelError, TechniqueError, VocabularyError
 from limbeck.formats.load import load_bundle
 from limbeck.measure.scores import Scores
+from limbeck.recipes import distill
 from tests.reference.tiny_runs import PRETRAIN, pretrained, run
 
 
@@ -98,6 +99,19 @@ def test_distil_from_the_teacher_on_disk_is_close_to_the_live_one(base: Path, tm
     first = [json.loads((tmp_path / n / "metrics.jsonl").read_text().splitlines()[1]) for n in ("live", "disk")]
     assert first[0]["train/kl"] == pytest.approx(first[1]["train/kl"], rel=2e-2)
     assert "teacher_cache" in cached
+
+
+def test_the_teacher_computes_in_the_dtype_of_the_run(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[torch.dtype] = []
+    live = distill.LiveTeacher
+    monkeypatch.setattr(distill, "LiveTeacher", lambda model: seen.append(model.dtype) or live(model))
+    for dtype in ("fp32", "bf16"):
+        options = {**SHORT, "dtype": dtype, "techniques": [{"kind": "depth", "layers": 1}]}
+        values = run("distill", out=str(tmp_path / dtype), teacher=str(base), data="toy:stories", **options)
+        assert values["metrics"]["nats per token"]["value"] < 10
+    assert seen == [torch.float32, torch.bfloat16]
 
 
 def test_qa_generates_and_scores(base: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
@@ -18,8 +19,10 @@ from limbeck.objectives.preference import Preference
 from limbeck.objectives.reference import AdapterOff
 from limbeck.run import Run
 from limbeck.techniques.lora import LoRA, switched_off
+from limbeck.train import step
 from limbeck.train.distributed import World, full, group
 from limbeck.train.loop import TrainResult, train
+from limbeck.train.optim import sweep
 from limbeck.train.settings import TrainSettings
 from tests.reference.pairs import RandomPairs
 from tests.reference.training import HeldOut, PlainNextToken, Random, same, tiny, weights
@@ -86,12 +89,18 @@ def observe(kind: str, folder: Path, here: World) -> dict[str, Any]:
     def record(optimizer: torch.optim.Optimizer, *_: Any) -> None:
         gradients.append([full(p.grad).clone() for g in optimizer.param_groups for p in g["params"]])
 
+    def record_sweep(optimizer: Any, trained: Any, found: Any, copies: Any, divisor: torch.Tensor) -> None:
+        names = {p: name for name, p in trained.items()}
+        gradients.append([found[names[p]] / divisor for g in optimizer.param_groups for p in g["params"]])
+        sweep(optimizer, trained, found, copies, divisor)
+
     hook = register_optimizer_step_pre_hook(record)
-    model, result = fit(kind, folder / "whole", here)
+    with mock.patch.object(step, "sweep", record_sweep):
+        model, result = fit(kind, folder / "whole", here)
     hook.remove()
 
-    def kill(step: int, _: Mapping[str, float]) -> None:
-        if step == 3:
+    def kill(number: int, _: Mapping[str, float]) -> None:
+        if number == 3:
             raise Killed
 
     try:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from limbeck.errors import CheckpointError
-from limbeck.train.optim import adamw, decayed, load_state, state_tensors
+from limbeck.train import optim
+from limbeck.train.optim import adamw, decayed, load_state, state_tensors, sweep
 from limbeck.train.settings import TrainSettings
 from tests.reference.training import same, tiny
 
@@ -80,3 +82,37 @@ def test_a_state_that_does_not_fit_is_refused() -> None:
         load_state(optimizer, trained, wrong)
     with pytest.raises(KeyError, match=r"exp_avg/embed\.weight"):
         load_state(optimizer, trained, {"step/embed.weight": torch.tensor(1.0)})
+
+
+@pytest.mark.parametrize("clip", [0.0, 0.5])
+@pytest.mark.parametrize("block", [7, 1 << 20])
+def test_a_sweep_is_a_step_of_torch(block: int, clip: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Casting, clipping, stepping and rounding block by block: what torch's own steps give, moments included."""
+    monkeypatch.setattr(optim, "_BLOCK", block)
+    settings = TrainSettings(steps=3, learning_rate=0.1, weight_decay=0.2)
+    start = {"a": torch.randn(5, 8), "b": torch.randn(8), "c": torch.randn(3, 3), "idle": torch.randn(2)}
+    sides = []
+    for _ in range(2):
+        trained = {n: nn.Parameter(x.clone()) for n, x in start.items()}
+        sides.append((trained, adamw(trained, {"a", "c"}, settings)))
+    (ours, own), (theirs, plain) = sides
+    copies = {n: torch.zeros_like(x, dtype=torch.bfloat16) for n, x in start.items()}
+    for _ in range(3):
+        gradients = {n: torch.randn_like(x).bfloat16() for n, x in start.items() if n != "idle"}
+        gradients["c"] = gradients["c"].t()
+        for name, gradient in gradients.items():
+            theirs[name].grad = gradient.float().contiguous()  # torch's own kernel takes any layout for this one
+        norm = nn.utils.get_total_norm([g.float() for g in gradients.values()])
+        divisor = ((norm + 1e-6) / clip).clamp(min=1) if clip else torch.ones(())
+        if clip:
+            nn.utils.clip_grads_with_norm_(theirs.values(), clip, norm)
+        plain.step()
+        sweep(own, ours, gradients, copies, divisor)
+    for name, x in ours.items():
+        torch.testing.assert_close(x, theirs[name], rtol=1e-6, atol=1e-7)
+        if name != "idle":
+            assert torch.equal(copies[name], x.detach().bfloat16())
+    mine, torchs = state_tensors(own, ours), state_tensors(plain, theirs)
+    assert mine.keys() == torchs.keys()
+    for key, value in mine.items():
+        torch.testing.assert_close(value, torchs[key], rtol=1e-5, atol=1e-8)

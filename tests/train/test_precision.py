@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from limbeck.errors import CheckpointError, ConfigError
+from limbeck.train import precision as module
 from limbeck.train.loop import train
 from limbeck.train.precision import Weights, fastest, join_halves, split_halves
 from limbeck.train.settings import TrainSettings
@@ -59,6 +60,20 @@ def test_masters_collect_in_fp32_and_the_model_holds_no_gradient() -> None:
     assert all(not p.grad.any() for p in held.trained.values())
     held.clear_gradients(keep=False)
     assert all(p.grad is None for p in held.trained.values())
+
+
+def test_alone_the_gradients_stay_with_the_model_in_bf16() -> None:
+    model, other = tiny(), tiny()
+    held, apart = Weights(model, "bf16", alone=True), Weights(other, "bf16")
+    backward(model)
+    backward(other)
+    assert all(p.grad is None for p in held.trained.values())
+    assert {g.dtype for g in held.gradients().values()} == {torch.bfloat16}
+    assert same({n: g.float() for n, g in held.gradients().items()}, apart.gradients())
+    held.clear_gradients(keep=True)
+    assert all(not g.any() for g in held.gradients().values())
+    held.clear_gradients(keep=False)
+    assert not held.gradients()
 
 
 def test_small_updates_are_not_lost_and_come_out_in_fp32() -> None:
@@ -178,3 +193,12 @@ def test_the_fastest_is_measured_on_copies(monkeypatch: pytest.MonkeyPatch) -> N
     assert list(fastest(model, step, torch.device("cpu")).items()) == [("bf16", 2.0), ("fp32", 4.0)]
     assert seen == [("fp32", False)] * 3 + [("bf16", False)] * 3
     assert same(weights(model), start)
+
+
+def test_halves_are_split_and_joined_block_by_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    wide = torch.randn(3, 7)
+    whole = split_halves(wide)
+    monkeypatch.setattr(module, "_BLOCK", 4)
+    assert all(torch.equal(a, b) for a, b in zip(split_halves(wide), whole, strict=True))
+    assert torch.equal(join_halves(*whole), wide)
+    assert torch.equal(join_halves(*split_halves(wide.t())), wide.t())

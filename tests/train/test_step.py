@@ -24,9 +24,11 @@ from limbeck.train.step import Stepper
 from tests.reference.training import PlainNextToken, Random, same, tiny, weights
 
 
-def stepper(model: nn.Module, objective: Any = None, stream: Any = None, **changes: Any) -> Stepper:
+def stepper(
+    model: nn.Module, objective: Any = None, stream: Any = None, alone: bool = False, **changes: Any
+) -> Stepper:
     settings = TrainSettings(**({"steps": 5, "accumulation": 2, "precision": "fp32"} | changes))
-    held = Weights(model, settings.precision)
+    held = Weights(model, settings.precision, alone)
     optimizer = adamw(held.trained, decayed(model), settings)
     return Stepper(
         model, held, optimizer, objective or PlainNextToken(0.1), stream or Random(), settings,
@@ -121,6 +123,16 @@ def test_clipping_scales_the_global_norm() -> None:
     assert free(0, 0.0).grad_norm == outcome.grad_norm
     unclipped = torch.stack([p.grad.norm() for p in free.weights.trained.values()]).norm()
     assert unclipped.item() == pytest.approx(outcome.grad_norm, rel=1e-12)
+
+
+@pytest.mark.parametrize("clip", [0.0, 0.05])
+def test_bf16_steps_alone_are_those_with_gradients_gathered_in_fp32(clip: float) -> None:
+    steps = [stepper(tiny(), alone=x, precision="bf16", accumulation=1, clip_norm=clip) for x in (True, False)]
+    for number in range(3):
+        alone, gathered = (step(number, 0.01) for step in steps)
+        assert alone.grad_norm == pytest.approx(gathered.grad_norm, rel=1e-5)
+    for name, master in steps[0].weights.trained.items():
+        torch.testing.assert_close(master, steps[1].weights.trained[name], rtol=1e-6, atol=1e-7)
 
 
 def test_micro_batches_are_dealt_in_turn() -> None:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from limbeck.kernels.attention import Span, document_attention, document_spans
 from limbeck.model.cache import KVCache, Slots
 from limbeck.model.config import DecoderConfig
 from limbeck.model.linear import Linear
@@ -15,6 +16,8 @@ from limbeck.model.patterns import AnyPattern, Causal
 from limbeck.model.positions import rotate
 
 __all__ = ["Attention", "View", "attend"]
+
+_SCORES_A_SPAN = 1 << 16  # of a dense mask: below, a handful of small operations a document costs more than the mask
 
 
 @dataclass(slots=True)
@@ -40,6 +43,22 @@ class View:
     fresh: bool = True
     _own: dict[AnyPattern, Tensor] = field(default_factory=dict)
     _held: dict[AnyPattern, Tensor] = field(default_factory=dict)
+    _spans: tuple[Span, ...] | None = None
+
+    def spans(self, pattern: AnyPattern, heads: int, narrow: bool) -> tuple[Span, ...] | None:
+        """Documents to attend one by one in ``kernels.attention``; None where torch's own kernel serves better.
+
+        So it does on other devices, under a pattern that hides more than the future, without a mask in arithmetic that
+        is not ``narrow`` (bf16, where its softmax is slow), and where documents are many and short.
+        """
+        b, t = self.documents.shape
+        if self.documents.device.type != "cpu" or (self.plain and not narrow):
+            return None
+        if self._spans is None:
+            self._spans = (Span(0, b, 0, t),) if self.plain else document_spans(self.documents)
+        longest = max((s.stop - s.start for s in self._spans), default=0)
+        worth = self.plain or b * heads * t * t >= _SCORES_A_SPAN * len(self._spans)
+        return self._spans if worth and pattern.is_causal(longest) else None
 
     def mask(self, pattern: AnyPattern) -> Tensor | None:
         """(B, 1, T, T) bool: document borders and ``pattern`` over this call's own tokens; every token sees itself.
@@ -113,11 +132,19 @@ class Attention(nn.Module):
         if view.cache is not None and not view.fresh:
             y = self._behind(q, k, v, view, view.cache)
         else:
-            y = attend(q, k, v, view.mask(self.pattern), dropout=self.dropout if self.training else 0.0)
+            y = self._among(q, k, v, view)
             if view.cache is not None:
                 view.cache.write(self.layer, view.slots[self.pattern], k, v)
         out: Tensor = self.out(y.transpose(1, 2).reshape(b, t, -1))
         return out
+
+    def _among(self, q: Tensor, k: Tensor, v: Tensor, view: View) -> Tensor:
+        """Attend to this call's own tokens, (B, H, T, D)."""
+        dropout = self.dropout if self.training else 0.0
+        spans = None if dropout else view.spans(self.pattern, q.shape[1], q.dtype == torch.bfloat16)
+        if spans is not None:
+            return document_attention(q, k, v, spans)
+        return attend(q, k, v, view.mask(self.pattern), dropout=dropout)
 
     def _behind(self, q: Tensor, k: Tensor, v: Tensor, view: View, cache: KVCache) -> Tensor:
         """Attend to what the cache holds and to this call's own tokens, (B, H, T, D)."""

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from limbeck.data.batch import Batch
 from limbeck.errors import DataError
+from limbeck.kernels.activation import gelu_tanh
 from limbeck.model.attention import Attention, View
 from limbeck.model.cache import KVCache
 from limbeck.model.config import DecoderConfig
@@ -33,7 +34,7 @@ def _activate(kind: str, x: Tensor) -> Tensor:
         return F.silu(x)
     if kind == "relu":
         return F.relu(x)
-    return F.gelu(x, approximate="tanh" if kind == "gelu_tanh" else "none")
+    return gelu_tanh(x) if kind == "gelu_tanh" else F.gelu(x)
 
 
 class FeedForward(nn.Module):

@@ -86,6 +86,9 @@ class Distill(Fit):
         """Load the teacher, build or load the student, and check that both encode alike."""
         teacher = load_bundle(self.teacher, device=device)
         student, source = self._student(teacher, device)
+        if self.dtype == "bf16":  # after a student was copied from it: training keeps that one's masters in full
+            for p in teacher.model.parameters():
+                p.data = p.data.to(torch.bfloat16) if p.is_floating_point() else p.data
         check_alike(
             teacher.tokenizer, student.tokenizer, teacher.model.config.vocab_size, student.model.config.vocab_size
         )

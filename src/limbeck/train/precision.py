@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 import torch
@@ -16,6 +16,8 @@ from limbeck.train.distributed import full, like
 __all__ = ["Precision", "Weights", "fastest", "join_halves", "split_halves"]
 
 Precision = Literal["fp32", "bf16", "fp64"]
+
+_BLOCK = 1 << 20  # elements
 
 
 class Weights:
@@ -30,8 +32,17 @@ class Weights:
         trained: name -> tensor that the optimizer steps; a tied weight is there once.
     """
 
-    def __init__(self, model: nn.Module, precision: Precision) -> None:
+    def __init__(self, model: nn.Module, precision: Precision, alone: bool = False) -> None:
+        """Take over ``model``'s weights.
+
+        Args:
+            model: its parameters change their dtype.
+            precision: of the computation.
+            alone: one micro-batch on one rank makes a step's gradient. In bf16 there is nothing to add up in fp32 then,
+                so gradients stay with the model's bf16 parameters, at half the memory.
+        """
         self.model, self.precision = model, precision
+        self._apart = precision == "bf16" and not alone
         self._wide = torch.float64 if precision == "fp64" else torch.float32
         _cast(model, self._wide)
         named = dict(model.named_parameters())
@@ -46,9 +57,12 @@ class Weights:
             self._narrow()
 
     def _narrow(self) -> None:
-        self.trained = {n: nn.Parameter(p.detach()) for n, p in self._own.items()}  # takes over the fp32 storage
+        # The masters take over the fp32 storage, but where that is no plain array.
+        self.trained = {n: nn.Parameter(p.detach().contiguous()) for n, p in self._own.items()}
         for name, p in self._own.items():
-            p.data = p.data.to(torch.bfloat16)
+            p.data = p.data.to(torch.bfloat16).contiguous()
+            if not self._apart:
+                continue
             hook = p.register_post_accumulate_grad_hook(_collector(self.trained[name]))  # type: ignore[no-untyped-call]
             self._hooks.append(hook)
         for name, p in self._frozen.items():
@@ -69,11 +83,23 @@ class Weights:
 
     def clear_gradients(self, keep: bool) -> None:
         """Zero the gradient buffers, or free them unless ``keep``."""
-        for p in self.trained.values():
+        for p in self._holders().values():
             if keep and p.grad is not None:
                 p.grad.zero_()
             else:
                 p.grad = None
+
+    def gradients(self) -> dict[str, Tensor]:
+        """Gradient of each trained tensor that has one, in the dtype that it was left in."""
+        return {n: p.grad for n, p in self._holders().items() if p.grad is not None}
+
+    def copies(self) -> dict[str, Tensor]:
+        """The model's own bf16 copy of each master; empty where the model holds the masters themselves."""
+        return {} if self.trained is self._own else {n: p.detach() for n, p in self._own.items()}
+
+    def _holders(self) -> dict[str, nn.Parameter]:
+        """Where gradients are left: the masters, or the model's own parameters."""
+        return self.trained if self._apart else self._own
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Whole tensors in full precision: what training changes (trained, buffers), and what it does not (frozen)."""
@@ -155,17 +181,28 @@ def split_halves(wide: Tensor) -> tuple[Tensor, Tensor]:
 
     Nearest with ties toward zero: bf16 is the high half, plus one where the low half is above the middle.
     """
-    bits = wide.contiguous().view(torch.int32)
-    low = bits & 0xFFFF
-    high = (bits >> 16) + (low > 0x8000).int()
-    return _short(high).view(torch.bfloat16), _short(low)
+    narrow = torch.empty(wide.shape, dtype=torch.bfloat16, device=wide.device)
+    low_bits = torch.empty(wide.shape, dtype=torch.int16, device=wide.device)
+    high_bits = narrow.view(torch.int16)
+    for bits, into, rest in _blocks(wide.contiguous().view(torch.int32), high_bits, low_bits):
+        low = bits & 0xFFFF
+        into.copy_(_short((bits >> 16) + (low > 0x8000).int()))
+        rest.copy_(_short(low))
+    return narrow, low_bits
 
 
 def join_halves(narrow: Tensor, low_bits: Tensor) -> Tensor:
     """Rebuild the fp32 tensor that ``split_halves`` took apart."""
-    low = low_bits.int() & 0xFFFF
-    high = narrow.contiguous().view(torch.int16).int() - (low > 0x8000).int()
-    return ((high << 16) | low).view(torch.float32)
+    wide = torch.empty(narrow.shape, dtype=torch.float32, device=narrow.device)
+    for into, high, rest in _blocks(wide.view(torch.int32), narrow.contiguous().view(torch.int16), low_bits):
+        low = rest.int() & 0xFFFF
+        into.copy_(((high.int() - (low > 0x8000).int()) << 16) | low)
+    return wide
+
+
+def _blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Flat blocks of contiguous tensors of one size, so that what is computed of them in between stays small."""
+    return zip(*(torch.split(x.view(-1), _BLOCK) for x in tensors), strict=True)
 
 
 def _short(bits: Tensor) -> Tensor:
@@ -194,7 +231,7 @@ def fastest(
     choices: tuple[Precision, ...] = ("fp32", "bf16")
     for precision in choices:
         twin = copy.deepcopy(model)
-        weights = Weights(twin, precision)
+        weights = Weights(twin, precision, alone=device.type == "cpu")
         step(twin, weights)
         best = float("inf")
         for _ in range(2):

@@ -14,6 +14,7 @@ from limbeck.errors import DivergedError, NothingToLearnError
 from limbeck.losses.terms import add_counts, total
 from limbeck.objectives.objective import Objective
 from limbeck.train.distributed import World, full, sync
+from limbeck.train.optim import sweep
 from limbeck.train.precision import Weights
 from limbeck.train.settings import TrainSettings
 from limbeck.train.stream import Stream, derive, name_rows, tokens
@@ -54,7 +55,7 @@ class Stepper:
         self,
         model: nn.Module,
         weights: Weights,
-        optimizer: torch.optim.Optimizer,
+        optimizer: torch.optim.AdamW,
         objective: Objective[Any],
         stream: Stream[Any],
         settings: TrainSettings,
@@ -129,14 +130,23 @@ class Stepper:
         return torch.stack(values), weights
 
     def _norm(self) -> Tensor:
-        gradients = [p.grad for p in self.weights.trained.values() if p.grad is not None]
+        gradients = list(self.weights.gradients().values())
+        if any(g.dtype == torch.bfloat16 for g in gradients):  # its own norm would be rounded to its dtype
+            norms = torch.stack(list(torch._foreach_norm(gradients, 2, dtype=torch.float32)))
+            return norms.square().sum().sqrt()
         return full(nn.utils.get_total_norm(gradients))
 
     def _update(self, rate: float, norm: Tensor) -> None:
-        if self.settings.clip_norm:
-            nn.utils.clip_grads_with_norm_(self.weights.trained.values(), self.settings.clip_norm, norm)
+        clip = self.settings.clip_norm
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+        copies = self.weights.copies()
+        if copies and self.device.type == "cpu":
+            divisor = ((norm.float() + 1e-6) / clip).clamp(min=1) if clip else torch.ones(())
+            sweep(self.optimizer, self.weights.trained, self.weights.gradients(), copies, divisor)
+            return
+        if clip:
+            nn.utils.clip_grads_with_norm_(self.weights.trained.values(), clip, norm)
         self.optimizer.step()
         self.weights.publish()
 

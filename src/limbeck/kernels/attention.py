@@ -1,0 +1,178 @@
+"""Causal attention over documents on a CPU, exact, without a mask and without what a mask would hide.
+
+torch's own CPU kernel takes its softmax apart into small steps, and with a dense mask it computes what the mask hides.
+Here each document of a packed row is attended alone, a block of queries at a time against the keys up to the block's
+end, as batched matrix products with one softmax between; the backward computes the probabilities again, so that
+nothing but queries, keys and values is kept (Dao et al. 2022 keep as little).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+from limbeck.losses.likelihood import wide
+
+__all__ = ["Span", "document_attention", "document_spans"]
+
+_BLOCK = 128  # queries: half of a block's own square is hidden, and still computed
+_SCORE_ELEMENTS = 1 << 22  # of a block over several rows: 8 MiB in bf16, about what a shared cache holds
+
+
+class Span(NamedTuple):
+    """Tokens ``start`` to ``stop`` of rows ``first`` to ``last`` (ends left out): one document in each row."""
+
+    first: int
+    last: int
+    start: int
+    stop: int
+
+
+def document_spans(document_ids: Tensor) -> tuple[Span, ...]:
+    """Documents of each row, padding (0) left out; waits for the device.
+
+    Args:
+        document_ids: (B, T), equal neighbours are one document.
+    """
+    walled = F.pad(document_ids, (1, 1), value=-1)
+    borders = (walled[:, 1:] != walled[:, :-1]).nonzero().tolist()  # the first is column 0, the last column T
+    held = document_ids.tolist()
+    return tuple(
+        Span(row, row + 1, start, stop)
+        for (row, start), (same, stop) in pairwise(borders)
+        if row == same and held[row][start]
+    )
+
+
+def document_attention(q: Tensor, k: Tensor, v: Tensor, spans: Sequence[Span], scale: float | None = None) -> Tensor:
+    """Causal attention within each span, and 0 outside of all.
+
+    Scores are rounded to the inputs' dtype, as matrix products round them; the softmax's own arithmetic is float32 or
+    wider, and so are the sums of key and value gradients over blocks.
+
+    Args:
+        q: (B, H, T, D) queries.
+        k: (B, KV, T, D) keys, H a multiple of KV.
+        v: (B, KV, T, D) values.
+        spans: which tokens are a document; they do not overlap.
+        scale: factor on the scores; None: D**-0.5.
+
+    Returns:
+        (B, H, T, D), laid out as (B, T, H, D).
+    """
+    factor = q.shape[-1] ** -0.5 if scale is None else scale
+    return cast(Tensor, _DocumentAttention.apply(q, k, v, tuple(spans), factor))  # type: ignore[no-untyped-call]
+
+
+class _DocumentAttention(torch.autograd.Function):
+    """(q, k, v) -> what each query reads."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, spans: tuple[Span, ...], scale: float) -> Tensor:
+        ctx.save_for_backward(q, k, v)
+        ctx.spans, ctx.scale = spans, scale
+        out = _beside(q, spans)
+        for s in spans:
+            for rows in _row_groups(s, q.shape[1]):
+                part = _Part(q, k, v, rows, s, scale)
+                for a, stop in part.blocks():
+                    read = torch.bmm(part.probabilities(a, stop), part.v[:, :stop])
+                    part.put(out, read, a, stop)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        q, k, v = cast(FunctionCtx, ctx).saved_tensors  # type: ignore[attr-defined]
+        dq, dk, dv = (_beside(x, ctx.spans) for x in (q, k, v))
+        for s in ctx.spans:
+            for rows in _row_groups(s, q.shape[1]):
+                part = _Part(q, k, v, rows, s, ctx.scale)
+                keys, values = _Sum(), _Sum()
+                for a, stop in reversed(part.blocks()):
+                    p = part.probabilities(a, stop)
+                    incoming, queries = part.take(grad, a, stop), part.queries(a, stop)
+                    values.add(torch.bmm(p.transpose(1, 2), incoming))
+                    slope = torch.bmm(incoming, part.v[:, :stop].transpose(1, 2))
+                    slope = torch._softmax_backward_data(slope, p, -1, p.dtype)
+                    keys.add(torch.bmm(slope.transpose(1, 2), queries))
+                    part.put(dq, torch.bmm(slope, part.k[:, :stop]).mul_(ctx.scale), a, stop)
+                part.put(dk, keys.total, 0, part.length)
+                part.put(dv, values.total, 0, part.length)
+        return dq, dk, dv, None, None
+
+
+class _Sum:
+    """Gradient of a span's keys or values: the last block, which sees them all, then the earlier ones, in wide sums."""
+
+    total: Tensor
+
+    def __init__(self) -> None:
+        self.begun = False
+
+    def add(self, piece: Tensor) -> None:
+        if not self.begun:
+            self.total, self.begun = piece, True
+            return
+        self.total = self.total.to(wide(piece.dtype))
+        self.total[:, : piece.shape[1]] += piece
+
+
+def _beside(x: Tensor, spans: Sequence[Span]) -> Tensor:
+    """A tensor of the shape of ``x`` (B, H, T, D), laid out as (B, T, H, D), 0 where no span is."""
+    b, h, t, d = x.shape
+    whole = sum((s.last - s.first) * (s.stop - s.start) for s in spans) == b * t
+    return (x.new_empty if whole else x.new_zeros)(b, t, h, d).transpose(1, 2)
+
+
+def _row_groups(span: Span, heads: int) -> Iterator[slice]:
+    """Rows of a span, as many at once as keep a block's scores in cache."""
+    length = span.stop - span.start
+    most = max(1, _SCORE_ELEMENTS // (heads * min(length, _BLOCK) * length))
+    for a in range(span.first, span.last, most):
+        yield slice(a, min(a + most, span.last))
+
+
+class _Part:
+    """One document in each of a few rows: n = rows x KV matrices, the G query heads of a key head side by side."""
+
+    def __init__(self, q: Tensor, k: Tensor, v: Tensor, rows: slice, span: Span, scale: float) -> None:
+        self.rows, self.start, self.length = rows, span.start, span.stop - span.start
+        self.count, self.kv, self.group = rows.stop - rows.start, k.shape[1], q.shape[1] // k.shape[1]
+        self.q, self.scale = q, scale
+        at = slice(span.start, span.stop)
+        self.k, self.v = (x[rows, :, at].reshape(self.count * self.kv, self.length, -1) for x in (k, v))
+        side = min(self.length, _BLOCK)
+        self.hidden = torch.full((side, side), float("-inf"), dtype=q.dtype).triu_(1)
+
+    def blocks(self) -> list[tuple[int, int]]:
+        """Queries from one place to another; they see the keys up to the second."""
+        return [(a, min(a + _BLOCK, self.length)) for a in range(0, self.length, _BLOCK)]
+
+    def take(self, x: Tensor, a: int, stop: int) -> Tensor:
+        """Rows of a block of ``x`` (B, H, T, D), (n, G * block, D)."""
+        block = x[self.rows, :, self.start + a : self.start + stop]
+        return block.reshape(self.count * self.kv, self.group * (stop - a), -1)
+
+    def put(self, x: Tensor, block: Tensor, a: int, stop: int) -> None:
+        """Write (n, ..., D) over a block of ``x`` (B, H or KV, T, D)."""
+        into = x[self.rows, :, self.start + a : self.start + stop]
+        into.copy_(block.view(into.shape))
+
+    def queries(self, a: int, stop: int) -> Tensor:
+        """Queries of a block times the scale, (n, G * block, D)."""
+        return self.take(self.q, a, stop) * self.scale
+
+    def probabilities(self, a: int, stop: int) -> Tensor:
+        """(n, G * block, stop) what each query takes of each key."""
+        scores = torch.bmm(self.queries(a, stop), self.k[:, :stop].transpose(1, 2))
+        size = stop - a
+        square = scores.view(-1, self.group, size, stop)[..., a:]
+        square += self.hidden[:size, :size]
+        return torch.softmax(scores, dim=-1)
