@@ -192,7 +192,7 @@ def test_speed_is_the_median_of_ratios_in_turns(
         assert protocol.repeats == 1
         seen.append(model)
         t = queue.pop(0)
-        told = {"protocol": {}, "dtype": "float32", "device": "cpu", "machine": {}}
+        told = {"protocol": {"batch_size": 1}, "dtype": "float32", "device": "cpu", "machine": {}}
         return {"prefill_ms": 10 * t, "decode_ms_per_token": t, **told}
 
     monkeypatch.setattr(quantize_report, "speed", fake)
