@@ -83,9 +83,7 @@ class Quantize(Recipe):
     decoding: Decoding | None = Field(None, description="how it generates; none: the task's choice")
     margin: float | None = Field(None, gt=0, description="a difference that does not matter: equivalence is tested too")
     speed: SpeedProtocol = Field(default_factory=SpeedProtocol, description="how both are timed, in turns")
-    memory: bool = Field(
-        False, description="measure the peak memory of both, at load and in use, each in a process of its own"
-    )
+    memory: bool = Field(False, description="measure peak memory at load and in use too, in a process of its own")
     out: str = Field(description="run folder to write to", json_schema_extra={"section": "common"})
 
     def run(self, session: Session) -> Report:
@@ -228,21 +226,15 @@ class Quantize(Recipe):
             speeds = alternated(source.model, made.model, self.speed)
         assert source.folder is not None and made.folder is not None
         before, after = disk_bytes(source.folder), disk_bytes(made.folder)
-        peak = {}
-        if self.memory:
-            peak = {
-                "original": asdict(footprint(self.model, self._dtype())),
-                "quantized": asdict(footprint(made.folder, self._dtype())),
-            }
+        peak = asdict(footprint(made.folder, self._dtype())) if self.memory else None
         return {
-            "cost": cost(made.model, made.folder, timed=speeds.quantized, peak=peak.get("quantized")),
+            "cost": cost(made.model, made.folder, timed=speeds.quantized, peak=peak),
             "bytes": {
                 "original": before,
                 "quantized": after,
                 "ratio": after / before,
                 "original_stored": stored_dtypes(source.folder),
                 "memory": {"original": source.model.count_bytes(), "quantized": made.model.count_bytes()},
-                "peak": peak,
             },
             "speed": speeds,
             "told": [*_told(made.model, speeds), *dict.fromkeys(str(w.message) for w in caught)],

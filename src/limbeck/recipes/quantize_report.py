@@ -111,7 +111,7 @@ def show_quantized(values: Mapping[str, Any]) -> tuple[RenderableType, ...]:
             "weights on disk",
             f"{size['quantized'] / 1e6:,.3f} MB of {size['original'] / 1e6:,.3f} MB ({stored}): {size['ratio']:.3f}",
         ),
-        *((f"peak memory of the {name}", _peak(of)) for name, of in size["peak"].items()),
+        *(("peak memory", _peak(of)) for of in [values["cost"]["peak"]] if of),
         ("speed", values["speed"]["sentence"]),
     ]
     notes = [Text(told, style="yellow") for told in values["told"] if told != values["speed"]["sentence"]]
