@@ -10,15 +10,20 @@ import pytest
 import torch
 from torch import Tensor
 
+from limbeck.config import build
 from limbeck.data.batch import Batch
 from limbeck.data.tokenizer import Tokenizer
+from limbeck.errors import RunError
 from limbeck.formats.gguf import read_gguf, write_gguf
 from limbeck.kernels.packed import dispatch
 from limbeck.model.decoder import Decoder
+from limbeck.recipes.export import Export
 from limbeck.recipes.nearness import agreement
+from limbeck.recipes.nearness_llama import llama_cpp_logits
+from limbeck.recipes.recipe import Session
 from limbeck.techniques.grid import Grid
 from limbeck.techniques.rtn import RTN
-from tests.reference.small_model import MODERN, decoder
+from tests.reference.small_model import MODERN, decoder, saved
 from tests.reference.small_tokenizer import byte_level
 from tests.reference.tokenizers import llama_like
 
@@ -122,3 +127,24 @@ def test_texts_are_cut_alike(tmp_path: Path, opened: Callable[[Path], Any], make
     begin = [tokenizer.bos_id] if tokenizer.begins_with_bos else []
     assert llama.tokenize(b"once", add_bos=True, special=False) == [*begin, *tokenizer.encode("once")]
     assert (llama.token_bos(), llama.token_eos()) == (tokenizer.bos_id, tokenizer.eos_id)
+
+
+@pytest.mark.parametrize("kind", ["f16", "q8_0", "q4_0"])
+def test_the_export_s_report_has_llama_cpp_s_own_agreement(tmp_path: Path, kind: str) -> None:
+    pytest.importorskip("llama_cpp")
+    source = saved(tmp_path / "m", **SHAPE)
+    recipe = build(Export, {"model": str(source), "out": str(tmp_path / "m.gguf"), "to": "gguf", "type": kind})
+    values = recipe.run(Session.silent()).values
+    mine, theirs = values["agreement"], values["llama_cpp_agreement"]
+    assert theirs["of"].startswith("llama.cpp on the file (llama-cpp-python ")
+    assert theirs["probe_tokens"] == mine["probe_tokens"] == 4 * 64
+    # both are of one file: what llama.cpp rounds besides is small beside what the file rounds, or in itself
+    assert abs(theirs["kl_nats"] - mine["kl_nats"]) <= (1e-4 if kind == "f16" else 0.02)
+    assert theirs["kl_nats"] > 0 and theirs["top_agreement"] >= (0.97 if kind == "f16" else 0.6)
+
+
+def test_a_file_that_llama_cpp_does_not_open_is_named(tmp_path: Path) -> None:
+    pytest.importorskip("llama_cpp")
+    (tmp_path / "torn.gguf").write_bytes(b"GGUF torn")
+    with pytest.raises(RunError, match=r"llama.cpp does not open .*torn.gguf"):
+        llama_cpp_logits(tmp_path / "torn.gguf", Batch.of_ids(torch.tensor([[1, 2]])))

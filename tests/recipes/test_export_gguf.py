@@ -1,17 +1,21 @@
 from __future__ import annotations
 
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import gguf
 import pytest
+import torch
 
 from limbeck.config import build
+from limbeck.data.batch import Batch
 from limbeck.errors import ConfigError, ModelError, RunError
 from limbeck.formats.load import load_bundle, save_bundle
 from limbeck.recipes import export_gguf
 from limbeck.recipes.export import Export
+from limbeck.recipes.nearness import logits
 from limbeck.recipes.recipe import Session
 from limbeck.techniques.rtn import RTN
 from tests.reference.small_model import MODERN, saved
@@ -42,8 +46,26 @@ def test_agreement_with_the_source_is_in_the_report(tmp_path: Path, family: str)
         found = values["agreement"]
         assert found["max_weight_error"] > last and (found["kl_nats"] > 0) is (kind != "f32")
         last = found["max_weight_error"]
+        assert found["of"].startswith("Limbeck's own decoder on the numbers of the file")
+        assert (values["llama_cpp_agreement"] is None) is (find_spec("llama_cpp") is None)
     assert gguf.GGUFReader(file).get_field("general.name").contents() == "m"  # type: ignore[union-attr]
     assert 0 < found["top_agreement"] < 1
+
+
+def test_llama_cpp_s_own_agreement_stands_beside_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = saved(tmp_path / "m", width=64, ffn_width=96)
+    monkeypatch.setattr(export_gguf, "llama_cpp_version", lambda: "9.9")
+
+    def run_by(file: Path, batch: Batch) -> torch.Tensor:
+        assert file.is_file()
+        return logits(load_bundle(str(source)).model, batch) + 1  # a shift moves no probability
+
+    monkeypatch.setattr(export_gguf, "llama_cpp_logits", run_by)
+    values = exported(source, tmp_path / "a.gguf", type="q4_0")
+    theirs = values["llama_cpp_agreement"]
+    assert "llama-cpp-python 9.9" in theirs["of"] and theirs["top_agreement"] == 1
+    assert theirs["kl_nats"] < 1e-9 < values["agreement"]["kl_nats"]
+    assert theirs["max_difference"] == pytest.approx(1, abs=1e-5)
 
 
 def test_codes_survive_and_other_grids_are_told(tmp_path: Path) -> None:

@@ -19,13 +19,16 @@ from limbeck.measure.perplexity import NATS_PER_TOKEN
 from limbeck.measure.scores import Scores
 from limbeck.measure.stats import compare
 from limbeck.model.config import Classes
+from limbeck.model.decoder import Decoder
 from limbeck.model.heads import with_classes
-from limbeck.model.quantized import is_quantized
+from limbeck.model.quantized import QuantizedWeight, is_quantized
 from limbeck.recipes import quantize, quantize_report
 from limbeck.recipes.quantize import Quantize
 from limbeck.recipes.quantize_report import alternated, show_quantized
 from limbeck.recipes.recipe import Session
 from limbeck.tasks.text import Text
+from limbeck.techniques.grid import Grid
+from limbeck.techniques.rtn import RTN
 from tests.reference.small_model import MODERN, decoder, saved
 from tests.reference.task_models import small, tokenizer
 
@@ -99,6 +102,19 @@ def test_calibration_reaches_the_technique(tmp_path: Path, technique: dict[str, 
     assert used["source"] == "toy:verse" and 0 < used["tokens"] <= 300 and used["sequences"] >= 300 // 24
     assert [r["kind"] for r in values["residues"]] == [technique["kind"]]
     assert is_quantized(load_bundle(str(tmp_path / "run")).model)
+
+
+@pytest.mark.parametrize("form", ["fp64", "fp32", "bf16", "fp16", "fp8_e4m3", "fp8_e5m2", "q8_0", "q4_1"])
+def test_every_format_is_loaded_as_it_was_saved(tmp_path: Path, form: str) -> None:
+    source = saved(tmp_path / "m", width=64)
+    quantized(source, tmp_path / "run", technique={"kind": "rtn", "grid": form})
+    made = load_bundle(str(tmp_path / "run")).model
+    kept = RTN(grid=Grid.model_validate(form)).apply(load_bundle(str(source)).model)
+    assert all(torch.equal(a.float(), b.float()) for a, b in zip(values_of(made), values_of(kept), strict=True))
+
+
+def values_of(model: Decoder) -> list[torch.Tensor]:
+    return [m.decode() for m in model.modules() if isinstance(m, QuantizedWeight)]
 
 
 def test_measuring_on_the_calibration_rows_is_said(tmp_path: Path) -> None:
@@ -192,7 +208,7 @@ def test_speed_is_the_median_of_ratios_in_turns(
         assert protocol.repeats == 1
         seen.append(model)
         t = queue.pop(0)
-        told = {"protocol": {}, "dtype": "float32", "device": "cpu", "machine": {}}
+        told = {"protocol": {"batch_size": 1}, "dtype": "float32", "device": "cpu", "machine": {}}
         return {"prefill_ms": 10 * t, "decode_ms_per_token": t, **told}
 
     monkeypatch.setattr(quantize_report, "speed", fake)

@@ -16,6 +16,8 @@ __all__ = ["Piece", "check", "check_dtype", "fill", "meta", "places", "write_ord
 
 _FLOATS = {"F64", "F32", "F16", "BF16"}
 _NAMES = {
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
     torch.int64: "I64",
     torch.int32: "I32",
     torch.int16: "I16",
@@ -75,12 +77,12 @@ def check(pieces: Iterable[Piece], weights: Weights, ignored: Callable[[str], bo
 
 
 def check_dtype(key: str, header: Header, wanted: torch.dtype) -> None:
-    """Floats cast to floats; anything else must be what the place is.
+    """Floats cast to floats; anything else, and codes of 8-bit floats, must be what the place is.
 
     Raises:
         CheckpointError: it does not load into ``wanted``.
     """
-    fits = header.dtype in _FLOATS if wanted.is_floating_point else header.dtype == _NAMES.get(wanted)
+    fits = header.dtype == _NAMES[wanted] if wanted in _NAMES else wanted.is_floating_point and header.dtype in _FLOATS
     if not fits:
         wanted_name = str(wanted).removeprefix("torch.")
         raise CheckpointError(f"'{key}' in {header.file} holds {header.dtype}, which does not load into {wanted_name}")

@@ -69,6 +69,7 @@ class Cost:
         kv_bytes_per_token: of the cache.
         speed: what ``speed`` measured.
         training: passed through: tokens and seconds of the run that made it.
+        peak: resident memory at load and in use, as ``measure.footprint`` has it; empty where it was not measured.
     """
 
     parameters: int
@@ -80,6 +81,7 @@ class Cost:
     kv_bytes_per_token: int
     speed: Mapping[str, Any]
     training: Mapping[str, Any] = field(default_factory=dict)
+    peak: Mapping[str, Any] = field(default_factory=dict)
 
 
 def cost(
@@ -90,6 +92,8 @@ def cost(
     trainable: int | None = None,
     training: Mapping[str, Any] | None = None,
     protocol: SpeedProtocol = SpeedProtocol(),  # noqa: B008 - an immutable value
+    timed: Mapping[str, Any] | None = None,
+    peak: Mapping[str, Any] | None = None,
 ) -> Cost:
     """Measure one model.
 
@@ -100,6 +104,8 @@ def cost(
         trainable: parameters that took gradients, where ``model`` itself no longer tells.
         training: what making it cost, such as tokens and seconds.
         protocol: of the speed.
+        timed: what ``speed`` measured already; then it is not measured again.
+        peak: passed through: memory at load and in use.
 
     Raises:
         DataError: ``folder`` holds no weights.
@@ -113,8 +119,9 @@ def cost(
         folder_bytes=sum(map(folder_bytes, folders)) if folders else None,
         flops_per_token=model.flops_per_token(model.config.context),
         kv_bytes_per_token=model.kv_bytes_per_token(),
-        speed=speed(model, protocol),
+        speed=speed(model, protocol) if timed is None else timed,
         training=training or {},
+        peak=peak or {},
     )
 
 

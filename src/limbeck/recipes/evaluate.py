@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -15,7 +16,8 @@ from limbeck.data.tokenizer import check_alike
 from limbeck.decode.settings import Decoding
 from limbeck.errors import ConfigError
 from limbeck.formats.load import Bundle, load_bundle
-from limbeck.measure.cost import cost
+from limbeck.measure.cost import Cost, cost
+from limbeck.measure.footprint import footprint
 from limbeck.recipes.checks import Checks, ProbeLevel, audited, encoded, fired_first, leak_alarms
 from limbeck.recipes.harness import Asked, harness_values, run_harness
 from limbeck.recipes.measured import measure, show_report
@@ -81,6 +83,7 @@ class Evaluate(ZeroShotRows, Recipe):
     general: str | None = Field(
         None, description="held-out general text, on which the base is compared too", json_schema_extra=_DATA
     )
+    memory: bool = Field(False, description="measure peak memory at load and in use too, in a process of its own")
     predictions: str | None = Field(
         None, description="file for what was generated or chosen for each row, in the task's published format"
     )
@@ -194,9 +197,13 @@ class Evaluate(ZeroShotRows, Recipe):
         for name, part in values["parts"].items():  # what lm-eval had from elsewhere
             items = max((m["items"] for m in part["metrics"].values()), default=0)
             values["data"].setdefault(name, {"source": str(part["protocol"].get("corpus")), "hash": "", "rows": items})
-        values["cost"] = cost(bundle.model, bundle.folder, beside=bundle.adapter)
+        values["cost"] = self._cost(bundle)
         values = plain(values)
         return Report(values, show_report(values))
+
+    def _cost(self, bundle: Bundle) -> Cost:
+        peak = asdict(footprint(self.model, dtype_of(self.dtype), adapter=self.adapter)) if self.memory else None
+        return cost(bundle.model, bundle.folder, beside=bundle.adapter, peak=peak)
 
     def _check_predictions(self) -> None:
         """Refuse early what could only be refused after the work."""
@@ -263,6 +270,6 @@ class Evaluate(ZeroShotRows, Recipe):
         leaks = [alarm.describe() for alarm in leak_alarms(found)]
         values["alarms"] = fired_first([*leaks, *checks.alarms(bundle.model), *values["alarms"]])
         values["audit"] = None if found is None else found.describe()
-        values["cost"] = cost(bundle.model, bundle.folder, beside=bundle.adapter)
+        values["cost"] = self._cost(bundle)
         values = plain(values)
         return Report(values, show_report(values))

@@ -1,4 +1,4 @@
-"""``limbeck export --to gguf``: a file for llama.cpp, read back and compared with its source."""
+"""``limbeck export --to gguf``: a file for llama.cpp, read back and, where llama.cpp is at hand, run by it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from limbeck.formats.gguf import Type, Written, read_gguf, weight_error, write_g
 from limbeck.formats.load import load_bundle
 from limbeck.kernels.packed import dispatch
 from limbeck.recipes.export_adapter import merged
-from limbeck.recipes.nearness import agreement, logits, probe
+from limbeck.recipes.nearness import Agreement, agreement, logits, probe
+from limbeck.recipes.nearness_llama import llama_cpp_logits, llama_cpp_version
 from limbeck.recipes.recipe import Report, facts
 
 __all__ = ["export_gguf"]
@@ -23,12 +24,15 @@ __all__ = ["export_gguf"]
 def export_gguf(model: str, adapter: str | None, out: Path, kind: Type, overwrite: bool, seed: int) -> Report:
     """Write ``out`` (or ``model.gguf`` in it), read it back through the gguf package, and compare.
 
+    The report tells whose agreement is whose: of our decoder on the file's numbers, and of llama.cpp itself, which also
+    rounds activations, where llama-cpp-python can be imported.
+
     An adapter, named here or of the model's own, is merged first.
 
     Raises:
         ConfigError: there is something already, and ``overwrite`` was not given.
         ModelError: GGUF cannot say the model or its tokenizer.
-        RunError: a file in which nothing was rounded does not give the source's numbers.
+        RunError: a file in which nothing was rounded does not give the source's numbers, or llama.cpp does not open it.
     """
     file = out if out.suffix == ".gguf" else out / "model.gguf"
     if not overwrite and (file.exists() or (file != out and out.is_dir() and any(out.iterdir()))):
@@ -38,10 +42,13 @@ def export_gguf(model: str, adapter: str | None, out: Path, kind: Type, overwrit
     back = read_gguf(file, source.model.config)
     batch = probe(source.model, seed)
     with dispatch("reference"):  # the file is compared, not the kernels that run it
-        found = agreement(logits(source.model, batch), logits(back, batch))
+        wanted = logits(source.model, batch)
+        found = agreement(wanted, logits(back, batch))
     error = weight_error(source.model, back)
     if written.exact and (error > 0 or found["relative_difference"] > 1e-5):
         raise RunError(f"{file} differs from {model} by {error:.2g} in a weight: do not use it, and report this")
+    program = llama_cpp_version()
+    theirs = None if program is None else agreement(wanted, llama_cpp_logits(file, batch))
     types, told = Counter(written.types.values()), _told(written)
     values: dict[str, Any] = {
         "verb": "export",
@@ -56,18 +63,37 @@ def export_gguf(model: str, adapter: str | None, out: Path, kind: Type, overwrit
         "told": told,
         "parameters": back.count_parameters(),
         "bytes": file.stat().st_size,
-        "agreement": {"probe_tokens": batch.ids.numel(), "max_weight_error": error, **found},
+        "agreement": {
+            "of": "Limbeck's own decoder on the numbers of the file, read back, in the source's dtype",
+            "probe_tokens": batch.ids.numel(),
+            "max_weight_error": error,
+            **found,
+        },
+        "llama_cpp_agreement": None
+        if theirs is None
+        else {
+            "of": f"llama.cpp on the file (llama-cpp-python {program}), F16 cache, its own rounding of activations",
+            "probe_tokens": batch.ids.numel(),
+            **theirs,
+        },
     }
     rows = [
         ("file", file),
         ("layout", f"gguf ({written.architecture}): {', '.join(f'{n} tensors {name}' for name, n in types.items())}"),
         ("size", f"{values['bytes'] / 1e6:,.2f} MB"),
         ("weights", f"largest difference {error:.3g}"),
-        ("logits", f"largest difference {found['max_difference']:.3g} over {batch.ids.numel()} tokens"),
-        ("top token", f"{found['top_agreement']:.2%} agree; KL {found['kl_nats']:.3g} nats"),
+        ("read back by Limbeck", _near(found, batch.ids.numel())),
+        ("run by llama.cpp", _near(theirs, batch.ids.numel()) if theirs else "not measured: no llama-cpp-python here"),
     ]
     notes: list[RenderableType] = [Text(sentence, style="yellow") for sentence in told]
     return Report(values, (facts(f"exported {model}", rows), *notes))
+
+
+def _near(found: Agreement, tokens: int) -> str:
+    return (
+        f"top token {found['top_agreement']:.2%} agree, KL {found['kl_nats']:.3g} nats, largest difference of a logit "
+        f"{found['max_difference']:.3g}, over {tokens} tokens"
+    )
 
 
 def _told(written: Written) -> list[str]:

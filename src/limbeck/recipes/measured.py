@@ -119,6 +119,9 @@ def _cost(cost: Mapping[str, Any], training: list[tuple[str, object]]) -> list[t
         rows.append(("parameters", f"{cost['parameters']:,}{share}"))
     if "disk_bytes" in cost:
         rows.append(("weights on disk", f"{cost['disk_bytes'] / 1e6:.2f} MB"))
+    if cost.get("peak"):
+        load, use = (cost["peak"][k] / 1e6 for k in ("load_bytes", "use_bytes"))
+        rows.append(("peak memory", f"{load:.1f} MB at load, {use:.1f} MB in use"))
     if "speed" in cost:
         s = cost["speed"]
         rows.append(("decode", f"{s['decode_ms_per_token']:.2f} ms a token"))

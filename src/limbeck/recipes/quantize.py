@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -18,7 +19,8 @@ from limbeck.errors import ConfigError
 from limbeck.formats.load import Bundle, load_bundle, save_bundle
 from limbeck.kernels.packed import choose
 from limbeck.measure.agreement import KL_PER_TOKEN, TOP_AGREEMENT, agreement
-from limbeck.measure.cost import SpeedProtocol, disk_bytes
+from limbeck.measure.cost import SpeedProtocol, cost, disk_bytes
+from limbeck.measure.footprint import footprint
 from limbeck.measure.scores import Scores
 from limbeck.measure.stats import compare, interval, verdict
 from limbeck.model.decoder import Decoder
@@ -81,6 +83,7 @@ class Quantize(Recipe):
     decoding: Decoding | None = Field(None, description="how it generates; none: the task's choice")
     margin: float | None = Field(None, gt=0, description="a difference that does not matter: equivalence is tested too")
     speed: SpeedProtocol = Field(default_factory=SpeedProtocol, description="how both are timed, in turns")
+    memory: bool = Field(False, description="measure peak memory at load and in use too, in a process of its own")
     out: str = Field(description="run folder to write to", json_schema_extra={"section": "common"})
 
     def run(self, session: Session) -> Report:
@@ -103,7 +106,7 @@ class Quantize(Recipe):
         session.say(f"quantizing {self.model} by {self.technique.name}")
         model = self._quantized(source, batches)  # before there is a run, so that what does not fit leaves none
         with Run.create(Path(self.out), self) as run:
-            hashes = {"test": rows.hash} | ({} if calibration is None else {"calibration": calibration.hash})
+            hashes = {"all": rows.hash} | ({} if calibration is None else {"calibration": calibration.hash})
             run.provenance(seed=self.seed, data=hashes)
             model, residues = finish_all((self.technique,), model)
             save_bundle(model, source.tokenizer, run.model, generation=source.generation, residues=residues)
@@ -116,7 +119,7 @@ class Quantize(Recipe):
                 "model": self.model,
                 "technique": self.technique,
                 "residues": list(made.residues),
-                "data": {"test": {"source": rows.source, "hash": rows.hash, "rows": len(rows)}},
+                "data": {"all": {"source": rows.source, "hash": rows.hash, "rows": len(rows)}},
                 "calibration": used,
                 **self._compared(source, made, rows, run),
                 **self._costs(source, made),
@@ -194,6 +197,8 @@ class Quantize(Recipe):
             relative = c.difference / abs(c.a) if c.a else None
             comparisons[statistic.name] = {**c.to_json(), "relative": relative, "verdict": told}
         return {
+            **found["quantized"],  # in an evaluation's form, so that a study sets it beside those of the same rows
+            "evaluated": "all",
             "original": found["original"],
             "quantized": found["quantized"],
             "comparisons": comparisons,
@@ -221,7 +226,9 @@ class Quantize(Recipe):
             speeds = alternated(source.model, made.model, self.speed)
         assert source.folder is not None and made.folder is not None
         before, after = disk_bytes(source.folder), disk_bytes(made.folder)
+        peak = asdict(footprint(made.folder, self._dtype())) if self.memory else None
         return {
+            "cost": cost(made.model, made.folder, timed=speeds.quantized, peak=peak),
             "bytes": {
                 "original": before,
                 "quantized": after,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,8 @@ class Speeds:
     """Speed of two models that were timed in turns, so that what else the machine does meets both.
 
     Attributes:
-        original: medians of the original's rounds: ``prefill_ms`` and ``decode_ms_per_token``.
+        original: medians of the original's rounds as ``measure.cost.speed`` has them: prefill, decoding with its
+            fastest and slowest round, tokens a second.
         quantized: of the quantized model's.
         decode_ratio: median over rounds of quantized over original, of the time a token.
         decode_ratios: every round's.
@@ -35,8 +36,8 @@ class Speeds:
         protocol: of every round, with dtype, device and machine.
     """
 
-    original: Mapping[str, float]
-    quantized: Mapping[str, float]
+    original: Mapping[str, Any]
+    quantized: Mapping[str, Any]
     decode_ratio: float
     decode_ratios: tuple[float, ...]
     prefill_ratio: float
@@ -54,19 +55,33 @@ def alternated(original: Decoder, quantized: Decoder, protocol: SpeedProtocol) -
     once = protocol.model_copy(update={"repeats": 1})
     rounds = [(speed(original, once), speed(quantized, once)) for _ in range(protocol.repeats)]
     names = ("prefill_ms", "decode_ms_per_token")
-    both = [{name: statistics.median(r[i][name] for r in rounds) for name in names} for i in (0, 1)]
+    told = {key: rounds[0][1][key] for key in ("protocol", "dtype", "device", "machine")}
+    told["protocol"] = {**told["protocol"], "repeats": protocol.repeats}
+    both = [_medians([r[i] for r in rounds]) for i in (0, 1)]
     ratios = {name: [b[name] / a[name] for a, b in rounds] for name in names}
     decode = statistics.median(ratios["decode_ms_per_token"])
-    told = {key: rounds[0][1][key] for key in ("protocol", "dtype", "device", "machine")}
     return Speeds(
-        original=both[0],
-        quantized=both[1],
+        original={**both[0], **told},
+        quantized={**both[1], **told},
         decode_ratio=decode,
         decode_ratios=tuple(ratios["decode_ms_per_token"]),
         prefill_ratio=statistics.median(ratios["prefill_ms"]),
         sentence=_sentence(decode, ratios["decode_ms_per_token"], both),
-        protocol={**told, "repeats": protocol.repeats},
+        protocol=told,
     )
+
+
+def _medians(rounds: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """One model's rounds of one repeat each, as ``speed`` tells a run of many."""
+    steps = [r["decode_ms_per_token"] for r in rounds]
+    middle = statistics.median(steps)
+    return {
+        "prefill_ms": statistics.median(r["prefill_ms"] for r in rounds),
+        "decode_ms_per_token": middle,
+        "decode_ms_fastest": min(steps),
+        "decode_ms_slowest": max(steps),
+        "tokens_per_second": 1e3 * rounds[0]["protocol"]["batch_size"] / middle,
+    }
 
 
 def _sentence(ratio: float, every: list[float], both: list[dict[str, float]]) -> str:
@@ -96,6 +111,7 @@ def show_quantized(values: Mapping[str, Any]) -> tuple[RenderableType, ...]:
             "weights on disk",
             f"{size['quantized'] / 1e6:,.3f} MB of {size['original'] / 1e6:,.3f} MB ({stored}): {size['ratio']:.3f}",
         ),
+        *(("peak memory", _peak(of)) for of in [values["cost"]["peak"]] if of),
         ("speed", values["speed"]["sentence"]),
     ]
     notes = [Text(told, style="yellow") for told in values["told"] if told != values["speed"]["sentence"]]
@@ -111,6 +127,10 @@ def show_quantized(values: Mapping[str, Any]) -> tuple[RenderableType, ...]:
 def _figure(interval: Mapping[str, Any]) -> str:
     unit = f" {interval['unit']}" if interval["unit"] else ""
     return f"{_number(interval['value'])}{unit} [{_number(interval['low'])}, {_number(interval['high'])}]"
+
+
+def _peak(of: Mapping[str, int]) -> str:
+    return f"{of['load_bytes'] / 1e6:.1f} MB at load, {of['use_bytes'] / 1e6:.1f} MB in use"
 
 
 def _number(value: float | None) -> str:

@@ -19,6 +19,7 @@ from limbeck.errors import ConfigError, nearest
 from limbeck.measure.scores import Scores
 from limbeck.measure.statistic import Statistic
 from limbeck.measure.stats import Comparison, Interval, Seeds, compare, holm, interval, verdict
+from limbeck.study.costs import costs
 
 __all__ = [
     "Finding",
@@ -35,6 +36,7 @@ __all__ = [
     "rounded",
     "short",
     "span",
+    "spent",
     "tables",
     "told",
 ]
@@ -217,10 +219,10 @@ def markdown(title: str, grouped: Sequence[Group], compared: Sequence[Finding]) 
         lines += [f"**{_cell(group.heading)}**", "", "| " + " | ".join(map(_cell, columns)) + " |"]
         lines.append("|---|" + "---:|" * (len(columns) - 1))
         lines += ["| " + " | ".join(map(_cell, _full(line))) + " |" for line in group.lines]
-        heading, *rows = others(group)
-        if len(heading) > 1:
-            lines += ["", "| " + " | ".join(map(_cell, heading)) + " |", "|---|" + "---:|" * (len(heading) - 1)]
-            lines += ["| " + " | ".join(map(_cell, row)) + " |" for row in rows]
+        for heading, *rows in (others(group), spent(group)):
+            if len(heading) > 1:
+                lines += ["", "| " + " | ".join(map(_cell, heading)) + " |", "|---|" + "---:|" * (len(heading) - 1)]
+                lines += ["| " + " | ".join(map(_cell, row)) + " |" for row in rows]
         lines += ["", *(f"- {_cell(f'{name}: {sentence}')}" for name, sentence in told(group))]
         lines += [""] if told(group) else []
     lines += [f"- {_cell(_sentence(f, len(compared)))}" for f in compared]
@@ -243,6 +245,11 @@ def others(group: Group) -> list[list[str]]:
             low, high = (min(found), max(found)) if found else (0.0, 0.0)
             row.append(f"{averages.median(found):,.0f} ({low:,.0f} to {high:,.0f})" if found else "-")
     return out
+
+
+def spent(group: Group) -> list[list[str]]:
+    """Memory, prefill speed and agreement with the original: a heading, then a row an arm."""
+    return costs([(line.row.label, line.row.reports) for line in group.lines])
 
 
 def _rates(row: Row) -> list[float]:
