@@ -20,7 +20,7 @@ __all__ = ["main", "page"]
 
 _ORDER = (
     "full_finetuning", "sft", "ragged_finetuning", "lora_finetuning", "distillation", "distillation_memory", "gkd",
-    "dpo", "perplexity", "matmul_share", "growth_sequence", "growth_vocabulary",
+    "dpo", "perplexity", "matmul_share", "decode", "prefill", "decode_batch", "growth_sequence", "growth_vocabulary",
 )  # fmt: skip
 
 _HEAD = """# Performance
