@@ -101,7 +101,7 @@ def test_killed_and_resumed_it_ends_bit_equal(
             if step == 3:
                 raise Killed
 
-        return plain(*args, on_step=on_step, **options)
+        return plain(*args, **{**options, "on_step": on_step})
 
     with monkeypatch.context() as patch:
         patch.setattr(fit, "train", dying)

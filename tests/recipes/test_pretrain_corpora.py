@@ -78,7 +78,7 @@ def test_a_killed_run_on_shards_ends_bit_equal(tmp_path: Path, monkeypatch: pyte
             raise Killed
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr("limbeck.recipes.fit.train", lambda *a, **k: train(*a, **k, on_step=on_step))
+        patch.setattr("limbeck.recipes.fit.train", lambda *a, **k: train(*a, **{**k, "on_step": on_step}))
         run("pretrain", out=str(tmp_path / "cut"), **values(tmp_path))
     again = run("pretrain", out=str(tmp_path / "cut"), **values(tmp_path))
     assert again["training"]["resumed_from"] == 4

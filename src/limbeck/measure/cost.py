@@ -29,6 +29,8 @@ __all__ = [
     "cost",
     "disk_bytes",
     "folder_bytes",
+    "free_bytes",
+    "held_bytes",
     "peak_memory",
     "peak_memory_bytes",
     "speed",
@@ -151,6 +153,24 @@ def peak_memory_bytes(device: torch.device | str = "cpu") -> int:
     return _status("VmHWM")
 
 
+def held_bytes(device: torch.device | str = "cpu") -> int:
+    """Memory held now: by torch on a GPU, else by this process (resident)."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    return _status("VmRSS")
+
+
+def free_bytes(device: torch.device | str = "cpu") -> int:
+    """Memory that can still be had: the GPU's, or what the kernel calls available; 0 where it does not tell."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), 0)
+
+
 @dataclass(slots=True)
 class Peak:
     """Filled when the ``with`` block of ``peak_memory`` ends.
@@ -178,13 +198,12 @@ def peak_memory(device: torch.device | str = "cpu") -> Iterator[Peak]:
     """
     if torch.device(device).type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-        peak = Peak(torch.cuda.memory_allocated(device))
     else:
         try:
             Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM, see proc(5)
         except OSError:
             pass
-        peak = Peak(_status("VmRSS"))
+    peak = Peak(held_bytes(device))
     yield peak
     peak.peak_bytes = peak_memory_bytes(device)
 

@@ -12,7 +12,7 @@ from limbeck.data.audit import Audit
 from limbeck.data.batch import Example, collate
 from limbeck.data.batches import Lay, fixed_batches
 from limbeck.formats.load import save_bundle
-from limbeck.measure.cost import cost
+from limbeck.measure.cost import cost, peak_memory
 from limbeck.measure.held_out import HeldOut
 from limbeck.measure.spikes import spikes
 from limbeck.model.decoder import Decoder
@@ -21,12 +21,13 @@ from limbeck.recipes.checks import Checks, ProbeLevel, audited
 from limbeck.recipes.choices import Choices
 from limbeck.recipes.measured import measure, show_report
 from limbeck.recipes.parts import Parts, device_of
-from limbeck.recipes.plan import dry_run
+from limbeck.recipes.plan import FirstMinute, announce, dry_run, needs
 from limbeck.recipes.recipe import Report, Session
 from limbeck.recipes.start import Encoded, Source, Start
 from limbeck.run import Run
 from limbeck.storage import plain
 from limbeck.techniques.technique import apply_all, finish_all
+from limbeck.train.distributed import world
 from limbeck.train.loop import TrainResult, train
 
 __all__ = ["Encoded", "Fit", "Start"]
@@ -90,7 +91,9 @@ class Fit(Choices):
             shown, names = stream.at(0), [row.id for row in parts.train]
             learned = self.objective(model, start, data, parts, None)
             rate = self.rate_of_plan
-            return dry_run(model, start.tokenizer, learned, stream, settings, shown, names, rate=rate)
+            return dry_run(
+                model, start.tokenizer, learned, stream, settings, shown, names, batch_size=self.batch_size, rate=rate
+            )
         with Run.create(self.folder, self) as run:
             run.provenance(seed=self.seed, data={k: v["hash"] for k, v in parts.describe().items()})
             session.say(f"{self.verb}: {run.describe()}")
@@ -146,18 +149,24 @@ class Fit(Choices):
             HeldOut(watched, self._fixed(some, start, data.context, self.lay), name, size)
             for name, some, size in data.held_out()
         ]
-        return train(
-            model.to(device),
-            objective,
-            stream,
-            self.settings(bool(data.valid)),
-            evaluations=[*held_out, *checks.evaluations()],
-            run=run,
-            seed=self.seed,
-            device=device,
-            progress=session.progress,
-            utilisation=self.utilisation(model, device),
-        )
+        model, settings = model.to(device), self.settings(bool(data.valid))
+        needed, limit = needs(model, stream, settings), self.utilisation(model, device)
+        say = session.say if world().main else _say_nothing
+        say(announce(needed, limit))
+        with peak_memory(device):
+            return train(
+                model,
+                objective,
+                stream,
+                settings,
+                evaluations=[*held_out, *checks.evaluations()],
+                run=run,
+                seed=self.seed,
+                device=device,
+                progress=session.progress,
+                on_step=FirstMinute(needed, self.batch_size, device, say),
+                utilisation=limit,
+            )
 
     def _conclude(
         self,
@@ -204,3 +213,7 @@ class Fit(Choices):
         values = plain(values)
         run.finish(values)
         return Report(values, show_report(values))
+
+
+def _say_nothing(*_: object) -> None:
+    """What the ranks beside the first have to say."""

@@ -1,10 +1,10 @@
-"""``--dry-run``: what a training would see, need and take, without training."""
+"""What a training would see, need and take: whole with ``--dry-run``, in a line before and after its first minute."""
 
 from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,31 +14,137 @@ from limbeck.data.batches import Batches
 from limbeck.data.preview import preview
 from limbeck.data.tokenizer import Tokenizer
 from limbeck.losses.terms import total
-from limbeck.measure.cost import peak_memory
+from limbeck.measure.cost import free_bytes, held_bytes, peak_memory, peak_memory_bytes
 from limbeck.model.decoder import Decoder
 from limbeck.objectives.objective import AnyObjective
 from limbeck.recipes.recipe import Report, facts
 from limbeck.recipes.start import Source
+from limbeck.train.distributed import world
 from limbeck.train.settings import TrainSettings
 from limbeck.train.stream import parts, tokens
 
-__all__ = ["dry_run", "expect"]
+__all__ = ["FirstMinute", "announce", "batch_that_fits", "dry_run", "expect", "needs"]
 
 _MB = 1e6
 
 
-def expect(model: Decoder, objective: AnyObjective, stream: Source, settings: TrainSettings) -> dict[str, Any]:
+def needs(model: Decoder, stream: Source, settings: TrainSettings) -> dict[str, Any]:
+    """What the whole training takes, by arithmetic alone: nothing is computed with ``model``, nothing is drawn.
+
+    Returns:
+        ``steps``, ``tokens``, ``parameters``, ``trainable``, ``state_bytes`` (weights, gradients and AdamW's two
+        moments, in fp32), ``width`` (tokens of a row) and ``flops``.
+    """
+    ranks = world().size
+    steps = settings.total_steps(stream.per_epoch, ranks)
+    trained = float(stream.describe()["tokens"]) * steps * settings.accumulation * ranks / stream.per_epoch
+    parameters, trainable = model.count_parameters(), model.count_parameters(trainable=True)
+    width = max(b.ids.shape[1] for b in parts(stream.at(0)))
+    return {
+        "steps": steps,
+        "tokens": round(trained),
+        "parameters": parameters,
+        "trainable": trainable,
+        "state_bytes": 4 * (parameters + 3 * trainable),
+        "width": width,
+        "flops": 3 * trained * model.flops_per_token(width),
+    }
+
+
+def batch_that_fits(batch_size: int, batch_bytes: int, state_bytes: int, free: int) -> int:
+    """The largest micro-batch whose activations fit beside gradients and moments.
+
+    Args:
+        batch_size: rows of the micro-batch that was measured.
+        batch_bytes: what it took above what was held.
+        state_bytes: yet to be taken by gradients and moments.
+        free: bytes that the device or the machine still gives.
+
+    Returns:
+        Rows; 0 where not even one fits.
+    """
+    return max(0, int((free - state_bytes) * batch_size / max(batch_bytes, 1)))
+
+
+def announce(needed: Mapping[str, Any], utilisation: float) -> str:
+    """One line before a training: what it takes, and the least time where the device's limit is known.
+
+    Args:
+        needed: of ``needs``.
+        utilisation: share of the device's limit that one token a second takes; 0: the limit is not known.
+    """
+    least = f", at least {needed['tokens'] * utilisation / 60:.1f} min at this device's limit" if utilisation else ""
+    return (
+        f"plan: {needed['steps']:,} steps, {needed['tokens']:,} tokens, {needed['flops']:.3g} FLOP, "
+        f"{needed['state_bytes'] / _MB:,.0f} MB of weights, gradients and moments, "
+        f"{needed['trainable']:,} of {needed['parameters']:,} parameters learn{least}"
+    )
+
+
+class FirstMinute:
+    """After the first minute of a training, evaluations included, tells the time that is left and the batch that fits.
+
+    Called after each step, as ``train``'s ``on_step``. The first step is not timed: it holds what happens once.
+
+    Args:
+        needed: of ``needs``.
+        batch_size: rows of a micro-batch.
+        device: whose memory is measured; its peak must have been reset when this is made.
+        say: where the line goes.
+        seconds: how long to measure.
+        clock: tells seconds.
+    """
+
+    def __init__(
+        self,
+        needed: Mapping[str, Any],
+        batch_size: int,
+        device: torch.device,
+        say: Callable[[str], object],
+        *,
+        seconds: float = 60.0,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._needed, self._batch_size, self._device, self._say = needed, batch_size, device, say
+        self._seconds, self._clock = seconds, clock
+        self._held, self._free = held_bytes(device), free_bytes(device)
+        self._first: tuple[int, float] | None = None
+        self._told = False
+
+    def __call__(self, step: int, losses: Mapping[str, float]) -> None:
+        """Note that ``step`` steps are done."""
+        if self._told:
+            return
+        if self._first is None:
+            self._first = step, self._clock()
+            return
+        passed = self._clock() - self._first[1]
+        if passed < self._seconds:
+            return
+        self._told = True
+        steps, a_step = self._needed["steps"], passed / (step - self._first[0])
+        rate = self._needed["tokens"] / steps / a_step
+        learned = 3 * 4 * self._needed["trainable"]
+        grown = peak_memory_bytes(self._device) - self._held
+        fits = batch_that_fits(self._batch_size, grown - learned, learned, self._free)
+        self._say(
+            f"measured: {rate:,.0f} tokens/s, {(steps - step) * a_step / 60:.1f} min left; memory grew by "
+            f"{grown / _MB:,.0f} MB, so a micro-batch of about {fits:,} rows would fit (now {self._batch_size})"
+        )
+
+
+def expect(
+    model: Decoder, objective: AnyObjective, stream: Source, settings: TrainSettings, batch_size: int
+) -> dict[str, Any]:
     """Time two micro-batches on a copy of ``model`` and say what the whole training would need.
 
     Returns:
-        ``steps``, ``tokens``, ``seconds`` (of the training steps alone), ``state_bytes`` (weights, gradients and
-        AdamW's two moments, in fp32) and ``activation_bytes`` (growth of the process's peak in the trial).
+        What ``needs`` says, ``seconds`` (of the training steps alone), ``activation_bytes`` (growth of the process's
+        peak in the trial), ``free_bytes`` before it, and ``batch_that_fits``, in rows.
     """
-    steps = settings.total_steps(stream.per_epoch)
-    described = stream.describe()
+    needed = needs(model, stream, settings)
     trial = copy.deepcopy(model).train()
-    parameters, trainable = model.count_parameters(), model.count_parameters(trainable=True)
-    state = 4 * (parameters + 3 * trainable)
+    free = free_bytes(model.device)
     batches = [stream.at(i) for i in range(1, 3)]
     with peak_memory(model.device) as peak:
         _micro_batch(trial, objective, stream.at(0))
@@ -46,18 +152,14 @@ def expect(model: Decoder, objective: AnyObjective, stream: Source, settings: Tr
     for batch in batches:
         _micro_batch(trial, objective, batch)
     seconds = (time.perf_counter() - started) / sum(tokens(b)[0] for b in batches)
-    width = max(b.ids.shape[1] for b in parts(batches[0]))
-    trained_tokens = float(described["tokens"]) * steps * settings.accumulation / stream.per_epoch
-    return {
-        "steps": steps,
-        "tokens": round(trained_tokens),
-        "seconds": seconds * trained_tokens,
+    activation = peak.grown_bytes
+    learned = 3 * 4 * int(needed["trainable"])
+    return needed | {
+        "seconds": seconds * needed["tokens"],
         "tokens_per_second": 1 / seconds,
-        "parameters": parameters,
-        "trainable": trainable,
-        "state_bytes": state,
-        "activation_bytes": max(0, peak.peak_bytes - peak.before_bytes),
-        "flops": 3 * trained_tokens * model.flops_per_token(width),
+        "activation_bytes": activation,
+        "free_bytes": free,
+        "batch_that_fits": batch_that_fits(batch_size, activation, learned, free),
     }
 
 
@@ -80,13 +182,14 @@ def dry_run(
     shown: Any,
     names: Sequence[str],
     *,
+    batch_size: int,
     rate: float | None = None,
 ) -> Report:
     """Show the micro-batch ``shown`` token by token, and what the training would need; nothing is written.
 
     With ``rate``, in FLOP/s, the time is that of a device which reaches it, in place of this one's.
     """
-    expected = expect(model, objective, stream, settings)
+    expected = expect(model, objective, stream, settings, batch_size)
     if rate is not None:
         seconds = expected["flops"] / rate
         expected |= {"seconds": seconds, "tokens_per_second": expected["tokens"] / seconds, "planned_rate": rate}
@@ -113,6 +216,10 @@ def _table(expected: dict[str, Any]) -> RenderableType:
             ("parameters", f"{expected['parameters']:,}, trainable {expected['trainable']:,}"),
             ("memory", f"{expected['state_bytes'] / _MB:,.0f} MB of weights, gradients and moments"),
             ("at work", f"{expected['activation_bytes'] / _MB:,.0f} MB more"),
+            (
+                "batch",
+                f"{expected['batch_that_fits']:,} rows or so fit in {expected['free_bytes'] / _MB:,.0f} MB free",
+            ),
             ("arithmetic", f"{expected['flops']:.3g} FLOP"),
         ],
     )
