@@ -14,7 +14,8 @@ from xml.etree import ElementTree
 import pytest
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
-CLAIMS = sorted(f.stem for f in FOLDER.glob("*.py") if f.stem != "decode_speed")
+OF_ITS_OWN_KIND = ("decode_speed", "decode_speculative")  # no arms against a peer
+CLAIMS = sorted(f.stem for f in FOLDER.glob("*.py") if f.stem not in OF_ITS_OWN_KIND)
 
 TOY = """
     from harness.claim import Arm, Bar, Claim
