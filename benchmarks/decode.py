@@ -3,36 +3,21 @@
 from __future__ import annotations
 
 from harness.claim import Bar, Claim
-from harness.decoding import PROMPT, arms
-from harness.shapes import GPT2, Shape
+from harness.decoding import PROMPT, arms, claim_of, shape_of, shapes
 from harness.turns import main
-
-SMALL = Shape(layers=2, width=32, heads=2, vocabulary=320, context=128)
 
 
 def claim(quick: bool) -> Claim:
-    shape, new = (SMALL, 8) if quick else (GPT2, 64)
-    return Claim(
-        name="decode",
-        title="Decoding, one sequence",
-        setting=f"{shape.words()}, random weights; {new} tokens greedily after {PROMPT} of a prompt",
-        arms=arms(shape, new),
-        bars=(
-            Bar("Limbeck fp32", "transformers fp32", "speed", 1.2),
-            Bar("Limbeck bf16", "transformers bf16", "speed", 2.0),
-            Bar("Limbeck bf16", "llama.cpp F16", "speed", 1.0),
-            Bar("Limbeck int8", "llama.cpp Q8_0", "speed", 1.3),
-            Bar("Limbeck int4", "llama.cpp Q4_0", "speed", 1.3),
-        ),
-        rounds=7,
-        steps=1,
-        warmup=1,
-        equal={"nll": 0.02},
+    shape, new = shape_of(quick), 8 if quick else 64
+    setting = f"{shape.words()}, random weights; {new} tokens greedily after {PROMPT} of a prompt"
+    bars = (
+        Bar("Limbeck fp32", "transformers fp32", "speed", 1.2),
+        Bar("Limbeck bf16", "transformers bf16", "speed", 2.0),
+        Bar("Limbeck bf16", "llama.cpp F16", "speed", 1.0),
+        Bar("Limbeck int8", "llama.cpp Q8_0", "speed", 1.3),
+        Bar("Limbeck int4", "llama.cpp Q4_0", "speed", 1.3),
     )
-
-
-def shapes(quick: bool) -> list[Shape]:
-    return [SMALL if quick else GPT2]
+    return claim_of("decode", "Decoding, one sequence", setting, arms(shape, new), bars)
 
 
 if __name__ == "__main__":

@@ -6,15 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.claim import Arm
-from harness.shapes import Shape, ours, random_ids, theirs
+from harness.claim import Arm, Bar, Claim
+from harness.shapes import GPT2, Shape, ours, random_ids, theirs
 from harness.training import THEIRS
 from harness.worker import Turn
 
 if TYPE_CHECKING:
     from limbeck.model.decoder import Decoder
 
-__all__ = ["PROMPT", "arms", "limbeck", "llama_cpp", "transformers"]
+__all__ = ["PROMPT", "arms", "claim_of", "limbeck", "llama_cpp", "shape_of", "shapes", "transformers"]
 
 PROMPT = 16
 _GRIDS = {"int8": "int8", "q8_0": "q8_0", "int4": "int4"}
@@ -140,3 +140,21 @@ def arms(shape: Shape, new: int, prompt: int = PROMPT) -> tuple[Arm, ...]:
 
 
 _LLAMA = "through its C interface, two threads, flash attention and cache type as they come; head tied"
+
+
+def shape_of(quick: bool) -> Shape:
+    """GPT-2 small, or a toy that has room for a byte-level vocabulary."""
+    return Shape(layers=2, width=32, heads=2, vocabulary=320, context=128) if quick else GPT2
+
+
+def shapes(quick: bool) -> list[Shape]:
+    """What ``harness.turns.main`` asks for."""
+    return [shape_of(quick)]
+
+
+def claim_of(name: str, title: str, setting: str, all_arms: tuple[Arm, ...], bars: tuple[Bar, ...]) -> Claim:
+    """A claim whose step is one whole text; the loss over the prompt must agree but for the rounding of weights."""
+    return Claim(
+        name=name, title=title, setting=setting, arms=all_arms, bars=bars, rounds=7, steps=1, warmup=1,
+        equal={"nll": 0.02},
+    )  # fmt: skip

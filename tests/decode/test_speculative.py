@@ -13,7 +13,7 @@ from limbeck.data.tokenizer import Tokenizer
 from limbeck.decode.generate import generate
 from limbeck.decode.session import Session, evaluating
 from limbeck.decode.settings import Decoding
-from limbeck.decode.speculative import Speculation, speculate
+from limbeck.decode.speculative import speculate
 from limbeck.errors import ConfigError
 from limbeck.formats.load import save_bundle
 from limbeck.model.decoder import Decoder
@@ -125,13 +125,6 @@ def test_what_cannot_be_is_refused() -> None:
         speculate(model, decoder(vocab_size=290), TOKENIZER, PROMPTS, how)
     with pytest.raises(ConfigError, match="the draft has a rolling cache"):
         speculate(model, decoder(pattern=Sliding(window=2)), TOKENIZER, PROMPTS, how)
-
-
-def test_the_prediction_is_tokens_by_what_the_forwards_took() -> None:
-    worth = Speculation(rounds=10, proposed=40, accepted=30, tokens=40, draft_seconds=1.0, check_seconds=3.0)
-    assert worth.acceptance == 0.75
-    assert worth.predicted_speedup(0.2) == pytest.approx(2.0)
-    assert Speculation().acceptance is None and Speculation().predicted_speedup(1.0) is None
 
 
 def test_the_verb_takes_a_draft(tmp_path: Path) -> None:

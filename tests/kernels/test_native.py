@@ -12,25 +12,25 @@ from limbeck.kernels import native
 
 @pytest.fixture(autouse=True)
 def forgotten() -> Iterator[None]:
-    native.library.cache_clear()
+    native.load.cache_clear()
     yield
-    native.library.cache_clear()
+    native.load.cache_clear()
 
 
 def test_it_is_compiled_once_into_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if native.library() is None:
+    if native.load() is None:
         pytest.skip("no C compiler here")
-    native.library.cache_clear()
+    native.load.cache_clear()
     monkeypatch.setenv("LIMBECK_CACHE", str(tmp_path))
-    assert native.library() is not None
+    assert native.load() is not None
     (made,) = (tmp_path / "native").iterdir()
     stamp = made.stat().st_mtime_ns
-    native.library.cache_clear()
-    assert native.library() is not None
+    native.load.cache_clear()
+    assert native.load() is not None
     assert made.stat().st_mtime_ns == stamp
-    native.library.cache_clear()
+    native.load.cache_clear()
     monkeypatch.setattr(native, "_FLAGS", (*native._FLAGS, "-g0"))  # other flags, another file
-    assert native.library() is not None
+    assert native.load() is not None
     assert len(list((tmp_path / "native").iterdir())) == 2
 
 
@@ -40,8 +40,8 @@ def test_without_a_compiler_it_says_so(compiler: str, tmp_path: Path, monkeypatc
     monkeypatch.setenv("LIMBECK_NATIVE", "on")
     monkeypatch.setenv("CC", compiler)
     with pytest.warns(UserWarning, match="install a C compiler"):
-        assert native.library() is None
-    assert native.library() is None  # and not twice
+        assert native.load() is None
+    assert native.load() is None  # and not twice
 
 
 def test_a_machine_without_any_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,13 +49,13 @@ def test_a_machine_without_any_compiler(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.warns(UserWarning, match="no C compiler was found"):
-        assert native.library() is None
+        assert native.load() is None
 
 
 def test_it_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LIMBECK_NATIVE", "off")
-    assert native.library() is None
-    native.library.cache_clear()
+    assert native.load() is None
+    native.load.cache_clear()
     monkeypatch.setenv("LIMBECK_NATIVE", "maybe")
     with pytest.raises(ValueError, match="'maybe'"):
-        native.library()
+        native.load()

@@ -140,7 +140,18 @@ def fit_prompts(
 
 
 class Row:
-    """One sequence being generated."""
+    """One sequence being generated, as ``generate`` and ``speculate`` write it.
+
+    Attributes:
+        prompt_number: place of its prompt among all.
+        prompt: token ids it continues.
+        limit: most tokens to generate.
+        random: uniforms of this sample alone; None where decoding is greedy.
+        text: what the tokens spell so far.
+        ids: tokens generated.
+        log_prob: their summed log-probability, in nats.
+        stopped: why it ended; None while it goes on.
+    """
 
     def __init__(
         self,

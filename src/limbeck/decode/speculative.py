@@ -52,15 +52,6 @@ class Speculation:
         """Share of the proposals that were kept; None where none was made."""
         return self.accepted / self.proposed if self.proposed else None
 
-    def predicted_speedup(self, step_seconds: float) -> float | None:
-        """How many times faster than one token a step, by what was accepted and what the forwards took.
-
-        Args:
-            step_seconds: of one step of the model alone.
-        """
-        spent = self.draft_seconds + self.check_seconds
-        return self.tokens * step_seconds / spent if spent > 0 else None
-
 
 def speculate(
     model: Decoder,

@@ -59,7 +59,7 @@ class CompiledStep:
         """The compiled step for this model and cache, or None where torch has to serve."""
         if not 0 < cache.lengths.shape[0] <= MOST_ROWS or not _serves(model, cache):
             return None
-        library = native.library()
+        library = native.load()
         return None if library is None else cls(library, model, cache)
 
     def bind(self) -> None:

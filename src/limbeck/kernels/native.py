@@ -3,7 +3,7 @@
 The source is ``native/``. It is compiled at first use with the system's C compiler (``CC``, else cc, gcc or clang) and
 kept in ``$LIMBECK_CACHE`` (``~/.cache/limbeck``) under a name made of the source, the flags and the processor, so that
 another machine that shares the folder makes its own. Where there is no compiler, or where ``LIMBECK_NATIVE=off``,
-``library`` returns None and says why once; callers then take their torch path.
+``load`` returns None and says why once; callers then take their torch path.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import warnings
 from functools import cache
 from pathlib import Path
 
-__all__ = ["KINDS", "Layer", "Matrix", "Model", "library"]
+__all__ = ["KINDS", "Layer", "Matrix", "Model", "load"]
 
 KINDS = {"fp32": 0, "bf16": 1, "fp16": 2, "int8": 3, "int4": 4, "fp8_e4m3": 5, "fp8_e5m2": 6}
 """Numbers by which the C source knows the kinds of codes (``packed_layout``)."""
@@ -65,7 +65,7 @@ class Model(ctypes.Structure):
 
 
 @cache
-def library() -> ctypes.CDLL | None:
+def load() -> ctypes.CDLL | None:
     """The compiled kernels, or None (after one warning, unless they were switched off) where they cannot be had.
 
     Raises:
