@@ -12,7 +12,8 @@ from typing import Any
 
 from limbeck.run import Run
 from limbeck.study.charts import COLOURS, Chart, Curve, cost_charts, curve_chart, figure_chart, number
-from limbeck.study.table import Finding, Group, Line, Row, change, others, rounded, short, span, spent, told
+from limbeck.study.costs import costs
+from limbeck.study.table import Finding, Group, Line, Row, change, others, rounded, short, span, told
 
 __all__ = ["page", "protocol"]
 
@@ -160,7 +161,7 @@ def _section(group: Group, numbers: Mapping[str, int], plots: Sequence[tuple[str
         "lines": [_cells(line, numbers, group) for line in group.lines],
         "told": told(group),
         "others": others(group),
-        "spent": spent(group),
+        "spent": costs([(line.row.label, line.row.reports) for line in group.lines]),
         "charts": [asdict(c) for c in (*pairs, *cost_charts(group, numbers), *_curves(group, numbers))],
         "samples": _samples(group, numbers),
         "protocol": shared,

@@ -36,7 +36,6 @@ __all__ = [
     "rounded",
     "short",
     "span",
-    "spent",
     "tables",
     "told",
 ]
@@ -216,17 +215,19 @@ def markdown(title: str, grouped: Sequence[Group], compared: Sequence[Finding]) 
     for group in grouped:
         columns = ["arm", "seeds", "figure", "95 % interval", f"change against {group.reference}", "parameters"]
         columns += ["trained", "MB on disk", "ms / token (fastest to slowest)", "training s"]
-        lines += [f"**{_cell(group.heading)}**", "", "| " + " | ".join(map(_cell, columns)) + " |"]
-        lines.append("|---|" + "---:|" * (len(columns) - 1))
-        lines += ["| " + " | ".join(map(_cell, _full(line))) + " |" for line in group.lines]
-        for heading, *rows in (others(group), spent(group)):
+        lines.append(f"**{_cell(group.heading)}**")
+        spent = costs([(line.row.label, line.row.reports) for line in group.lines])
+        for heading, *rows in ([columns, *map(_full, group.lines)], others(group), spent):
             if len(heading) > 1:
-                lines += ["", "| " + " | ".join(map(_cell, heading)) + " |", "|---|" + "---:|" * (len(heading) - 1)]
-                lines += ["| " + " | ".join(map(_cell, row)) + " |" for row in rows]
+                lines += ["", _piped(heading), "|---|" + "---:|" * (len(heading) - 1), *map(_piped, rows)]
         lines += ["", *(f"- {_cell(f'{name}: {sentence}')}" for name, sentence in told(group))]
         lines += [""] if told(group) else []
     lines += [f"- {_cell(_sentence(f, len(compared)))}" for f in compared]
     return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def _piped(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(map(_cell, cells)) + " |"
 
 
 def others(group: Group) -> list[list[str]]:
@@ -245,11 +246,6 @@ def others(group: Group) -> list[list[str]]:
             low, high = (min(found), max(found)) if found else (0.0, 0.0)
             row.append(f"{averages.median(found):,.0f} ({low:,.0f} to {high:,.0f})" if found else "-")
     return out
-
-
-def spent(group: Group) -> list[list[str]]:
-    """Memory, prefill speed and agreement with the original: a heading, then a row an arm."""
-    return costs([(line.row.label, line.row.reports) for line in group.lines])
 
 
 def _rates(row: Row) -> list[float]:

@@ -167,8 +167,7 @@ class _Loop:
         self.timings = self._choose_precision(model, objective, stream)
         self.working = shard(model, self.state.precision == "bf16") if self.sharded else model
         kept: Any = "fp32" if self.sharded and self.state.precision == "bf16" else self.state.precision
-        alone = settings.accumulation == here.size == 1 and device.type == "cpu"
-        self.weights = Weights(self.working, kept, alone)
+        self.weights = Weights(self.working, kept, settings.accumulation == here.size == 1 and device.type == "cpu")
         self.optimizer = adamw(self.weights.trained, decayed(self.working, settings.decay_embeddings), settings)
         # bf16 masters gather gradients outside autograd's sight, where DDP cannot reduce them: the loop does, in fp32.
         averages = self.sharded or kept != "bf16"
