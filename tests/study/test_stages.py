@@ -18,7 +18,7 @@ from limbeck.study.study import run_plan
 from tests.reference.tiny_runs import PRETRAIN
 
 PLAN: dict[str, Any] = {
-    "common": {"probes": "off"},
+    "common": {"probes": "off"},  # of the trainings
     "arms": {
         "base": {"verb": "pretrain", "once": True, "values": PRETRAIN},
         "tuned": {
@@ -29,25 +29,35 @@ PLAN: dict[str, Any] = {
     },
     "models": {"1 base": "@base", "2 tuned": "@tuned"},
     "figures": {
-        name: {"values": {"data": f"toy:{name}", "limit": 12, "measuring": PRETRAIN["measuring"]}, "margin": 0.01}
-        for name in ("stories", "verse")
+        name: {"values": {"data": f"toy:{name}", "limit": 12, "measuring": PRETRAIN["measuring"], **more},
+               "metric": ["nats per token", "nats per byte"], "margin": 0.01}
+        for name, more in (("stories", {}), ("verse", {"base": "@base", "probes": "quick"}))
     },
 }  # fmt: skip
 
 
 def test_stages_come_out_as_one_table_with_changes_and_cost(tmp_path: Path) -> None:
     found = run_plan(build(StudyPlan, PLAN, "a test"), tmp_path, Session.silent()).values
-    told = {s["figure"]: s for s in found["stages"]}
+    told = {s["figure"]: s for s in found["stages"] if s["metric"] == "nats per token"}
+    assert len(found["stages"]) == 4
     assert told["verse"]["standing"] == "exceeds" and told["verse"]["first"] == "2 tuned"
     for name, one in told.items():
         a, b = (found["arms"][f"{m}:{name}"]["runs"][0]["metrics"]["nats per token"]["value"]
                 for m in PLAN["models"])  # fmt: skip
         assert (one["a"], one["b"]) == pytest.approx((a, b))
     table = (tmp_path / "stages.md").read_text().splitlines()
-    assert table[0].startswith("| model | stories: nats per token") and table[2].startswith("| 1 base |")
+    assert table[2].startswith("| model | stories: nats per token") and table[4].startswith("| 1 base |")
     tokens = found["arms"]["tuned"]["runs"][0]["training"]["real_tokens"]
-    assert "change" not in table[2] and table[3].count("change") == 2 and f"{tokens:,}" in table[3]
-    assert any("| verse | 2 tuned | 1 base | exceeds |" in line for line in table)
+    assert "change" not in table[4] and table[5].count("change") == 4 and f"{tokens:,}" in table[5]
+    assert any("| verse: nats per byte | 2 tuned | 1 base | exceeds |" in line for line in table)
+    alarms = {a["name"]: a for a in found["arms"]["2 tuned:verse"]["runs"][0]["alarms"]}
+    assert alarms
+    for name, alarm in alarms.items():
+        (line,) = (line for line in table if line.startswith(f"| verse: {name} |"))
+        assert f"{alarm['value']:.3g}" in line and ("rang" in line.split("|")[3]) == alarm["fired"]
+    page = (tmp_path / "study.html").read_text()
+    for heading in ("Stage by stage", "Probes", "Who matches, exceeds or lags whom"):
+        assert f"## {heading}" in table and f"<h2>{heading}</h2>" in page
 
 
 def test_a_study_without_models_writes_no_stage_table() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from limbeck.run import Run
 from limbeck.study.charts import COLOURS, Chart, Curve, cost_charts, curve_chart, figure_chart, number
 from limbeck.study.costs import costs
+from limbeck.study.stages import Table
 from limbeck.study.table import Finding, Group, Line, Row, change, others, rounded, short, span, told
 
 __all__ = ["page", "protocol"]
@@ -32,6 +33,7 @@ def page(
     compared: Sequence[Finding],
     arms: Sequence[Row],
     plots: Sequence[tuple[str, str]] = (),
+    stages: Sequence[Table] = (),
 ) -> str:
     """Render the page.
 
@@ -41,6 +43,7 @@ def page(
         compared: comparisons with their verdicts.
         arms: every arm that ran, those without a table too: for alarms and provenance.
         plots: further charts, of two figures each, by their names.
+        stages: tables of a study with models and figures.
 
     Returns:
         The whole file: plotly.js is inside, nothing is fetched, and its content security policy admits only its own two
@@ -68,6 +71,7 @@ def page(
         one_seed=max((len(line.row.scores) for g in grouped for line in g.lines), default=0) == 1,
         verdicts=[_verdict(f, grouped) for f in compared],
         sections=sections,
+        stages=stages,
         alarms=rang,
         silent=silent,
         provenance=_provenance(arms, numbers),

@@ -35,8 +35,13 @@ class Figure(Config):
     """One column of a stage table: how every model is evaluated."""
 
     values: dict[str, Any] = Field(description="values of the evaluate recipe, without the model")
-    metric: str | None = Field(None, description="figure of the task; none: its main one")
+    metric: str | tuple[str, ...] | None = Field(None, description="figures of the task; none: its main one")
     margin: float | None = Field(None, gt=0, description="difference that does not matter: equivalence is tested")
+
+    @property
+    def metrics(self) -> tuple[str | None, ...]:
+        """The metrics, one or several; None stands for the task's main one."""
+        return self.metric or (None,) if isinstance(self.metric, tuple) else (self.metric,)
 
 
 class StudyPlan(Config):

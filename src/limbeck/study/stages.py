@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, product
 from typing import Any, Literal
 
 from limbeck.errors import ConfigError, nearest
@@ -13,9 +13,24 @@ from limbeck.measure.stats import Comparison, compare, interval
 from limbeck.study.plan import StudyPlan
 from limbeck.study.table import Row, change, rounded, span
 
-__all__ = ["Standing", "Versus", "stage_markdown", "standing", "versus"]
+__all__ = ["Standing", "Table", "Versus", "stage_markdown", "stage_tables", "standing", "versus"]
 
 Standing = Literal["matches", "exceeds", "lags", "undecided"]
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table as text, for Markdown and for the page alike.
+
+    Attributes:
+        heading: what it shows.
+        rows: the head, then the rows; the first cell of each is its name.
+        note: what must stand below it.
+    """
+
+    heading: str
+    rows: tuple[tuple[str, ...], ...]
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +39,7 @@ class Versus:
 
     Attributes:
         figure: name of the figure in the plan.
+        metric: which of its statistics is compared.
         first: the model that is judged.
         second: the one it is held against.
         comparison: ``first - second``.
@@ -31,6 +47,7 @@ class Versus:
     """
 
     figure: str
+    metric: str
     first: str
     second: str
     comparison: Comparison
@@ -38,8 +55,8 @@ class Versus:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for a report."""
-        names = {"figure": self.figure, "first": self.first, "second": self.second, "standing": self.standing}
-        return names | self.comparison.to_json()
+        names = {"figure": self.figure, "metric": self.metric, "first": self.first, "second": self.second}
+        return names | {"standing": self.standing} | self.comparison.to_json()
 
 
 def standing(comparison: Comparison, margin: float | None) -> Standing:
@@ -60,11 +77,11 @@ def versus(plan: StudyPlan, done: Mapping[str, Row]) -> list[Versus]:
     """
     out = []
     for name, figure in plan.figures.items():
-        for second, first in combinations(plan.models, 2):
+        for metric, (second, first) in product(figure.metrics, combinations(plan.models, 2)):
             a, b = done[f"{second}:{name}"], done[f"{first}:{name}"]
-            statistic = _statistic(b, figure.metric)
+            statistic = _statistic(b, metric)
             c = compare(list(a.scores), list(b.scores), statistic)
-            out.append(Versus(name, first, second, c, standing(c, figure.margin)))
+            out.append(Versus(name, statistic.name, first, second, c, standing(c, figure.margin)))
     return out
 
 
@@ -75,10 +92,10 @@ def _statistic(row: Row, metric: str | None) -> Statistic:
     return row.statistics[0] if metric is None else known[metric]
 
 
-def stage_markdown(
+def stage_tables(
     plan: StudyPlan, done: Mapping[str, Row], found: Sequence[Versus], trained: Mapping[str, Mapping[str, Any]]
-) -> str:
-    """The stage table, then, where a margin is stated, who matches, exceeds or lags whom.
+) -> list[Table]:
+    """The stage table, the probes beside it, and, where a margin is stated, who matches, exceeds or lags whom.
 
     Args:
         plan: with ``models`` and ``figures``.
@@ -86,36 +103,79 @@ def stage_markdown(
         found: what ``versus`` says.
         trained: model -> ``training`` of the report of the run that made it, where there is one.
     """
-    pairs = {(v.figure, v.first, v.second): v for v in found}
+    made = [_stages(plan, done, found, trained), _probes(plan, done), _standings(plan, found)]
+    return [table for table in made if len(table.rows) > 1]
+
+
+def _stages(
+    plan: StudyPlan, done: Mapping[str, Row], found: Sequence[Versus], trained: Mapping[str, Mapping[str, Any]]
+) -> Table:
+    pairs = {(v.figure, v.metric, v.first, v.second): v for v in found}
     models = list(plan.models)
-    heads = {n: _statistic(done[f"{models[0]}:{n}"], f.metric) for n, f in plan.figures.items()}
-    columns = [f"{n}: {s.name} ({s.better} is better)" for n, s in heads.items()]
-    lines = ["| model | " + " | ".join([*columns, "alarms", "ms / token", "tokens", "hours"]) + " |"]
-    lines.append("|---|" + "---:|" * (len(columns) + 4))
+    heads = [(n, _statistic(done[f"{models[0]}:{n}"], metric)) for n, f in plan.figures.items() for metric in f.metrics]
+    columns = [f"{n}: {s.name} ({s.better} is better)" for n, s in heads]
+    rows = [("model", *columns, "alarms", "ms / token", "tokens", "hours")]
     for i, model in enumerate(models):
         cells = []
-        for name, statistic in heads.items():
+        for name, statistic in heads:
             own = interval(list(done[f"{model}:{name}"].scores), statistic)
             cell = f"{rounded(own.value, own.low, own.high)} {span(own)}"
             if i:
-                cell += "; change " + " ".join(change(pairs[name, model, models[i - 1]].comparison))
+                cell += "; change " + " ".join(change(pairs[name, statistic.name, model, models[i - 1]].comparison))
             cells.append(cell)
-        reports = [r for name in heads for r in done[f"{model}:{name}"].reports]
+        reports = [r for name in plan.figures for r in done[f"{model}:{name}"].reports]
         rang = dict.fromkeys(a["name"] for r in reports for a in r.get("alarms") or [] if a["fired"])
         speed = [r["cost"]["speed"]["decode_ms_per_token"] for r in reports]
         made = trained.get(model) or {}
         cells += [", ".join(rang) or "none", f"{sorted(speed)[len(speed) // 2]:.2f}"]
         cells += [f"{made['real_tokens']:,}", f"{made['seconds'] / 3600:.2f}"] if made else ["-", "-"]
-        lines.append("| " + " | ".join([model, *cells]) + " |")
-    lines += [
-        "",
-        "Change: from the row above, with its 95 % interval; tokens and hours: of that stage's training alone.",
-    ]
-    judged = [v for v in found if plan.figures[v.figure].margin is not None]
-    if judged:
-        lines += ["", "| figure | model | beside | standing | difference | margin |", "|---|---|---|---|---:|---:|"]
-        for v in judged:
+        rows.append((model, *cells))
+    note = "Change: from the row above, with its 95 % interval; tokens and hours: of that stage's training alone."
+    return Table("Stage by stage", tuple(rows), note)
+
+
+def _probes(plan: StudyPlan, done: Mapping[str, Row]) -> Table:
+    """Every probe of every figure, a model a column: its value, or the span of several seeds' values."""
+    values: dict[tuple[str, str], dict[str, list[Mapping[str, Any]]]] = {}
+    for figure, model in product(plan.figures, plan.models):
+        for alarm in (a for r in done[f"{model}:{figure}"].reports for a in r.get("alarms") or []):
+            values.setdefault((figure, alarm["name"]), {}).setdefault(model, []).append(alarm)
+    rows = [("probe", *plan.models, "threshold")]
+    for (figure, name), by_model in values.items():
+        thresholds = dict.fromkeys(f"{a['threshold']:.3g}" for some in by_model.values() for a in some)
+        cells = [_probe(by_model.get(model, ())) for model in plan.models]
+        rows.append((f"{figure}: {name}", *cells, ", ".join(thresholds)))
+    return Table("Probes", tuple(rows), "A probe that rang says so; -: it had nothing to judge.")
+
+
+def _probe(alarms: Sequence[Mapping[str, Any]]) -> str:
+    if not alarms:
+        return "-"
+    low, high = (f"{pick(a['value'] for a in alarms):.3g}" for pick in (min, max))
+    said = low if low == high else f"{low} to {high}"
+    return f"{said}, rang" if any(a["fired"] for a in alarms) else said
+
+
+def _standings(plan: StudyPlan, found: Sequence[Versus]) -> Table:
+    rows = [("figure", "model", "beside", "standing", "difference", "margin")]
+    for v in found:
+        margin = plan.figures[v.figure].margin
+        if margin is not None:
             difference = " ".join(change(v.comparison))
-            margin = f"{plan.figures[v.figure].margin:g}"
-            lines.append(f"| {v.figure} | {v.first} | {v.second} | {v.standing} | {difference} | {margin} |")
-    return "\n".join(lines) + "\n"
+            rows.append((f"{v.figure}: {v.metric}", v.first, v.second, v.standing, difference, f"{margin:g}"))
+    note = (
+        "Matches: two one-sided tests show that the difference lies within the margin. Exceeds, lags: a difference is "
+        "shown, but not that it is so small. Undecided: neither is shown."
+    )
+    return Table("Who matches, exceeds or lags whom", tuple(rows), note)
+
+
+def stage_markdown(tables: Sequence[Table]) -> str:
+    """The tables as Markdown."""
+    lines = []
+    for table in tables:
+        head, *rows = [[cell.replace("|", "\\|") for cell in row] for row in table.rows]
+        lines += [f"## {table.heading}", "", "| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
+        lines += ["| " + " | ".join(row) + " |" for row in rows]
+        lines += ["", *([table.note, ""] if table.note else [])]
+    return "\n".join(lines)

@@ -21,7 +21,7 @@ from limbeck.run import Run
 from limbeck.storage import plain, write_json, write_text
 from limbeck.study.page import page
 from limbeck.study.plan import StudyPlan
-from limbeck.study.stages import stage_markdown, versus
+from limbeck.study.stages import stage_markdown, stage_tables, versus
 from limbeck.study.table import findings, groups, markdown, tables
 
 __all__ = ["Finished", "Study", "read_plan", "run_plan"]
@@ -105,16 +105,17 @@ def run_plan(plan: StudyPlan, folder: Path, session: Session) -> Report:
     }
     write_json(folder / "study.json", plain(values))
     grouped = groups(shown, compared, plan.metric)
-    staged = versus(plan, done)
+    staged, stages = versus(plan, done), []
     if staged:
         first = next(iter(plan.figures))
         trained = {m: _training(Path(done[f"{m}:{first}"].reports[0]["model"])) for m in plan.models}
         values["stages"] = [v.to_json() for v in staged]
         write_json(folder / "study.json", plain(values))
-        write_text(folder / "stages.md", stage_markdown(plan, done, staged, trained))
+        stages = stage_tables(plan, done, staged, trained)
+        write_text(folder / "stages.md", stage_markdown(stages))
         session.say(f"stage table: {folder / 'stages.md'}")
     write_text(folder / "study.md", markdown(plan.title, grouped, compared))
-    write_text(folder / "study.html", page(plan.title, grouped, compared, list(done.values()), plan.plots))
+    write_text(folder / "study.html", page(plan.title, grouped, compared, list(done.values()), plan.plots, stages))
     return Report(values, tables(plan.title, grouped, compared))
 
 
