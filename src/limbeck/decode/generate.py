@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from limbeck.data.tokenizer import Tokenizer
 from limbeck.decode.beam import Hypothesis, Stopped, beam_search
-from limbeck.decode.sample import choose, penalise_repeats, seen_tokens, uniforms
+from limbeck.decode.pick import Picked, Picker
+from limbeck.decode.sample import uniforms
 from limbeck.decode.session import Session, evaluating
 from limbeck.decode.settings import Decoding
 from limbeck.decode.text import GrowingText
@@ -204,9 +204,9 @@ def _decode(model: Decoder, pad_id: int, rows: Sequence[Row], decoding: Decoding
         repeat = [place[row.prompt_number] for row in rows]
         session.select(repeat)
         logits = logits[repeat]
-    held = list(rows)
+    held, picker = list(rows), Picker(decoding)
     while True:
-        picked = _pick(logits, held, decoding)
+        picked = _pick(picker, logits, held, decoding)
         for row, token, log_prob in zip(held, picked.tokens, picked.log_probs, strict=True):
             if row.stopped is None:
                 row.push(token, log_prob, ends)
@@ -221,28 +221,21 @@ def _decode(model: Decoder, pad_id: int, rows: Sequence[Row], decoding: Decoding
         logits = session.step([row.ids[-1] for row in held], None if all(alive) else alive)
 
 
-class _Picked(NamedTuple):
-    tokens: list[int]
-    log_probs: list[float]
+def _pick(picker: Picker, logits: Tensor, rows: Sequence[Row], decoding: Decoding) -> Picked:
+    """Choose one token for each row from ``logits`` (B, V).
 
-
-def _pick(logits: Tensor, rows: Sequence[Row], decoding: Decoding) -> _Picked:
-    """Choose one token for each row from ``logits`` (B, V)."""
-    logits = logits.to(torch.float64 if logits.dtype == torch.float64 else torch.float32)
-    scores = logits
-    if decoding.repetition_penalty != 1:
-        seen = seen_tokens([row.prompt + row.ids for row in rows], logits.shape[-1], logits.device)
-        scores = penalise_repeats(logits, seen, decoding.repetition_penalty)
-    uniform = None
+    Raises:
+        RunError: the logits of a row that goes on are not finite.
+    """
+    uniforms = None
     if decoding.temperature > 0:
-        numbers = [row.random.random() if row.random is not None and row.stopped is None else 0.5 for row in rows]
-        uniform = torch.tensor(numbers, dtype=torch.float64, device=logits.device)
-    tokens = choose(scores, decoding, uniform)
-    log_probs = (logits.gather(-1, tokens[:, None]).squeeze(-1) - logits.logsumexp(dim=-1)).tolist()
-    for row, value in zip(rows, log_probs, strict=True):
+        uniforms = [row.random.random() if row.random is not None and row.stopped is None else 0.5 for row in rows]
+    seen = [row.prompt + row.ids for row in rows] if decoding.repetition_penalty != 1 else []
+    picked = picker(logits, uniforms, seen)
+    for row, value in zip(rows, picked.log_probs, strict=True):
         if row.stopped is None and not np.isfinite(value):
             raise RunError("the model's logits are not finite: its weights are damaged or its training diverged")
-    return _Picked(tokens.tolist(), log_probs)
+    return picked
 
 
 def _search(

@@ -1,4 +1,4 @@
-"""C kernels of this package, compiled where they run, for the processor at hand: one token through a whole decoder.
+"""C kernels of this package, compiled where they run, for the processor at hand: a decoder's step, and a choice.
 
 The source is ``native/``. It is compiled at first use with the system's C compiler (``CC``, else cc, gcc or clang) and
 kept in ``$LIMBECK_CACHE`` (``~/.cache/limbeck``) under a name made of the source, the flags and the processor, so that
@@ -137,4 +137,8 @@ def _open(path: Path) -> ctypes.CDLL:
     lib.limbeck_scratch.restype = _i64
     lib.limbeck_step.argtypes = (model, _i64, _i64, *[_pointer] * 7, _i64, _i64)
     lib.limbeck_step.restype = None
+    lib.limbeck_choose.argtypes = (
+        _pointer, _i64, _i64, _pointer, _pointer, *[ctypes.c_double] * 2, _i64, *[ctypes.c_double] * 2, *[_pointer] * 4,
+    )  # fmt: skip
+    lib.limbeck_choose.restype = None
     return lib
