@@ -74,7 +74,7 @@ def sentence(values: dict[str, Any]) -> str:
             {"name": "a", "shapes": [{"kind": "circle", "radius": -1}]},
             "'shapes.0.radius' in x.yaml: input should be greater than 0 (got -1)",
         ),
-        ({"name": "a", "low": 10}, "x.yaml does not fit together: low is above high"),
+        ({"name": "a", "low": 10}, "x.yaml: low is above high"),
         (
             {"name": "a", "inner": {"steps": "many"}},
             "'inner.steps' in x.yaml: input should be a valid integer, unable to parse string as an integer "

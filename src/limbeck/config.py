@@ -156,7 +156,7 @@ def _sentence(kind: type[Config], error: ValidationError, where: str) -> str:
             shown = "" if isinstance(value, Mapping) else f" (got {_cut(repr(value))})"
             message = problem["msg"].removeprefix("Value error, ")
             message = message[0].lower() + message[1:]
-            part = f"'{name}' in {where}: {message}{shown}" if path else f"{where} does not fit together: {message}"
+            part = f"'{name}' in {where}: {message}{shown}" if path else f"{where}: {message}"
         parts.setdefault(name, part)
     return "; ".join(parts.values())
 

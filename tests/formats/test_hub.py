@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
 from huggingface_hub import errors
 
+from limbeck.data.tokenizer import Tokenizer
 from limbeck.errors import ModelError
-from limbeck.formats.hub import resolve
+from limbeck.formats.hub import resolve, resolve_tokenizer
 from limbeck.formats.load import load_bundle
 from tests.reference.checkpoints import save
 
@@ -130,3 +132,18 @@ def test_offline_the_cache_is_read(cache):
 def test_offline_and_not_cached(cache):
     refused("owner/other", "owner/other", "cache has no copy")
     refused("gpt2", "gpt2", "cache has no copy")
+
+
+def test_a_tokenizer_may_lie_alone_in_its_folder(tmp_path: Path) -> None:
+    tokenizer = Tokenizer.train(["a quiet night, a quiet sea"], 260)
+    tokenizer.save(tmp_path / "alone")
+    assert resolve_tokenizer(str(tmp_path / "alone")) == tmp_path / "alone"
+    with pytest.raises(ModelError, match="neither a model nor a run"):
+        resolve(str(tmp_path / "alone"))
+    pair = tmp_path / "pair"
+    pair.mkdir()
+    (pair / "encoder.json").write_text("{}")
+    with pytest.raises(ModelError):
+        resolve_tokenizer(str(pair))
+    (pair / "vocab.bpe").write_text("")
+    assert resolve_tokenizer(str(pair)) == pair

@@ -17,13 +17,13 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from limbeck.data.probes import PROBES
 from limbeck.errors import CheckpointError, ConfigError, ModelError, VocabularyError
 
-__all__ = ["END_OF_TEXT", "TextStream", "Tokenizer", "check_alike"]
+__all__ = ["BPE_FILES", "END_OF_TEXT", "TextStream", "Tokenizer", "check_alike"]
 
 END_OF_TEXT = "<|endoftext|>"
 """End token of GPT-2 and of every tokenizer trained here."""
 
 _USUAL_ENDS = (END_OF_TEXT, "</s>", "<|end_of_text|>", "<|im_end|>", "<eos>")
-_BPE_FILES = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
+BPE_FILES = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
 _BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
 _SENTINELS = ("\n", ".")  # texts that following text rarely merges with; see Tokenizer.encode
 
@@ -329,7 +329,7 @@ def _backend(folder: Path, named: Mapping[str, Any]) -> tokenizers.Tokenizer:
             return tokenizers.Tokenizer.from_str(whole.read_text(encoding="utf-8"))
         except Exception as error:  # the library raises bare Exception
             raise CheckpointError(f"{whole} is not a tokenizer: {_line(error)}") from None
-    for vocabulary, merges in _BPE_FILES:
+    for vocabulary, merges in BPE_FILES:
         if (folder / vocabulary).is_file() and (folder / merges).is_file():
             try:
                 model = models.BPE.from_file(str(folder / vocabulary), str(folder / merges))

@@ -9,9 +9,10 @@ import huggingface_hub
 from huggingface_hub import errors
 
 from limbeck import storage
+from limbeck.data.tokenizer import BPE_FILES
 from limbeck.errors import ModelError, nearest
 
-__all__ = ["ADAPTER", "resolve"]
+__all__ = ["ADAPTER", "resolve", "resolve_tokenizer"]
 
 ADAPTER = "adapter_config.json"
 """What tells a PEFT adapter's folder."""
@@ -48,6 +49,17 @@ def resolve(name: str) -> Path:
     if not _ID.fullmatch(name) or name.endswith((".", "-")):
         raise ModelError(f"the model folder {name} does not exist{nearest(name, siblings)}")
     return _from_hub(name, nearest(name, siblings))
+
+
+def resolve_tokenizer(name: str) -> Path:
+    """Find the folder of a tokenizer: one that holds its files without a model, or what ``resolve`` finds.
+
+    Raises:
+        ModelError: as ``resolve``.
+    """
+    folder = Path(name).expanduser()
+    alone = any(all((folder / f).is_file() for f in files) for files in (("tokenizer.json",), *BPE_FILES))
+    return folder if alone else resolve(name)
 
 
 def _in_folder(folder: Path) -> Path:

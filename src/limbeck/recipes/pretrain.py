@@ -14,7 +14,7 @@ from limbeck.data.batch import Example
 from limbeck.data.mixture import Mixture
 from limbeck.data.tokenizer import Tokenizer
 from limbeck.errors import ConfigError
-from limbeck.formats.hub import resolve
+from limbeck.formats.hub import resolve_tokenizer
 from limbeck.measure.limit import matmul_rate
 from limbeck.model.decoder import Decoder
 from limbeck.model.presets import Architecture
@@ -59,7 +59,7 @@ class Pretrain(Fit):
     architecture: Architecture = Field(default_factory=Architecture, description="the decoder to build")
     tokenizer: str | None = Field(
         None,
-        description="folder, run or Hub id of a tokenizer; none: train one on the training rows",
+        description="folder, model, run or Hub id of a tokenizer; none: train one on the training rows",
         json_schema_extra=_MODEL,
     )
     vocab_size: int = Field(4096, ge=257, description="entries of a tokenizer trained here", json_schema_extra=_MODEL)
@@ -124,7 +124,8 @@ class Pretrain(Fit):
     def start(self, parts: Parts, device: torch.device) -> Start:
         """Load or train the tokenizer, build the decoder, draw its weights."""
         if self.tokenizer is not None:
-            tokenizer, source = Tokenizer.load(resolve(self.tokenizer)), f"tokenizer of {self.tokenizer}"
+            tokenizer = Tokenizer.load(resolve_tokenizer(self.tokenizer))
+            source = f"tokenizer of {self.tokenizer}"
         elif self.corpora:
             folder = Path(self.shards)
             tokenizer = shared_tokenizer(self.corpora, folder, self.vocab_size, self.separator, self.limit)
