@@ -57,6 +57,37 @@ def test_a_wrong_word_is_an_error() -> None:
         allocator.keep_freed_memory({"LIMBECK_ALLOCATOR": "keeep"})
 
 
+def test_freed_memory_goes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Trims(Library):
+        def malloc_trim(self, pad: int) -> int:
+            self.told.append((pad, 0))
+            return 1
+
+    library = Trims()
+    assert allocator.give_back_freed_memory(library)  # type: ignore[arg-type]
+    assert library.told == [(0, 0)]
+    assert not allocator.give_back_freed_memory(Library())  # type: ignore[arg-type]
+
+
+GIVEN_BACK = """
+import torch
+from limbeck.kernels.allocator import give_back_freed_memory, keep_freed_memory
+from limbeck.measure.cost import held_bytes
+assert keep_freed_memory({})
+kept = [torch.ones(1 << 18) for _ in range(200)]
+kept = kept[::2]
+before = held_bytes(torch.device("cpu"))
+assert give_back_freed_memory()
+print(before - held_bytes(torch.device("cpu")))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator")
+def test_holes_between_blocks_in_use_go_back() -> None:
+    done = subprocess.run([sys.executable, "-c", GIVEN_BACK], capture_output=True, text=True, check=True)
+    assert int(done.stdout) > 80 << 20
+
+
 PROBE = """
 import ctypes, sys
 from limbeck.kernels.allocator import keep_freed_memory

@@ -2,8 +2,9 @@
 
 The first touch of new pages is slow (1.6 GB/s on the machine of the baselines), and glibc gives every large freed block
 back to the system, so a training step pays for its large tensors again each time. Here freed memory is kept instead:
-large blocks come from the heap (M_MMAP_MAX 0) and the heap is not trimmed (M_TRIM_THRESHOLD). The process stays at its
-peak, and many block sizes may fragment the heap; ``LIMBECK_ALLOCATOR=system`` leaves the allocator alone.
+large blocks come from the heap (M_MMAP_MAX 0) and the heap is not trimmed (M_TRIM_THRESHOLD). Many block sizes fragment the heap, so that a process
+would grow for hours: what is free is given back at the few places where another kind of work begins, as around an
+evaluation. ``LIMBECK_ALLOCATOR=system`` leaves the allocator alone.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import os
 import sys
 from collections.abc import Mapping
 
-__all__ = ["keep_freed_memory"]
+__all__ = ["give_back_freed_memory", "keep_freed_memory"]
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 _KEEP_BYTES = 2**31 - 1
@@ -46,3 +47,16 @@ def keep_freed_memory(environment: Mapping[str, str] | None = None, library: cty
         return False
     made = [libc.mallopt(_M_MMAP_MAX, 0), libc.mallopt(_M_TRIM_THRESHOLD, _KEEP_BYTES)]
     return all(made)
+
+
+def give_back_freed_memory(library: ctypes.CDLL | None = None) -> bool:
+    """Give the pages of freed blocks back to the system, wherever they lie; what is used again is touched anew.
+
+    Args:
+        library: C library of the process; None: found.
+
+    Returns:
+        Whether the C library can do so (glibc) and something was given back.
+    """
+    libc = ctypes.CDLL(None) if library is None else library
+    return hasattr(libc, "malloc_trim") and bool(libc.malloc_trim(0))

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from limbeck.errors import ConfigError, nearest
+from limbeck.kernels.allocator import give_back_freed_memory
 from limbeck.train.settings import TrainSettings
 from limbeck.train.stream import derive
 
@@ -27,9 +28,12 @@ def evaluate(
 ) -> dict[str, float]:
     """Run every evaluation after ``step`` steps, seeded by the step, and merge what they return.
 
+    Before and after, freed memory is given back: the blocks of a training step do not fit those of an evaluation.
+
     Raises:
         ConfigError: the monitored metric is not among the results, or two evaluations return the same name.
     """
+    give_back_freed_memory()
     model.eval()
     torch.manual_seed(derive(seed, "evaluate", step))
     values: dict[str, float] = {}
@@ -40,6 +44,7 @@ def evaluate(
                     raise ConfigError(f"two evaluations return '{name}': give one of them another name")
                 values[name] = float(value)
     model.train()
+    give_back_freed_memory()
     if settings.monitor and settings.monitor not in values:
         known = ", ".join(sorted(values)) or "nothing"
         hint = nearest(settings.monitor, values)
