@@ -3,8 +3,8 @@
 The first touch of new pages is slow (1.6 GB/s on the machine of the baselines), and glibc gives every large freed block
 back to the system, so a training step pays for its large tensors again each time. Here freed memory is kept instead:
 large blocks come from the heap (M_MMAP_MAX 0) and the heap is not trimmed (M_TRIM_THRESHOLD). Many block sizes fragment
-the heap, so that a process would grow for hours: what is free is given back at the few places where another kind of work
-begins, as around an evaluation. ``LIMBECK_ALLOCATOR=system`` leaves the allocator alone.
+the heap, so that a process would grow for hours: what is free is given back where another kind
+of work begins, as around an evaluation. ``LIMBECK_ALLOCATOR=system`` leaves the allocator alone.
 """
 
 from __future__ import annotations
