@@ -185,7 +185,7 @@ def test_a_budget_of_tokens_and_a_plan_for_another_device(tmp_path: Path) -> Non
     [
         ({"data": "toy:stories"}, "either 'data'"),
         ({"corpora": {}}, "either 'data'"),
-        ({"audit": "drop"}, "first documents"),
+        ({"audit": "drop"}, "no document is left out"),
         ({"valid": "toy:stories"}, "held-out text themselves"),
         ({"tokens": 5}, "tokens excludes steps"),
         ({"planned_rate": 1e12}, "dry-run"),

@@ -17,7 +17,7 @@ from limbeck.data.tokenizer import Tokenizer
 
 __all__ = ["CorpusSource", "bytes_per_token", "encode_corpus", "held_out_rows", "sample_rows", "shared_tokenizer"]
 
-_SAMPLE_BYTES = 1 << 20  # of each corpus, for the audit and the probes
+_SAMPLE_BYTES = 1 << 20  # of each corpus, for the probes
 _BLOCK_BYTES = 1 << 20
 
 
@@ -96,7 +96,7 @@ def encode_corpus(
 
 
 def sample_rows(corpora: Mapping[str, CorpusSource], separator: str, limit: int | None) -> Rows:
-    """The first documents of each corpus, about 1 MB: what the audit and the probes look at."""
+    """The first documents of each corpus, about 1 MB: what the probes look at."""
     rows: list[Row] = []
     for name, corpus in corpora.items():
         size = 0
