@@ -25,6 +25,9 @@ HEADS = (
     "    {%- else %}[{{ m['role'] }}] {{ m['content'] | trim }}{{ eos_token if m.role == 'assistant' }}{% endif %}\n"
     "{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
 )
+JSON = "{% for m in messages %}{{ {'é <b>': m.content} | tojson }}{% if loop.index > 9 %}{% break %}{% endif %}" + (
+    "{% endfor %}"
+)
 
 
 def told(template: ChatTemplate, turns: list[Message]) -> list[str]:
@@ -41,7 +44,7 @@ def told(template: ChatTemplate, turns: list[Message]) -> list[str]:
 
 
 @pytest.mark.parametrize("tokenizer", [TOK, metaspace()], ids=["byte-level", "metaspace"])
-@pytest.mark.parametrize("text", [*TEMPLATES.values(), HEADS], ids=["turns", "bare", "heads"])
+@pytest.mark.parametrize("text", [*TEMPLATES.values(), HEADS, JSON], ids=["turns", "bare", "heads", "json"])
 def test_rendering_is_transformers(text: str, tokenizer: Tokenizer, tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 

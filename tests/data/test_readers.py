@@ -230,10 +230,10 @@ def test_missing_files_folders_and_unreadable_files(tmp_path: Path, monkeypatch:
         read(str(tmp_path))
     source = _put(tmp_path, "a.txt", "x")
 
-    def refuse(self: Path) -> bytes:
+    def refuse(self: Path, mode: str) -> Any:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(DataError, match="cannot be read: Permission denied"):
         read(source)
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from limbeck.config import build
+from limbeck.data.shards import Corpus, shard_key
 from limbeck.errors import ConfigError, DataError
 from limbeck.formats.load import load_bundle
 from limbeck.model.presets import Architecture
@@ -16,6 +17,7 @@ from limbeck.recipes.corpora import CorpusSource
 from limbeck.recipes.pretrain import Pretrain
 from limbeck.recipes.recipe import Session
 from limbeck.run import Run, same_but_time
+from limbeck.tasks.text import Text
 from limbeck.train.loop import train
 from tests.reference.tiny_runs import ARCHITECTURE, run
 
@@ -116,6 +118,60 @@ def test_parquet_is_read_by_split_and_column(tmp_path: Path) -> None:
         list(CorpusSource(data=str(tmp_path / "bad.parquet")).texts("", None))
 
 
+HUB = [
+    {"body": f"text {i} of the hub, which tells of {w}", "id": i} for i, w in enumerate("cats dogs owls".split() * 9)
+]
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str | None, str]]:
+    """A Hub of one data set, ``owner/name``, with the splits ``train`` and ``test``; returns what was asked for."""
+    import datasets
+
+    asked: list[tuple[str, str | None, str]] = []
+
+    def load(name: str, config: str | None, split: str) -> datasets.Dataset:
+        asked.append((name, config, split))
+        splits = {"train": HUB, "test": [{"body": "a held-out text of the hub", "id": 0}]}
+        return datasets.Dataset.from_list(splits[split])
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    return asked
+
+
+def test_a_corpus_by_hub_id(tmp_path: Path, hub: list[tuple[str, str | None, str]]) -> None:
+    corpus = {"data": "owner/name:plain", "column": "body", "valid": "owner/name:plain", "valid_split": "test"}
+    told = values(tmp_path, corpora={"hub": corpus}, limit=None)
+    found = run("pretrain", out=str(tmp_path / "run"), **told)
+    assert found["data"]["valid"]["rows"] == 1 and found["data"]["train"]["rows"] == len(HUB)
+    assert {split for _, _, split in hub} == {"train", "test"} and {n for n, *_ in hub} == {"owner/name"}
+    (folder,) = (tmp_path / "shards").glob("hub-*")
+    tokenizer = load_bundle(str(tmp_path / "run")).tokenizer
+    source = CorpusSource(**corpus)
+    separator = Pretrain.model_fields["separator"].default
+    key = shard_key(source.content(separator, None), tokenizer, begin=Text().begins(tokenizer), end=True)
+    assert folder.name == f"hub-{key[:16]}"
+    kept = Corpus("hub", folder, key)
+    begin = [tokenizer.bos_id] if Text().begins(tokenizer) else []
+    ids = [int(i) for _, _, some in kept.spans(0, kept.tokens) for i in some]
+    assert ids == [i for row in HUB for i in [*begin, *tokenizer.encode(str(row["body"])), tokenizer.eos_id]]
+
+
+def test_the_hash_of_a_hub_corpus_is_of_its_documents_and_split(
+    hub: list[tuple[str, str | None, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def content(**changes: Any) -> str:
+        return CorpusSource(**{"data": "owner/name", "column": "body", **changes}).content("", None)
+
+    first = content()
+    assert first == content() and len({first, content(split="test"), content(column="id")}) == 3
+    assert set(hub) == {("owner/name", None, "train"), ("owner/name", None, "test")}
+    monkeypatch.setitem(HUB[3], "body", "another text")
+    assert content() != first
+    with pytest.raises(DataError, match="its split 'nothing' cannot be read"):
+        content(split="nothing")
+
+
 def test_a_budget_of_tokens_and_a_plan_for_another_device(tmp_path: Path) -> None:
     changes = {"tokens": 10_000, "train": {"learning_rate": 1e-3}, "dry_run": True, "planned_rate": 1e12}
     found = run("pretrain", **values(tmp_path, **changes))["expected"]
@@ -129,7 +185,7 @@ def test_a_budget_of_tokens_and_a_plan_for_another_device(tmp_path: Path) -> Non
     [
         ({"data": "toy:stories"}, "either 'data'"),
         ({"corpora": {}}, "either 'data'"),
-        ({"audit": "drop"}, "first documents"),
+        ({"audit": "drop"}, "no document is left out"),
         ({"valid": "toy:stories"}, "held-out text themselves"),
         ({"tokens": 5}, "tokens excludes steps"),
         ({"planned_rate": 1e12}, "dry-run"),

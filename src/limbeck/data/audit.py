@@ -13,21 +13,24 @@ Kinds of finding, each for itself, so that a copied poem is also one of shared l
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from pydantic import Field
 
 from limbeck.config import Config
-from limbeck.data.audit_find import KINDS, Corpus, Kind, Match, Matcher
-from limbeck.data.audit_rows import cut_rows, empty_rows, label_balance, text_fields
-from limbeck.data.rows import Rows
+from limbeck.data.audit_find import KINDS, Corpus, Kind, Match, Matcher, opening
+from limbeck.data.audit_repeats import Repeat, Repeats
+from limbeck.data.audit_rows import CutRows, is_empty, label_balance, text_fields
+from limbeck.data.rows import Row, Rows
 from limbeck.errors import DataError
 
-__all__ = ["WITHIN", "Audit", "AuditSettings", "Finding", "OnFinding", "audit"]
+__all__ = ["WITHIN", "Audit", "AuditSettings", "Finding", "OnFinding", "audit", "audit_stream"]
 
 OnFinding = Literal["list", "drop", "refuse"]
+
+_BLOCK_CHARACTERS = 1 << 20
 
 WITHIN = "(itself)"
 """Stands where the name of an evaluation set would: a row repeats an earlier one of its own set."""
@@ -231,35 +234,106 @@ def audit(
     """
     settings = settings or AuditSettings()
     chosen = text_fields(train, fields)
-    corpora = {
-        name: Corpus.of(rows, _theirs(rows, chosen, fields), settings.least_words) for name, rows in against.items()
+    theirs = {name: _theirs(rows, chosen, fields) for name, rows in against.items()}
+    found = _walk(train.source, train, against, chosen, theirs, within, settings)
+    if within and "near" in settings.kinds:
+        mine = Corpus.of(train, chosen, settings.least_words)
+        near = Matcher(mine, ("near",), **_options(settings)).find(mine, earlier=True)
+        place = {row.id: i for i, row in enumerate(train)}
+        repeats = [*found.duplicates, *(_finding(m, mine, mine, WITHIN) for m in near)]
+        repeats.sort(key=lambda f: (place[f.row], KINDS.index(f.kind)))
+        found = replace(found, findings=(*found.leaks, *repeats))
+    return replace(found, labels={train.source: label_balance(train, chosen), **found.labels})
+
+
+def audit_stream(
+    source: str,
+    train: Iterable[Row],
+    against: Mapping[str, Rows],
+    *,
+    fields: Sequence[str],
+    within: bool = False,
+    settings: AuditSettings | None = None,
+) -> Audit:
+    """The audit of training rows that go by once and are too many to hold: the same findings, but for two kinds.
+
+    ``near`` is not looked for among the training rows themselves (it is against the evaluation rows), and their labels
+    are not counted. Memory: that of ``audit`` for the evaluation sets, a megabyte of training text (or one row, where
+    that is longer), the findings, and with ``within`` 24 bytes and the id of each row.
+
+    Args:
+        source: of the training rows, for messages.
+        train: rows to learn from.
+        against: name -> rows to be measured on.
+        fields: to compare; in ``against`` other text fields where it has none of them.
+        within: also look for rows that repeat an earlier one (exact, normalised).
+        settings: what to look for.
+
+    Raises:
+        DataError: no field of an evaluation set holds text; or whatever reading ``train`` raises.
+    """
+    theirs = {name: _theirs(rows, fields, ()) for name, rows in against.items()}
+    return _walk(source, train, against, tuple(fields), theirs, within, settings or AuditSettings())
+
+
+def _walk(
+    source: str,
+    train: Iterable[Row],
+    against: Mapping[str, Rows],
+    fields: tuple[str, ...],
+    theirs: Mapping[str, Sequence[str]],
+    within: bool,
+    settings: AuditSettings,
+) -> Audit:
+    """Everything but what needs all training rows at once."""
+    matchers = {
+        name: Matcher(Corpus.of(rows, theirs[name], settings.least_words), settings.kinds, **_options(settings))
+        for name, rows in against.items()
     }
-    mine = Corpus.of(train, chosen, settings.least_words)
-    findings: list[Finding] = []
-    touched: dict[str, int] = {}
-    options = settings.model_dump(exclude={"kinds", "least_words"})
-    for name, corpus in corpora.items():
-        matcher = Matcher(corpus, settings.kinds, **options)
-        found = matcher.find(mine)
-        findings += [_finding(m, mine, corpus, name) for m in found]
-        touched[name] = matcher.touched
-    if within:
-        kinds = tuple(k for k in settings.kinds if k in ("exact", "normalised", "near"))
-        found = Matcher(mine, kinds, **options).find(mine, earlier=True)
-        findings += [_finding(m, mine, mine, WITHIN) for m in found]
+    findings: dict[str, list[Finding]] = {name: [] for name in (*against, WITHIN)}
+    seen, cut, empty = Repeats(), CutRows(fields), list[str]()
+    count = too_short = 0
+    for block in _blocks(train, fields):
+        mine = Corpus.of(block, fields, settings.least_words)
+        for name, matcher in matchers.items():
+            findings[name] += [_finding(m, mine, matcher.theirs, name) for m in matcher.find(mine)]
+        if within:
+            repeats = [r for r in seen.find(mine) if r[0] in settings.kinds]
+            findings[WITHIN] += [_repeat(r, mine, count, seen) for r in repeats]
+        for row in block:
+            cut.add(row)
+        empty += [row.id for row in block if is_empty(row, fields)]
+        count, too_short = count + len(block), too_short + mine.too_short
     return Audit(
-        source=train.source,
-        rows=len(train),
-        fields=chosen,
+        source=source,
+        rows=count,
+        fields=fields,
         against={name: len(rows) for name, rows in against.items()},
-        findings=tuple(findings),
-        touched=touched,
-        too_short=mine.too_short,
-        empty=empty_rows(train, chosen),
-        cut=cut_rows(train, chosen),
-        labels={train.source: label_balance(train, chosen)}
-        | {name: label_balance(rows, chosen) for name, rows in against.items()},
+        findings=tuple(f for some in findings.values() for f in some),
+        touched={name: matcher.touched for name, matcher in matchers.items()},
+        too_short=too_short,
+        empty=tuple(empty),
+        cut=cut.found(),
+        labels={name: label_balance(rows, fields) for name, rows in against.items()},
     )
+
+
+def _options(settings: AuditSettings) -> dict[str, Any]:
+    return settings.model_dump(exclude={"kinds", "least_words"})
+
+
+def _blocks(rows: Iterable[Row], fields: Sequence[str]) -> Iterator[list[Row]]:
+    """Consecutive rows whose texts come to about ``_BLOCK_CHARACTERS`` characters."""
+    block: list[Row] = []
+    size = 0
+    for row in rows:
+        block.append(row)
+        size += sum(len(str(row.fields.get(f) or "")) for f in fields)
+        if size >= _BLOCK_CHARACTERS:
+            yield block
+            block, size = [], 0
+    if block:
+        yield block
 
 
 def _theirs(rows: Rows, ours: Sequence[str], wanted: Sequence[str]) -> tuple[str, ...]:
@@ -273,3 +347,9 @@ def _finding(match: Match, mine: Corpus, theirs: Corpus, against: str) -> Findin
     return Finding(
         match.kind, row.id, other.id, against, match.share, match.count, match.others, match.excerpt(mine, theirs)
     )
+
+
+def _repeat(repeat: Repeat, mine: Corpus, first: int, seen: Repeats) -> Finding:
+    kind, row, other, others = repeat
+    text = mine.texts[(row - first) * mine.fields]
+    return Finding(kind, seen.id_of(row), seen.id_of(other), WITHIN, 1.0, mine.fields, others, opening(text))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Literal
 
 import numpy as np
@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from limbeck.data.audit_match import HashIndex, Shared, bands, jaccard, signatures
 from limbeck.data.audit_text import chunks, grams, hash_texts, mix, normalised
-from limbeck.data.rows import Rows
+from limbeck.data.rows import Row
 
-__all__ = ["KINDS", "Corpus", "Kind", "Match", "Matcher"]
+__all__ = ["KINDS", "Corpus", "Kind", "Match", "Matcher", "opening"]
 
 Kind = Literal["exact", "normalised", "field", "ngram", "near", "lines"]
 KINDS: tuple[Kind, ...] = ("exact", "normalised", "field", "ngram", "near", "lines")
@@ -43,7 +43,7 @@ class Corpus:
         least_words: texts of fewer words are not compared.
     """
 
-    rows: Rows
+    rows: Sequence[Row]
     texts: Sequence[str]
     fields: int
     wholes: Hashes
@@ -51,7 +51,7 @@ class Corpus:
     least_words: int
 
     @classmethod
-    def of(cls, rows: Rows, fields: Sequence[str], least_words: int) -> Corpus:
+    def of(cls, rows: Sequence[Row], fields: Sequence[str], least_words: int) -> Corpus:
         """Lay out the ``fields`` of ``rows`` and hash every text."""
         texts = [str(row.fields.get(field) or "") for row in rows for field in fields]
         hashed = [hash_texts(some) for _, some in chunks(texts)]
@@ -108,7 +108,12 @@ class Match:
             found = _shared_line(text, other)
         else:
             found = ""
-        return " ".join((found or text).split())[:_EXCERPT]
+        return opening(found or text)
+
+
+def opening(text: str) -> str:
+    """How a text begins, on one line."""
+    return " ".join(text[:_SEARCHED].split())[:_EXCERPT]
 
 
 def _words(text: str) -> list[str]:
@@ -222,9 +227,10 @@ class Matcher:
 
         Args:
             mine: usually training rows.
-            earlier: ``mine`` is the indexed corpus itself: match rows with earlier ones only.
+            earlier: ``mine`` is the indexed corpus itself: match rows with earlier ones only. For ``near`` alone: equal
+                rows of one set are found by ``Repeats``.
         """
-        out = self._equal(mine, earlier)
+        out = self._equal(mine)
         pieces: dict[Kind, list[_Pairs]] = {kind: [] for kind in self._holds}
         for numbers, texts in mine.pieces() if pieces else ():
             for kind, holds in self._holds.items():
@@ -280,14 +286,24 @@ class Matcher:
             out.append(Match(kind, *numbers, int(left[i]), int(right[i]), self.ngram_words))
         return out
 
-    def _equal(self, mine: Corpus, earlier: bool) -> list[Match]:
+    @cached_property
+    def _wholes(self) -> HashIndex:
+        """Rows of the indexed corpus by the hash of all their fields."""
+        return HashIndex(*self.theirs.row_hashes())
+
+    @cached_property
+    def _texts(self) -> HashIndex:
+        """Its texts that are long enough, by the hash of the whole text."""
+        kept = self.theirs.compared
+        return HashIndex(self.theirs.wholes[kept], kept)
+
+    def _equal(self, mine: Corpus) -> list[Match]:
         """Rows that are equal as a whole, then rows that share a field."""
         out: list[Match] = []
         whole: set[tuple[int, int]] = set()
         if {"exact", "normalised", "field"} & set(self.kinds):
-            shared = HashIndex(*self.theirs.row_hashes()).pairs(*mine.row_hashes())
-            pairs = zip(shared.left.tolist(), shared.right.tolist(), strict=True)
-            whole = {(a, b) for a, b in pairs if not earlier or b < a}
+            shared = self._wholes.pairs(*mine.row_hashes())
+            whole = set(zip(shared.left.tolist(), shared.right.tolist(), strict=True))
         found: dict[tuple[Kind, int], list[int]] = {}
         for a, b in sorted(whole):
             kind: Kind = "exact" if mine.row_texts(a) == self.theirs.row_texts(b) else "normalised"
@@ -303,8 +319,8 @@ class Matcher:
 
     def _fields(self, mine: Corpus, whole: set[tuple[int, int]]) -> list[Match]:
         """Rows that share some of their fields with a row, wherever these stand in it."""
-        here, there = mine.compared, self.theirs.compared
-        s = HashIndex(self.theirs.wholes[there], there).pairs(mine.wholes[here], here)
+        here = mine.compared
+        s = self._texts.pairs(mine.wholes[here], here)
         shared: dict[tuple[int, int], tuple[int, set[int]]] = {}
         for a, b in zip(s.left.tolist(), s.right.tolist(), strict=True):
             rows = a // mine.fields, b // self.theirs.fields

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from limbeck.data.audit_text import mix, odd_numbers
 
-__all__ = ["BANDS", "ROWS", "HashIndex", "Shared", "bands", "jaccard", "signatures"]
+__all__ = ["BANDS", "HOLDERS", "ROWS", "HashIndex", "Shared", "bands", "jaccard", "signatures"]
 
 Hashes = NDArray[np.uint64]
 Index = NDArray[np.int64]
@@ -17,8 +17,10 @@ Index = NDArray[np.int64]
 BANDS, ROWS = 32, 4
 """A pair of Jaccard similarity s becomes a candidate with probability 1 - (1 - s^4)^32: 0.9998 at 0.7, 0.87 at 0.5."""
 
+HOLDERS = 64
+"""Of a hash that more rows than this hold, only the first are paired."""
+
 _FILTER_BITS = 22
-_HOLDERS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +47,7 @@ class HashIndex:
         holders: of a hash that more than this many hold, only the first are paired.
     """
 
-    def __init__(self, hashes: Hashes, owners: Index, holders: int = _HOLDERS) -> None:
+    def __init__(self, hashes: Hashes, owners: Index, holders: int = HOLDERS) -> None:
         self.hashes, self.owners = _distinct(hashes, owners)
         self.sizes = np.bincount(self.owners)
         self._holders = holders

@@ -7,10 +7,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from limbeck.data.rows import Rows
+from limbeck.data.rows import Row, Rows
 from limbeck.errors import DataError, nearest
 
-__all__ = ["cut_rows", "empty_rows", "label_balance", "text_fields", "wordy_fields"]
+__all__ = ["CutRows", "is_empty", "label_balance", "text_fields", "wordy_fields"]
 
 _LOOKED_AT = 1000
 _CUT_WORDS = 8  # of fewer words many texts have as many by chance
@@ -54,29 +54,53 @@ def _wordy(text: str) -> bool:
     return len(text.split(maxsplit=3)) >= 3 or not text.isascii() and len(text.strip()) >= 3
 
 
-def empty_rows(rows: Rows, fields: Sequence[str]) -> tuple[str, ...]:
-    """Ids of rows in which one of ``fields`` is missing, no text, or white space."""
-    return tuple(r.id for r in rows if any(not str(r.fields.get(f) or "").strip() for f in fields))
+def is_empty(row: Row, fields: Sequence[str]) -> bool:
+    """Whether one of ``fields`` is missing, no text, or white space."""
+    return any(not str(row.fields.get(f) or "").strip() for f in fields)
 
 
-def cut_rows(rows: Rows, fields: Sequence[str], *, share: float = 0.005, floor_characters: int = 64) -> tuple[str, ...]:
-    """Ids of rows that somebody seems to have cut at a fixed length.
+class CutRows:
+    """Rows that somebody seems to have cut at a fixed length, found while rows go by.
 
     A field looks cut where ``share`` of the values (three different ones at least) have exactly its greatest length, in
     characters or in words, are of ``floor_characters`` or more, and do not end as a sentence does: texts left whole
     differ in length.
+
+    Args:
+        fields: that are looked at.
+        share: of all rows.
+        floor_characters: shorter values are not taken for cut.
     """
-    least = max(3, math.ceil(share * len(rows)))
-    out: dict[str, None] = {}
-    for field in fields:
-        values = [(row.id, str(row.fields.get(field) or "")) for row in rows]
-        for sizes in ([len(v) for _, v in values], [len(v.split()) for _, v in values]):
-            longest = max(sizes, default=0)
-            some = [value for value, n in zip(values, sizes, strict=True) if n == longest >= _CUT_WORDS]
-            some = [(i, v) for i, v in some if len(v) >= floor_characters and not v.rstrip().endswith(_ENDINGS)]
-            if len({v for _, v in some}) >= least:
+
+    def __init__(self, fields: Sequence[str], *, share: float = 0.005, floor_characters: int = 64) -> None:
+        self._fields, self._share, self._floor = tuple(fields), share, floor_characters
+        self._rows = 0
+        measures = [(field, unit) for field in self._fields for unit in ("characters", "words")]
+        self._longest = dict.fromkeys(measures, 0)
+        self._there: dict[tuple[str, str], list[tuple[str, int]]] = {m: [] for m in measures}  # id, hash of the value
+
+    def add(self, row: Row) -> None:
+        """Look at the next row."""
+        self._rows += 1
+        for field in self._fields:
+            value = str(row.fields.get(field) or "")
+            for unit, size in (("characters", len(value)), ("words", len(value.split()))):
+                measure = (field, unit)
+                if size > self._longest[measure]:
+                    self._longest[measure], self._there[measure] = size, []
+                if size < max(self._longest[measure], _CUT_WORDS):
+                    continue
+                if len(value) >= self._floor and not value.rstrip().endswith(_ENDINGS):
+                    self._there[measure].append((row.id, hash(value)))
+
+    def found(self) -> tuple[str, ...]:
+        """Ids of those so far that seem cut."""
+        least = max(3, math.ceil(self._share * self._rows))
+        out: dict[str, None] = {}
+        for some in self._there.values():
+            if len({value for _, value in some}) >= least:
                 out |= dict.fromkeys(i for i, _ in some)
-    return tuple(out)
+        return tuple(out)
 
 
 def label_balance(rows: Rows, texts: Sequence[str], most: int = 20) -> dict[str, dict[str, int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from limbeck.data.tokenizer import Tokenizer
 from limbeck.errors import ConfigError, DataError, nearest
 
-__all__ = ["ROLES", "TEMPLATES", "ChatTemplate", "Message", "Piece", "Turns", "merged", "template_text"]
+__all__ = ["ROLES", "TEMPLATES", "ChatTemplate", "Message", "Piece", "Turns", "merged", "sandbox", "template_text"]
 
 TEMPLATES: Mapping[str, str] = {
     "turns": (
@@ -104,7 +105,7 @@ class ChatTemplate:
     def __init__(self, text: str, tokenizer: Tokenizer, *, end: bool = True) -> None:
         self.text, self.tokenizer, self.end = text, tokenizer, end
         try:
-            self._jinja = _environment().from_string(text)
+            self._jinja = sandbox().from_string(text)
         except jinja2.TemplateSyntaxError as error:
             raise ConfigError(f"the chat template is no Jinja: line {error.lineno}: {error.message}") from None
         names = sorted({_OPEN, *(tokenizer.piece(i) for i in tokenizer.special_ids)}, key=len, reverse=True)
@@ -278,12 +279,16 @@ def merged(messages: Iterable[Message]) -> tuple[Message, ...]:
 
 
 @lru_cache(maxsize=1)
-def _environment() -> jinja2.Environment:
-    """The sandbox, with transformers' settings, so that published templates read alike."""
+def sandbox() -> jinja2.Environment:
+    """Where templates run, with transformers' settings, so that published ones read alike.
+
+    ``strftime_now`` is left out: what is trained on does not depend on the day.
+    """
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
     )
     environment.globals["raise_exception"] = _refuse
+    environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
     return environment
 
 

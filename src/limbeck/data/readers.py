@@ -1,28 +1,29 @@
-"""Readers: a path, a toy corpus or a Hub data set -> rows with stable ids."""
+"""Readers: a path, a toy corpus or a Hub data set -> rows with stable ids, or documents one after the other."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from limbeck.data.rows import Row, Rows
-from limbeck.data.tables import read_csv, read_json, read_jsonl, read_parquet, read_text
+from limbeck.data.tables import iter_jsonl, iter_parquet, iter_text, read_csv, read_json
 from limbeck.data.toy import toy_rows
 from limbeck.errors import DataError, nearest
 
-__all__ = ["Row", "Rows", "read"]
+__all__ = ["Row", "Rows", "documents", "read"]
 
 Fields = dict[str, Any]
-Table = list[tuple[int, Fields]]  # (line or index, values) of each row
+Place = tuple[int, Fields]  # line or index of a row, and its values
+Table = list[Place]
 
-_READERS: dict[str, Callable[[Path], Table]] = {
-    ".csv": lambda path: read_csv(path, None),
-    ".tsv": lambda path: read_csv(path, "\t"),
-    ".json": read_json,
-    ".jsonl": read_jsonl,
-    ".parquet": read_parquet,
+_READERS: dict[str, Callable[[Path, Sequence[str]], Iterator[Place]]] = {
+    ".csv": lambda path, _: iter(read_csv(path, None)),
+    ".tsv": lambda path, _: iter(read_csv(path, "\t")),
+    ".json": lambda path, _: iter(read_json(path)),
+    ".jsonl": lambda path, _: iter_jsonl(path),
+    ".parquet": iter_parquet,
 }
 _TEXTS = (".txt", ".raw")  # WikiText calls its untouched text .raw
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?")
@@ -63,13 +64,12 @@ def read(
     if limit is not None and limit < 1:
         raise DataError(f"a limit of {limit} rows leaves nothing of {source}; give at least 1")
     if source.startswith("toy:"):
-        if split is not None:
-            raise DataError(f"{source} has no split '{split}'; toy corpora are cut by fractions")
-        rows = toy_rows(source.removeprefix("toy:"))
+        rows = _toy(source, split)
         table, ids = [(i, dict(row.fields)) for i, row in enumerate(rows)], [row.id for row in rows]
         empties: tuple[Any, ...] = (None,)
     else:
-        table, stem, empties = _table(source, split, separator)
+        places, stem, empties = _places(source, split, separator)
+        table = list(places)
         ids = _ids(table, stem)
     if not table:
         raise DataError(f"{source} holds no rows")
@@ -87,8 +87,62 @@ def read(
     return Rows.of(kept, source, dropped)
 
 
-def _table(source: str, split: str | None, separator: str) -> tuple[Table, str, tuple[Any, ...]]:
-    """Rows of a file or Hub set, the stem of their ids, and what counts as no value."""
+def documents(
+    source: str,
+    *,
+    column: str = "text",
+    split: str | None = None,
+    separator: str = "<|endoftext|>",
+    limit: int | None = None,
+) -> Iterator[str]:
+    """Values of one column, in order, without the data set in memory.
+
+    Text, JSON lines and parquet are read a piece at a time; a Hub set row by row from the cache of ``datasets``, which
+    holds the whole after the first time; other formats are read as a whole.
+
+    Args:
+        source: as of ``read``.
+        column: that holds the document.
+        split: as of ``read``.
+        separator: as of ``read``.
+        limit: only the first documents.
+
+    Raises:
+        DataError: as ``read``, when the place is reached; a row lacks a value (of parquet such rows are left out).
+    """
+    empties: tuple[Any, ...] = (None,)
+    places: Iterator[Place]
+    if source.startswith("toy:"):
+        places = ((i, dict(row.fields)) for i, row in enumerate(_toy(source, split)))
+    else:
+        only = [column] if split is None else [column, "split"]
+        places, _, empties = _places(source, split, separator, only)
+    given, nulls = 0, Path(source).suffix.lower() == ".parquet"
+    for place, fields in places:
+        if given == limit:
+            return
+        value = fields.get(column)
+        if value in empties:
+            if nulls:
+                continue
+            _check_columns(source, list(fields), (column,), {})
+            raise DataError(f"row {place} of {source} lacks a value in '{column}'; fill it in, or remove the row")
+        given += 1
+        yield str(value)
+    if not given:
+        raise DataError(f"{source} holds no rows")
+
+
+def _toy(source: str, split: str | None) -> Rows:
+    if split is not None:
+        raise DataError(f"{source} has no split '{split}'; toy corpora are cut by fractions")
+    return toy_rows(source.removeprefix("toy:"))
+
+
+def _places(
+    source: str, split: str | None, separator: str, only: Sequence[str] = ()
+) -> tuple[Iterator[Place], str, tuple[Any, ...]]:
+    """Rows of a file or Hub set, the stem of their ids, and what counts as no value; of parquet columns ``only``."""
     path = Path(source).expanduser()
     kind = path.suffix.lower()
     if path.is_dir():
@@ -99,9 +153,9 @@ def _table(source: str, split: str | None, separator: str) -> tuple[Table, str, 
             raise DataError(
                 f"{source} does not end in one of {endings}, so its format is unknown; rename or convert it"
             )
-        table = read_text(path, separator) if kind in _TEXTS else _READERS[kind](path)
-        table = table if split is None else _pick(source, table, split)
-        return table, path.stem, (None, "") if kind in (".csv", ".tsv") else (None,)
+        places = iter_text(path, separator) if kind in _TEXTS else _READERS[kind](path, only)
+        places = places if split is None else _pick(source, places, split)
+        return places, path.stem, (None, "") if kind in (".csv", ".tsv") else (None,)
     if path.exists():
         raise DataError(f"{source} is no regular file; write its content to one")
     if kind in _TEXTS or kind in _READERS or not _HUB_ID.fullmatch(source):
@@ -109,22 +163,33 @@ def _table(source: str, split: str | None, separator: str) -> tuple[Table, str, 
     return _hub(source, split or "train"), source, (None,)
 
 
-def _pick(source: str, table: Table, split: str) -> Table:
-    found = list(dict.fromkeys(str(fields["split"]) for _, fields in table if "split" in fields))
+def _pick(source: str, places: Iterator[Place], split: str) -> Iterator[Place]:
+    """Rows of one split.
+
+    Raises:
+        DataError: at the end, where no row was of it.
+    """
+    found: dict[str, None] = {}
+    for place, fields in places:
+        if "split" in fields:
+            name = str(fields["split"])
+            found[name] = None
+            if name == split:
+                yield place, fields
     if not found:
         raise DataError(f"{source} has no column 'split' to choose '{split}' by; leave the split out")
     if split not in found:
         raise DataError(f"{source} has no split '{split}', only {', '.join(found)}{nearest(split, found)}")
-    return [(i, fields) for i, fields in table if str(fields.get("split")) == split]
 
 
-def _hub(source: str, split: str) -> Table:
+def _hub(source: str, split: str) -> Iterator[Place]:
+    """Rows of a Hub set, one at a time from the cache of ``datasets``, where the whole lies after the first time."""
     import datasets  # seconds to import, and wanted by no other reader
 
     name, _, config = source.partition(":")
     try:
-        found = datasets.load_dataset(name, config or None, split=split)
-        return list(enumerate(dict(row) for row in found))
+        for i, row in enumerate(datasets.load_dataset(name, config or None, split=split)):
+            yield i, dict(row)
     except Exception as error:  # the library's failures share no class
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(

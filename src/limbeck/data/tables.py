@@ -1,53 +1,104 @@
-"""File formats: a path -> (line or index, fields) of every row."""
+"""File formats: a path -> (line or index, fields) of every row; text, JSON lines and parquet a piece at a time."""
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import json
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from limbeck.errors import DataError
 
-__all__ = ["read_csv", "read_json", "read_jsonl", "read_parquet", "read_text"]
+__all__ = ["iter_jsonl", "iter_parquet", "iter_text", "read_csv", "read_json"]
 
-Table = list[tuple[int, dict[str, Any]]]
+Place = tuple[int, dict[str, Any]]
+
+_BLOCK_BYTES = 1 << 20
+_PARQUET_ROWS = 64  # a document may be a book
+
+
+def _blocks(path: Path) -> Iterator[str]:
+    """Text of a UTF-8 file by pieces, a byte-order mark left out; characters are not cut.
+
+    Raises:
+        DataError: the file cannot be read, is empty (or white space alone), or a line is not UTF-8.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    line, blank, first = 1, True, True
+    try:
+        with path.open("rb") as file:
+            while True:
+                raw = file.read(_BLOCK_BYTES)
+                text = decoder.decode(raw, final=not raw)
+                if first and text:
+                    text, first = text.removeprefix("\ufeff"), False
+                line, blank = line + raw.count(b"\n"), blank and not text.strip()
+                if text:
+                    yield text
+                if not raw:
+                    break
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:  # of this block and the few bytes, never a line's end, that were left before
+        line += error.object.count(b"\n", 0, error.start)
+        raise DataError(
+            f"line {line} of {path} is not UTF-8 (byte 0x{error.object[error.start]:02x}); convert the file to UTF-8"
+        ) from None
+    if blank:
+        raise DataError(f"{path} is empty")
+
+
+def iter_text(path: Path, separator: str) -> Iterator[Place]:
+    """Documents between separators, stripped; a file without separator is one document as it is.
+
+    One document and a block are in memory at a time.
+    """
+    number = 0
+    for document in _between(_line_ends(_blocks(path)), separator):
+        if document:
+            yield number, {"text": document}
+            number += 1
+
+
+def _line_ends(blocks: Iterable[str]) -> Iterator[str]:
+    """The same text with CR LF as LF, also where a block ends between the two."""
+    held = ""
+    for block in blocks:
+        block, held = held + block, ""
+        if block.endswith("\r"):
+            block, held = block[:-1], "\r"
+        yield block.replace("\r\n", "\n")
+    yield held
+
+
+def _between(blocks: Iterable[str], separator: str) -> Iterator[str]:
+    """What stands between separators, stripped, wherever blocks end; all as it is where there is no separator."""
+    overlap = max(len(separator) - 1, 0)
+    held: list[str] = []  # of the document that is open
+    tail, split = "", False  # its last characters, in which a separator may have begun
+    for block in blocks:
+        window = tail + block
+        if separator and separator in window:
+            split = True
+            *whole, block = "".join([*held, block]).split(separator)
+            for document in whole:
+                yield document.strip()
+            held, window = [], block
+        held.append(block)
+        tail = window[len(window) - overlap :] if len(window) > overlap else window
+    rest = "".join(held)
+    yield rest.strip() if split else rest
 
 
 def _decode(path: Path) -> str:
-    """Text of a UTF-8 file, a byte-order mark left out.
-
-    Raises:
-        DataError: it cannot be read, is empty, or a line is not UTF-8.
-    """
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from None
-    raw = raw.removeprefix(b"\xef\xbb\xbf")
-    try:
-        text = raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise DataError(
-            f"line {line} of {path} is not UTF-8 (byte 0x{raw[error.start]:02x}); convert the file to UTF-8"
-        ) from None
-    if not text.strip():
-        raise DataError(f"{path} is empty")
-    return text
+    """Text of a UTF-8 file as a whole; see ``_blocks``."""
+    return "".join(_blocks(path))
 
 
-def read_text(path: Path, separator: str) -> Table:
-    """Documents between separators, stripped; a file without separator is one document as it is."""
-    text = _decode(path).replace("\r\n", "\n")
-    if not separator or separator not in text:
-        return [(0, {"text": text})]
-    documents = (part.strip() for part in text.split(separator))
-    return [(i, {"text": document}) for i, document in enumerate(d for d in documents if d)]
-
-
-def read_csv(path: Path, delimiter: str | None) -> Table:
+def read_csv(path: Path, delimiter: str | None) -> list[Place]:
     """Rows of a CSV with a header; the place is the line a row begins on.
 
     Args:
@@ -61,7 +112,7 @@ def read_csv(path: Path, delimiter: str | None) -> Table:
         delimiter = "\t" if "\t" in header else max(",;", key=header.count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
     names: list[str] | None = None
-    table: Table = []
+    table: list[Place] = []
     line = 1
     try:
         for cells in reader:
@@ -91,7 +142,7 @@ def _header(path: Path, cells: list[str]) -> list[str]:
     return names
 
 
-def read_json(path: Path) -> Table:
+def read_json(path: Path) -> list[Place]:
     """A list of objects, or of strings (field ``text``); the place is the index."""
     text = _decode(path)
     try:
@@ -103,18 +154,28 @@ def read_json(path: Path) -> Table:
     return [(i, _object(value, f"item {i} of {path}")) for i, value in enumerate(values)]
 
 
-def read_jsonl(path: Path) -> Table:
-    """One object, or string (field ``text``), a line; the place is the line."""
-    table: Table = []
-    for number, line in enumerate(_decode(path).split("\n"), start=1):
+def iter_jsonl(path: Path) -> Iterator[Place]:
+    """One object, or string (field ``text``), a line; the place is the line. One line is in memory at a time."""
+    for number, line in enumerate(_lines(_blocks(path)), start=1):
         if not line.strip():
             continue
         try:
             value = json.loads(line)
         except json.JSONDecodeError as error:
             raise DataError(f"line {number} of {path} is not valid JSON: {error.msg}") from None
-        table.append((number, _object(value, f"line {number} of {path}")))
-    return table
+        yield number, _object(value, f"line {number} of {path}")
+
+
+def _lines(blocks: Iterable[str]) -> Iterator[str]:
+    """Lines of a text, wherever blocks end; LF alone ends a line."""
+    held: list[str] = []
+    for block in blocks:
+        if "\n" in block:
+            *whole, block = "".join([*held, block]).split("\n")
+            yield from whole
+            held = []
+        held.append(block)
+    yield "".join(held)
 
 
 def _object(value: Any, where: str) -> dict[str, Any]:
@@ -125,13 +186,29 @@ def _object(value: Any, where: str) -> dict[str, Any]:
     return value
 
 
-def read_parquet(path: Path) -> Table:
-    """Rows of a parquet file; the place is the index."""
+def iter_parquet(path: Path, columns: Sequence[str] = ()) -> Iterator[Place]:
+    """Rows of a parquet file, a few at a time; the place is the index.
+
+    Args:
+        path: the file.
+        columns: read these alone; empty: all.
+
+    Raises:
+        DataError: it is no parquet file, or lacks one of ``columns``.
+    """
     import pyarrow as pa  # half a second to import
     import pyarrow.parquet as pq
 
+    at = 0
     try:
-        table = pq.read_table(path)
+        with pq.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            for name in columns:
+                if name not in names:
+                    raise DataError(f"{path} has no column '{name}', only {', '.join(names)}")
+            for batch in file.iter_batches(_PARQUET_ROWS, columns=list(columns) or None):
+                for row in batch.to_pylist():
+                    yield at, row
+                    at += 1
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path} is not a readable parquet file: {' '.join(str(error).split())}") from None
-    return list(enumerate(table.to_pylist()))

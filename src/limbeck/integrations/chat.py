@@ -7,12 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from jinja2 import TemplateError
-from jinja2.ext import loopcontrols
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from limbeck.data.chat import sandbox
 from limbeck.errors import ConfigError, ModelError
 
 __all__ = ["ChatTemplate"]
@@ -71,12 +70,10 @@ class ChatTemplate:
         Raises:
             ModelError: the template refuses the conversation.
         """
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
-        environment.globals |= {"raise_exception": _refuse, "strftime_now": lambda form: datetime.now().strftime(form)}
-        environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
         values: dict[str, Any] = {"messages": [dict(m) for m in messages], "add_generation_prompt": answer}
+        values["strftime_now"] = lambda form: datetime.now().strftime(form)
         try:
-            text = environment.from_string(self.text).render(**self.tokens, **values)
+            text = sandbox().from_string(self.text).render(**self.tokens, **values)
         except TemplateError as error:
             raise ModelError(f"the model's chat template refuses this conversation: {error}") from None
         if answer:
@@ -86,7 +83,3 @@ class ChatTemplate:
         if at < 0:
             raise ModelError("the model's chat template changes the last turn, so that an answer cannot begin with it")
         return text[: at + len(last)]
-
-
-def _refuse(message: str) -> NoReturn:
-    raise TemplateError(message)

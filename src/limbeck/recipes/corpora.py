@@ -11,14 +11,13 @@ from pydantic import Field
 
 from limbeck.config import Config
 from limbeck.data.batch import Example
-from limbeck.data.readers import Row, Rows, read
+from limbeck.data.readers import Row, Rows, documents, read
 from limbeck.data.shards import Corpus, build_shards, shard_key
 from limbeck.data.tokenizer import Tokenizer
-from limbeck.errors import DataError
 
 __all__ = ["CorpusSource", "bytes_per_token", "encode_corpus", "held_out_rows", "sample_rows", "shared_tokenizer"]
 
-_SAMPLE_BYTES = 1 << 20  # of each corpus, for the audit and the probes
+_SAMPLE_BYTES = 1 << 20  # of each corpus, for the probes
 _BLOCK_BYTES = 1 << 20
 
 
@@ -34,24 +33,21 @@ class CorpusSource(Config):
     valid_limit: int | None = Field(None, ge=1, description="only so many held-out documents")
 
     def texts(self, separator: str, limit: int | None) -> Iterator[str]:
-        """The documents in order; a parquet file is read by pieces, the rest as a whole.
+        """The documents in order, without the corpus in memory where its format allows; see ``documents``.
 
         Raises:
             DataError: the source is missing, broken, or lacks the column.
         """
-        path = Path(self.data).expanduser()
-        if path.suffix.lower() == ".parquet" and path.is_file():
-            yield from _parquet(path, self.column, self.split, limit)
-            return
-        for row in self._read(self.data, self.split, separator, limit):
-            yield str(row.value("text", self.data))
+        return documents(self.data, column=self.column, split=self.split, separator=separator, limit=limit)
 
     def content(self, separator: str, limit: int | None) -> str:
-        """Sha256 (hex) of what ``texts`` is made from: the file's bytes, or the rows where it is no file."""
+        """Sha256 (hex) of what ``texts`` is made from: the file's bytes, or the documents where it is no file."""
         path = Path(self.data).expanduser()
         digest = hashlib.sha256(repr((self.split, self.column, separator, limit)).encode())
         if not path.is_file():
-            digest.update(self._read(self.data, self.split, separator, limit).hash.encode())
+            for text in self.texts(separator, limit):
+                raw = text.encode("utf-8", "surrogatepass")
+                digest.update(len(raw).to_bytes(8, "little") + raw)
             return digest.hexdigest()
         with path.open("rb") as file:
             while block := file.read(_BLOCK_BYTES):
@@ -62,34 +58,9 @@ class CorpusSource(Config):
         """The held-out documents, where there are any."""
         if self.valid is None:
             return None
-        return self._read(self.valid, self.valid_split, separator, self.valid_limit)
-
-    def _read(self, source: str, split: str | None, separator: str, limit: int | None) -> Rows:
         columns = {} if self.column == "text" else {"text": self.column}
-        return read(source, required=("text",), columns=columns, limit=limit, split=split, separator=separator)
-
-
-def _parquet(path: Path, column: str, split: str | None, limit: int | None) -> Iterator[str]:
-    import pyarrow as pa  # half a second to import
-    import pyarrow.parquet as pq
-
-    try:
-        file = pq.ParquetFile(path)
-        names = file.schema_arrow.names
-        for name in [column] if split is None else [column, "split"]:
-            if name not in names:
-                raise DataError(f"{path} has no column '{name}', only {', '.join(names)}")
-        given = 0
-        for batch in file.iter_batches(batch_size=64, columns=[column] if split is None else [column, "split"]):
-            for row in batch.to_pylist():
-                if (split is not None and row["split"] != split) or row[column] is None:
-                    continue
-                if given == limit:
-                    return
-                given += 1
-                yield str(row[column])
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path} is not a readable parquet file: {' '.join(str(error).split())}") from None
+        told: dict[str, Any] = {"limit": self.valid_limit, "split": self.valid_split, "separator": separator}
+        return read(self.valid, required=("text",), columns=columns, **told)
 
 
 def shared_tokenizer(
@@ -125,7 +96,7 @@ def encode_corpus(
 
 
 def sample_rows(corpora: Mapping[str, CorpusSource], separator: str, limit: int | None) -> Rows:
-    """The first documents of each corpus, about 1 MB: what the audit and the probes look at."""
+    """The first documents of each corpus, about 1 MB: what the probes look at."""
     rows: list[Row] = []
     for name, corpus in corpora.items():
         size = 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -56,6 +56,14 @@ class Fit(Choices):
         """A batch of what is learned from."""
         return collate(rows, pad_id)
 
+    def audited(self, parts: Parts, say: Callable[[str], None]) -> tuple[Parts, Audit | None]:
+        """The rows that are left after the audit, and what it found; None where it is off.
+
+        Raises:
+            DataError: overlaps are refused, or nothing would be left.
+        """
+        return audited(parts, self.audit, self.task)
+
     @property
     def rate_of_plan(self) -> float | None:
         """FLOP/s of the device that a dry run plans for; None: this one, measured."""
@@ -77,7 +85,7 @@ class Fit(Choices):
                 return Report(run.report(), show_report(run.report()))
         torch.manual_seed(self.seed)
         device = device_of(self.device)
-        parts, found = audited(self.parts(self.task), self.audit, self.task)
+        parts, found = self.audited(self.parts(self.task), session.say)
         start = self.start(parts, device)
         data = self._encode(parts, start)
         settings = self.settings(bool(data.valid))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from pydantic import Field, JsonValue, model_validator
 
+from limbeck.data.audit import Audit
 from limbeck.data.batch import Example
 from limbeck.data.mixture import Mixture
 from limbeck.data.tokenizer import Tokenizer
@@ -27,6 +28,7 @@ from limbeck.recipes.corpora import (
     sample_rows,
     shared_tokenizer,
 )
+from limbeck.recipes.corpora_audit import audit_corpora
 from limbeck.recipes.fit import Encoded, Fit, Start
 from limbeck.recipes.parts import Parts
 from limbeck.recipes.start import Source
@@ -93,7 +95,7 @@ class Pretrain(Fit):
         if not isinstance(self.task, Text):
             raise ValueError("corpora are for task 'text': give 'data' for any other")
         if self.audit == "drop":
-            raise ValueError("audit 'drop' needs 'data': of corpora only the first documents are audited")
+            raise ValueError("audit 'drop' needs 'data': of corpora no document is left out")
         if self.valid is not None or self.test is not None:
             raise ValueError("corpora name their held-out text themselves: move 'valid' into each corpus")
         if self.tokens is not None and (self.train.steps is not None or self.train.epochs is not None):
@@ -101,11 +103,27 @@ class Pretrain(Fit):
         return self
 
     def parts(self, task: Task) -> Parts:
-        """Rows of 'data'; of corpora the first documents, and what they hold out."""
+        """Rows of 'data'; of corpora the first documents, for the probes, and what they hold out."""
         if not self.corpora:
             return super().parts(task)
         rows = sample_rows(self.corpora, self.separator, self.limit)
         return Parts(rows, held_out_rows(self.corpora, self.separator), None)
+
+    def audited(self, parts: Parts, say: Callable[[str], None]) -> tuple[Parts, Audit | None]:
+        """As every training verb's; of corpora every document is looked at, by the first rank alone.
+
+        Raises:
+            DataError: overlaps are refused.
+        """
+        if not self.corpora or self.audit == "off":
+            return super().audited(parts, say)
+
+        def look() -> Audit:
+            folder, separator, limit = Path(self.shards), self.separator, self.limit
+            return audit_corpora(self.corpora, parts.valid, folder, separator=separator, limit=limit, say=say)
+
+        found = world().on_main(look)
+        return parts, found.decide(self.audit, parts.train)[1]
 
     def settings(self, monitored: bool) -> TrainSettings:
         """Those of the loop; a budget of tokens becomes steps, whatever the number of ranks.

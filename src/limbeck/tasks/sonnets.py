@@ -14,7 +14,7 @@ from pydantic import Field
 from limbeck.data.batch import Example
 from limbeck.data.prompts import EncodingReport, encode_rows
 from limbeck.data.readers import Row, Rows
-from limbeck.data.tables import read_text
+from limbeck.data.tables import iter_text
 from limbeck.data.tokenizer import Tokenizer
 from limbeck.decode.generate import generate
 from limbeck.decode.settings import Decoding
@@ -69,7 +69,7 @@ class Sonnets(Task):
         path = Path(source)
         if path.suffix != ".txt" or not path.is_file():
             return super().read(source, columns=columns, limit=limit, separator=separator)
-        (_, fields), *_ = read_text(path, "")
+        (_, fields), *_ = iter_text(path, "")
         pieces = _NUMBER.split(fields["text"])
         if len(pieces) < 3:
             return super().read(source, columns=columns, limit=limit, separator=separator)
