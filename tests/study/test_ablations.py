@@ -20,7 +20,8 @@ SHAPE = {"preset": "toy", "layers": 2, "width": 32, "heads": 4, "context": 64, "
 @pytest.fixture(scope="module")
 def small() -> dict[str, Any]:
     plan = yaml.safe_load(STUDY.read_text())
-    corpora = {"stories": {"data": "toy:stories", "weight": 0.7, "valid": "toy:verse", "valid_limit": 8}, "verse": {"data": "toy:verse", "weight": 0.3}}  # fmt: skip
+    corpora = {"stories": {"data": "toy:stories", "weight": 0.7, "valid": "toy:verse", "valid_limit": 8}}
+    corpora["verse"] = {"data": "toy:verse", "weight": 0.3}
     plan["common"] |= {
         "dtype": "fp32", "corpora": corpora, "vocab_size": 300, "context": 64, "batch_size": 4, "tokens": 2_048,
     }  # fmt: skip
