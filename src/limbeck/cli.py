@@ -50,10 +50,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _start(verb: str, flags: Sequence[Flag], typed: Mapping[str, Any]) -> None:
     """Resolve the recipe from YAML and flags; print it, or run it and give its report."""
     from limbeck.config import dump
+    from limbeck.errors import ConfigError
     from limbeck.recipes.recipe import Session
 
     _settle_allocator()
     recipe = _resolve(verb, flags, typed)
+    if not recipe.on_ranks and os.environ.get("WORLD_SIZE", "1") != "1":
+        raise ConfigError(f"'{verb}' is work for one process: start it without torchrun")
     as_json = bool(typed["json_output"])
     if typed["print_config"]:
         click.echo(json.dumps(recipe.model_dump(mode="json")) if as_json else dump(recipe), nl=as_json)
@@ -66,7 +69,7 @@ def _start(verb: str, flags: Sequence[Flag], typed: Mapping[str, Any]) -> None:
         report = recipe.run(session)
         if not quiet:
             report.show(session.console)
-    if as_json:
+    if as_json and report.values:  # a rank beside the first has none
         click.echo(report.to_json())
 
 

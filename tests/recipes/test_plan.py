@@ -10,6 +10,7 @@ import torch
 from rich.console import Console
 
 from limbeck.measure.cost import free_bytes, held_bytes
+from limbeck.recipes import plan
 from limbeck.recipes.plan import FirstMinute, batch_that_fits
 from limbeck.recipes.pretrain import Pretrain
 from limbeck.recipes.recipe import Session
@@ -31,8 +32,22 @@ def test_the_rate_and_the_time_left_are_told_once() -> None:
         at[0] += 2.0
     # 500 tokens a step in 2 s; told after step 31, 60 s after step 1: 69 steps are left
     (line,) = told
-    assert line.startswith("measured: 250 tokens/s, 2.3 min left; ")
-    assert "(now 4)" in line
+    assert line.startswith("measured: 250 tokens/s, 2.3 min left")
+
+
+@pytest.mark.parametrize(("grown", "told"), [(1_000, True), (100, False)])
+def test_a_batch_is_told_where_memory_grew(grown: int, told: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    at, said = [0.0], list[str]()
+    monkeypatch.setattr(plan, "held_bytes", lambda _: 5_000)
+    monkeypatch.setattr(plan, "free_bytes", lambda _: 10_000)
+    monkeypatch.setattr(plan, "peak_memory_bytes", lambda _: 5_000 + grown)
+    minute = FirstMinute(NEEDED, 4, torch.device("cpu"), said.append, clock=lambda: at[0])
+    for step in range(1, 40):
+        minute(step, {})
+        at[0] += 2.0
+    # 120 bytes of gradients and moments for the ten that learn; 880 for four rows, of 9,880 that are left
+    assert ("a micro-batch of about 44 rows would fit (now 4)" in said[0]) == told
+    assert ("memory grew" in said[0]) == told
 
 
 def test_memory_is_told_by_the_kernel() -> None:

@@ -19,6 +19,7 @@ from torch import Tensor
 from limbeck.config import Config
 from limbeck.decode.session import Session, evaluating
 from limbeck.errors import DataError
+from limbeck.kernels.allocator import give_back_freed_memory
 from limbeck.model.decoder import Decoder
 from limbeck.run import machine
 
@@ -193,12 +194,14 @@ class Peak:
 def peak_memory(device: torch.device | str = "cpu") -> Iterator[Peak]:
     """Measure the most memory held inside a ``with`` block, not since the process began.
 
-    Where the kernel does not let the mark be reset, an earlier and higher peak would hide this one; then the peak is
-    that of the whole process, never less than the true one.
+    What earlier work freed is given back first: it would hide how far memory grows. Where the kernel does not let the
+    mark be reset, an earlier and higher peak would hide this one; then the peak is that of the whole process, never
+    less than the true one.
     """
     if torch.device(device).type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:
+        give_back_freed_memory()
         try:
             Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM, see proc(5)
         except OSError:

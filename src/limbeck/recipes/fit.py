@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -27,7 +27,7 @@ from limbeck.recipes.start import Encoded, Source, Start
 from limbeck.run import Run
 from limbeck.storage import plain
 from limbeck.techniques.technique import apply_all, finish_all
-from limbeck.train.distributed import world
+from limbeck.train.distributed import World, group
 from limbeck.train.loop import TrainResult, train
 
 __all__ = ["Encoded", "Fit", "Start"]
@@ -35,6 +35,8 @@ __all__ = ["Encoded", "Fit", "Start"]
 
 class Fit(Choices):
     """Train a model on rows of a task and measure what came of it."""
+
+    on_ranks: ClassVar[bool] = True
 
     @abstractmethod
     def start(self, parts: Parts, device: torch.device) -> Start:
@@ -74,19 +76,25 @@ class Fit(Choices):
         return 0.0
 
     def run(self, session: Session) -> Report:
-        """Train, save, measure, report.
+        """Train, save, measure, report; under torchrun on all ranks together, of which the first reports.
 
         Raises:
             LimbeckError: the data, the model or the techniques do not fit; the loss diverged; Ctrl-C.
         """
-        if not self.dry_run and (self.folder / "report.json").is_file():
-            with Run.create(self.folder, self) as run:
+        with group(device_of(self.device)) as here:
+            return self._fit(session if here.main else Session.silent(), here)
+
+    def _fit(self, session: Session, here: World) -> Report:
+        """``run`` on one rank of several; those beside the first write nothing and report nothing."""
+        done = here.on_main(lambda: not self.dry_run and (self.folder / "report.json").is_file())
+        if done:
+            with self._open(here) as run:
                 session.say(run.describe())
-                return Report(run.report(), show_report(run.report()))
+                return Report(run.report(), show_report(run.report())) if here.main else Report({})
         torch.manual_seed(self.seed)
         device = device_of(self.device)
         parts, found = self.audited(self.parts(self.task), session.say)
-        start = self.start(parts, device)
+        start = here.in_turn(lambda: self.start(parts, device))
         data = self._encode(parts, start)
         settings = self.settings(bool(data.valid))
         checks = self._checks(start, data, found)  # asks the base, which techniques may change in place
@@ -98,16 +106,28 @@ class Fit(Choices):
         if self.dry_run:
             shown, names = stream.at(0), [row.id for row in parts.train]
             learned = self.objective(model, start, data, parts, None)
-            rate = self.rate_of_plan
-            return dry_run(
-                model, start.tokenizer, learned, stream, settings, shown, names, batch_size=self.batch_size, rate=rate
-            )
-        with Run.create(self.folder, self) as run:
-            run.provenance(seed=self.seed, data={k: v["hash"] for k, v in parts.describe().items()})
+            planned = dry_run(
+                model, start.tokenizer, learned, stream, settings, shown, names,
+                batch_size=self.batch_size, rate=self.rate_of_plan,
+            )  # fmt: skip
+            return planned if here.main else Report({})
+        with self._open(here) as run:
+            hashes = {k: v["hash"] for k, v in parts.describe().items()}
+            here.on_main(lambda: run.provenance(seed=self.seed, data=hashes))
             session.say(f"{self.verb}: {run.describe()}")
-            objective = self.objective(model, start, data, parts, run)
+            objective = here.in_turn(lambda: self.objective(model, start, data, parts, run))
             result = self._train(model, objective, stream, data, start, checks, run, device, session)
-            return self._conclude(model, objective, start, parts, data, checks, result, run, session)
+            made: list[Report] = []
+            here.on_main(
+                lambda: made.append(self._conclude(model, objective, start, parts, data, checks, result, run, session))
+            )
+            return made[0] if made else Report({})
+
+    def _open(self, here: World) -> Run:
+        """The run folder: rank 0 makes and locks it, the others look into it."""
+        made: list[Run] = []
+        here.on_main(lambda: made.append(Run.create(self.folder, self)))
+        return made[0] if made else Run.open(self.folder)
 
     def _encode(self, parts: Parts, start: Start) -> Encoded:
         context = min(self.context or start.context, start.context)
@@ -159,8 +179,7 @@ class Fit(Choices):
         ]
         model, settings = model.to(device), self.settings(bool(data.valid))
         needed, limit = needs(model, stream, settings), self.utilisation(model, device)
-        say = session.say if world().main else _say_nothing
-        say(announce(needed, limit))
+        session.say(announce(needed, limit))
         with peak_memory(device):
             return train(
                 model,
@@ -172,7 +191,7 @@ class Fit(Choices):
                 seed=self.seed,
                 device=device,
                 progress=session.progress,
-                on_step=FirstMinute(needed, self.batch_size, device, say),
+                on_step=FirstMinute(needed, self.batch_size, device, session.say),
                 utilisation=limit,
             )
 
@@ -221,7 +240,3 @@ class Fit(Choices):
         values = plain(values)
         run.finish(values)
         return Report(values, show_report(values))
-
-
-def _say_nothing(*_: object) -> None:
-    """What the ranks beside the first have to say."""

@@ -126,11 +126,14 @@ class FirstMinute:
         rate = self._needed["tokens"] / steps / a_step
         learned = 3 * 4 * self._needed["trainable"]
         grown = peak_memory_bytes(self._device) - self._held
-        fits = batch_that_fits(self._batch_size, grown - learned, learned, self._free)
-        self._say(
-            f"measured: {rate:,.0f} tokens/s, {(steps - step) * a_step / 60:.1f} min left; memory grew by "
-            f"{grown / _MB:,.0f} MB, so a micro-batch of about {fits:,} rows would fit (now {self._batch_size})"
-        )
+        told = f"measured: {rate:,.0f} tokens/s, {(steps - step) * a_step / 60:.1f} min left"
+        if grown > learned:  # else earlier work left memory that this one did not have to take
+            fits = batch_that_fits(self._batch_size, grown - learned, learned, self._free)
+            told += (
+                f"; memory grew by {grown / _MB:,.0f} MB, so a micro-batch of about {fits:,} rows would fit "
+                f"(now {self._batch_size})"
+            )
+        self._say(told)
 
 
 def expect(

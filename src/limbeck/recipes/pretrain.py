@@ -13,6 +13,7 @@ from pydantic import Field, JsonValue, model_validator
 from limbeck.data.audit import Audit
 from limbeck.data.batch import Example
 from limbeck.data.mixture import Mixture
+from limbeck.data.shards import Corpus
 from limbeck.data.tokenizer import Tokenizer
 from limbeck.errors import ConfigError
 from limbeck.formats.hub import resolve_tokenizer
@@ -189,18 +190,16 @@ class Pretrain(Fit):
     def _stream(self, examples: Sequence[Example], start: Start, context: int) -> Source:
         if not self.corpora:
             return super()._stream(examples, start, context)
-        here, folder = world(), Path(self.shards)
+        folder = Path(self.shards)
         options: dict[str, Any] = {
             "begin": self._text.begins(start.tokenizer), "end": self._text.end, "processes": self.processes,
             "separator": self.separator, "limit": self.limit,
         }  # fmt: skip
 
-        def write() -> None:
-            for name, corpus in self.corpora.items():
-                encode_corpus(name, corpus, folder, start.tokenizer, **options)
+        def encode() -> list[Corpus]:
+            return [encode_corpus(n, c, folder, start.tokenizer, **options) for n, c in self.corpora.items()]
 
-        here.on_main(write)  # the others then find them
-        made = [encode_corpus(n, c, folder, start.tokenizer, **options) for n, c in self.corpora.items()]
+        made = world().in_turn(encode)
         weights = [c.weight for c in self.corpora.values()]
         return Mixture(
             made, weights, batch_size=self.batch_size, context=context, pad_id=start.tokenizer.pad_id, seed=self.seed

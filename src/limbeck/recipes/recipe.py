@@ -105,10 +105,12 @@ class Recipe(Config):
     Attributes:
         verb: name on the command line.
         summary: one line for the list of verbs.
+        on_ranks: several processes of torchrun may run it together.
     """
 
     verb: ClassVar[str]
     summary: ClassVar[str]
+    on_ranks: ClassVar[bool] = False
 
     out: str | None = Field(None, description="folder to write to", json_schema_extra=_COMMON)
     seed: int = Field(0, ge=0, description="seed of everything drawn at random", json_schema_extra=_COMMON)

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -94,6 +95,16 @@ class World:
             raise RunError(f"rank 0 stopped: {sentence}")
         return result  # type: ignore[no-any-return]
 
+    def in_turn(self, work: Callable[[], R]) -> R:
+        """Do ``work`` on rank 0, then on the others, which find on disk what it wrote; it must not meet the group.
+
+        Raises:
+            LimbeckError: as ``on_main``, or whatever ``work`` raised here.
+        """
+        made: list[R] = []
+        self.on_main(lambda: made.append(work()))
+        return made[0] if made else work()
+
 
 def world() -> World:
     """The process group that stands, or one rank alone."""
@@ -116,7 +127,8 @@ def group(device: torch.device | str = "cpu") -> Iterator[World]:
     kind = torch.device(device).type
     if kind == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    dist.init_process_group("nccl" if kind == "cuda" else "gloo")
+    # rank 0 measures and writes alone, for as long as that takes, while the others wait
+    dist.init_process_group("nccl" if kind == "cuda" else "gloo", timeout=timedelta(days=1))
     try:
         yield world()
     finally:
