@@ -235,3 +235,15 @@ def test_sinks_stand_beside_a_window() -> None:
     assert pattern == {"kind": "sliding", "window": 16, "sinks": 4}
     with pytest.raises(ConfigError, match="beside a window"):
         build(Architecture, {"sinks": 4}, "a test")
+
+
+def test_a_corpus_may_have_its_own_separator(tmp_path: Path) -> None:
+    file = tmp_path / "wiki.txt"
+    file.write_text(" = One = \n first words\n = Two = \n second words\n")
+    plain, own = CorpusSource(data=str(file)), CorpusSource(data=str(file), separator="\n = ", valid=str(file))
+    assert len(list(plain.texts("<|endoftext|>", None))) == 1
+    assert list(own.texts("<|endoftext|>", None)) == ["= One = \n first words", "Two = \n second words"]
+    assert plain.content("<|endoftext|>", None) != own.content("<|endoftext|>", None)
+    assert own.content("a", None) == own.content("b", None)
+    held_out = own.held_out("<|endoftext|>")
+    assert held_out is not None and len(held_out) == 2

@@ -27,6 +27,7 @@ class CorpusSource(Config):
     data: str = Field(description="documents: a path, toy:NAME or a Hub id; of parquet only the text is read")
     split: str | None = Field(None, description="value of the column 'split', or the Hub's split")
     column: str = Field("text", description="column that holds the document")
+    separator: str | None = Field(None, description="line between documents of its text files; none: the recipe's")
     weight: float = Field(1.0, gt=0, description="share among the training tokens, relative to the other corpora")
     valid: str | None = Field(None, description="held-out documents; none: not measured by itself")
     valid_split: str | None = Field(None, description="split of the held-out documents")
@@ -38,12 +39,14 @@ class CorpusSource(Config):
         Raises:
             DataError: the source is missing, broken, or lacks the column.
         """
+        separator = self.separator or separator
         return documents(self.data, column=self.column, split=self.split, separator=separator, limit=limit)
 
     def content(self, separator: str, limit: int | None) -> str:
         """Sha256 (hex) of what ``texts`` is made from: the file's bytes, or the documents where it is no file."""
         path = Path(self.data).expanduser()
-        digest = hashlib.sha256(repr((self.split, self.column, separator, limit)).encode())
+        told = (self.split, self.column, self.separator or separator, limit)
+        digest = hashlib.sha256(repr(told).encode())
         if not path.is_file():
             for text in self.texts(separator, limit):
                 raw = text.encode("utf-8", "surrogatepass")
@@ -59,6 +62,7 @@ class CorpusSource(Config):
         if self.valid is None:
             return None
         columns = {} if self.column == "text" else {"text": self.column}
+        separator = self.separator or separator
         told: dict[str, Any] = {"limit": self.valid_limit, "split": self.valid_split, "separator": separator}
         return read(self.valid, required=("text",), columns=columns, **told)
 
