@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.kernels import native, packed
+from limbeck.kernels.hooks import hooked
 from limbeck.kernels.packed_layout import Layout
 from limbeck.model.attention import Attention
 from limbeck.model.cache import KVCache
@@ -213,7 +214,7 @@ def _serves(model: Decoder, cache: KVCache) -> bool:
         return False
     if packed.current() not in ("auto", "packed") or model.config.classes is not None or cache.stored not in _CASTS:
         return False
-    if model.dtype not in _CASTS or any(m._forward_hooks or m._forward_pre_hooks for m in model.modules()):
+    if model.dtype not in _CASTS or any(hooked(m) for m in model.modules()):
         return False  # whoever listens to a module wants it called
     if type(model) is not Decoder or not _known_table(model.embed):
         return False

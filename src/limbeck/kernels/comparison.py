@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from limbeck.kernels.hooks import hooked
 from limbeck.losses.divergence import Divergence, TopK
 
 __all__ = ["Comparison", "Dense", "compute_dtype", "plain_linear"]
@@ -19,8 +20,7 @@ def plain_linear(head: nn.Module) -> tuple[Tensor, Tensor | None] | None:
     """
     if not isinstance(head, nn.Linear) or type(head).forward is not nn.Linear.forward:
         return None
-    hooked = head._forward_hooks or head._forward_pre_hooks or head._backward_hooks or head._backward_pre_hooks
-    if hooked or not head.weight.is_floating_point():
+    if hooked(head) or not head.weight.is_floating_point():
         return None
     return head.weight, head.bias
 

@@ -12,7 +12,8 @@ from torch.utils.checkpoint import checkpoint
 
 from limbeck.data.batch import Batch
 from limbeck.errors import DataError
-from limbeck.kernels.activation import gelu_tanh
+from limbeck.kernels.activation import activate, activated_linear
+from limbeck.kernels.comparison import plain_linear
 from limbeck.model.attention import Attention, View
 from limbeck.model.cache import KVCache
 from limbeck.model.config import DecoderConfig
@@ -29,14 +30,6 @@ def _norm(config: DecoderConfig) -> nn.LayerNorm | nn.RMSNorm:
     return kind(config.width, eps=config.norm_eps)
 
 
-def _activate(kind: str, x: Tensor) -> Tensor:
-    if kind == "silu":
-        return F.silu(x)
-    if kind == "relu":
-        return F.relu(x)
-    return gelu_tanh(x) if kind == "gelu_tanh" else F.gelu(x)
-
-
 class FeedForward(nn.Module):
     """``down(f(up(x)))``, or ``down(f(gate(x)) * up(x))`` with gate and up in one matrix (Shazeer 2020)."""
 
@@ -49,13 +42,10 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, width) -> (B, T, width)."""
-        y = self.up(x)
-        if self.gated:
-            gate, up = y.chunk(2, dim=-1)
-            y = _activate(self.activation, gate) * up
-        else:
-            y = _activate(self.activation, y)
-        out: Tensor = self.down(y)
+        y, down = self.up(x), plain_linear(self.down)
+        if down is not None and not torch.is_autocast_enabled(x.device.type):
+            return activated_linear(self.activation, y, *down, gated=self.gated)
+        out: Tensor = self.down(activate(self.activation, y, self.gated))
         return out
 
 
