@@ -1,7 +1,7 @@
 """Activations of a feed-forward layer, and the product behind them.
 
-GELU in bf16 takes half the time of torch's kernel, which spends it on ``tanh``; with the product behind it an activation
-keeps neither its result nor, where gated, its parts until the backward.
+GELU in bf16 takes half the time of torch's kernel, which spends it on ``tanh``. With the product behind it an
+activation keeps neither its result nor, where gated, its parts until the backward.
 """
 
 from __future__ import annotations
