@@ -112,7 +112,7 @@ def test_the_printed_plan_is_the_hand_computation(
     recipe.write_text(
         yaml.safe_dump(
             {
-                "corpora": {"verse": {"data": "toy:verse"}, "stories": {"data": "toy:stories"}},
+                "corpora": {"verse": {"data": "toy:verse", "weight": 3}, "stories": {"data": "toy:stories"}},
                 "shards": str(tmp_path / "shards"), "limit": 60, "vocab_size": 300, "context": 32, "batch_size": 4,
                 "tokens": 100_000, "architecture": shape, "dtype": "fp32", "probes": "off", "audit": "off",
                 "train": {"accumulation": 3},
@@ -138,6 +138,8 @@ def test_the_printed_plan_is_the_hand_computation(
     room = (found["free_bytes"] - 12 * parameters) * 4 // max(found["activation_bytes"], 1)
     assert found["batch_that_fits"] == pytest.approx(room, abs=1)
     shown = " ".join(said.err.split())
+    verse = json.loads(said.out)["data"]["corpora"]["verse"]
+    assert f"verse {verse['tokens']:,} tokens in 60 documents" in shown and "75.0% of the training tokens" in shown
     minutes = found["flops"] / 5e9 / 60
     for part in (
         "steps 261", "tokens 100,224", f"time {minutes:.1f} min", "as stated: 5e+09 FLOP/s",

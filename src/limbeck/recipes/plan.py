@@ -216,8 +216,18 @@ def dry_run(
     values = {"dry_run": True, "data": stream.describe(), "expected": expected}
     known = names if isinstance(stream, Batches) else ()  # rows of corpora go by number
     tables = [preview(batch, tokenizer, names=known) for batch in parts(shown)]
-    described = facts("data", [(k, f"{v:,}" if isinstance(v, int) else v) for k, v in stream.describe().items()])
-    return Report(values, (*tables, described, _table(expected)))
+    return Report(values, (*tables, facts("data", _described(stream.describe())), _table(expected)))
+
+
+def _described(told: Mapping[str, Any]) -> list[tuple[str, object]]:
+    """A stream's description for people: a line a figure, and one for each corpus."""
+    rows: list[tuple[str, object]] = [
+        (k, f"{v:,}" if isinstance(v, int) else v) for k, v in told.items() if not isinstance(v, Mapping)
+    ]
+    for name, c in told.get("corpora", {}).items():
+        sizes = f"{c['tokens']:,} tokens in {c['documents']:,} documents, {c['bytes_per_token']:.2f} bytes a token"
+        rows.append((name, f"{sizes}; {c['share']:.1%} of the training tokens"))
+    return rows
 
 
 def _table(expected: dict[str, Any]) -> RenderableType:
