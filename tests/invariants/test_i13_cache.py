@@ -135,6 +135,27 @@ def test_a_rolling_cache_holds_no_more_than_it_can_see():
     assert cache.bytes == 2 * 3 * (7 + 1001) * config.kv_heads * config.head_width * 4
 
 
+@pytest.mark.parametrize("kind", ["model", "int8"])
+def test_the_memory_of_a_window_does_not_grow_with_the_text(kind):
+    config = llama_config(V, pattern=Sliding(window=4, sinks=2))
+    small, large = (KVCache(config, 2, capacity, kind=kind) for capacity in (6, 1_000_000))
+    assert small.bytes == large.bytes
+    model = random_decoder(config)
+    bins = 2 * 2 * config.layers * config.kv_heads * config.head_width * 4  # of both rows, keys and values
+    if kind == "model":
+        assert 2 * model.kv_bytes(1_000_000) == 2 * model.kv_bytes(6) == large.bytes - bins
+    assert model.kv_bytes(3) == 3 * model.kv_bytes_per_token()
+
+
+@pytest.mark.parametrize("pattern", ["sinks", "mixed"])
+@torch.no_grad()
+def test_a_rolling_cache_goes_on_far_past_the_context(pattern):
+    """Many turns of the ring, and positions beyond those that the model was made for."""
+    model, ids = model_of("llama", pattern), ids_of(150)
+    assert model.config.context == 64
+    assert (in_chunks(model, ids, [3] + [1] * 147) - full(model, ids)).abs().max() < 1e-11
+
+
 def test_a_cache_that_is_full_says_so_and_stays_as_it_was():
     model, ids = model_of("gpt2", "causal"), ids_of(6)
     cache = KVCache(model.config, 1, 5, torch.float64)

@@ -6,12 +6,15 @@ import pytest
 import torch
 
 from limbeck.model.decoder import Decoder
+from limbeck.model.patterns import Sliding
 from limbeck.techniques.depth import Depth
 from limbeck.techniques.freeze import Freeze
 from limbeck.techniques.lora import LoRA
 from limbeck.techniques.technique import apply_all, finish_all
 from tests.reference.fake_quantized import FakeQuantize
-from tests.reference.techniques import base, calibration, plain_batch, shake
+from tests.reference.slow_decoder import sees
+from tests.reference.techniques import BASES, base, calibration, plain_batch, shake
+from tests.reference.twins import random_decoder
 
 STACKS = {
     "lora": (LoRA(rank=2),),
@@ -51,3 +54,20 @@ def test_no_logit_depends_on_a_later_token(stack, name, finished):
     found = influence(model)
     assert not found[later].any()
     assert found[~later].all()
+
+
+@pytest.mark.parametrize("finished", [False, True])
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+@pytest.mark.parametrize("stack", STACKS)
+def test_a_window_with_sinks_stays_one(stack, name, finished):
+    """What the logits depend on is what so many layers of the pattern pass on, no more and no less."""
+    pattern = Sliding(window=2, sinks=1)
+    config = BASES[name].model_copy(update={"pattern": pattern})
+    model = apply_all(STACKS[stack], random_decoder(config, scale=0.1), calibration())
+    shake(model)
+    if finished:
+        model, _ = finish_all(STACKS[stack], model)
+    one = torch.tensor([[sees(pattern, s, t) for s in range(8)] for t in range(8)]).double()
+    reached = torch.linalg.matrix_power(one, model.config.layers) > 0
+    assert not reached[torch.ones(8, 8).triu().bool()].all()  # narrower than causal
+    assert torch.equal(influence(model), reached)

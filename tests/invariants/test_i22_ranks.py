@@ -18,15 +18,15 @@ from tests.reference import ranks
 ROOT = Path(__file__).parents[2]
 
 
-def two_ranks(kind: str, folder: Path) -> list[dict[str, Any]]:
+def some_ranks(kind: str, folder: Path, count: int = 2) -> list[dict[str, Any]]:
     folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
     done = subprocess.run(
         [*command, "-m", "tests.reference.ranks", kind, str(folder)],
         cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    return [torch.load(folder / f"outcome-{rank}.pt", weights_only=True) for rank in range(2)]
+    return [torch.load(folder / f"outcome-{rank}.pt", weights_only=True) for rank in range(count)]
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,7 @@ def two_ranks(kind: str, folder: Path) -> list[dict[str, Any]]:
 def test_two_processes_equal_one(kind: str, tolerance: float, tmp_path: Path) -> None:
     reference = "bf16" if kind.endswith("bf16") else kind if kind == "dpo" else "ddp"
     one = ranks.observe(reference, tmp_path / "one", World())
-    first, second = two_ranks(kind, tmp_path / "two")
+    first, second = some_ranks(kind, tmp_path / "two")
     assert len(one["gradients"]) == len(first["gradients"]) == ranks.STEPS
     for mine, theirs, others in zip(one["gradients"], first["gradients"], second["gradients"], strict=True):
         norm = torch.stack([g.norm() for g in mine]).norm()
@@ -58,16 +58,31 @@ def test_two_processes_equal_one(kind: str, tolerance: float, tmp_path: Path) ->
         assert moved > 0 and (value - one["weights"][name]).norm() <= 20 * tolerance * moved
 
 
+@pytest.mark.parametrize("count", [2, 4])
+def test_any_number_of_ranks_takes_one_order(count: int, tmp_path: Path) -> None:
+    """What the ranks take, in turn, is what one takes: corpora mixed, rows plain, packed and bucketed."""
+    alone = ranks.order(tmp_path / "one", World())
+    found = some_ranks("order", tmp_path / "some", count)
+    for name, one in alone.items():
+        assert [index for index, *_ in one["taken"]] == list(range(len(one["taken"])))
+        shared = [rank[name]["taken"] for rank in found]
+        assert [taken for turn in zip(*shared, strict=True) for taken in turn] == one["taken"]
+        assert len(one["losses"]) == len(one["taken"]) / 4  # steps, as few as with one rank
+        assert name == "mixture" or len(one["taken"]) > one["per_epoch"]  # over an epoch's border
+        for rank in found:
+            assert rank[name]["losses"] == pytest.approx(one["losses"], rel=2e-6)
+
+
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
 def test_two_killed_processes_resume_to_the_same_end(kind: str, tmp_path: Path) -> None:
-    for outcome in two_ranks(kind, tmp_path):
+    for outcome in some_ranks(kind, tmp_path):
         assert outcome["resumed_alike"]
         whole = [same_but_time(line) for line in outcome["metrics"]]
         assert [same_but_time(line) for line in outcome["resumed_metrics"]] == whole
 
 
 def test_a_signal_or_an_error_on_one_rank_ends_both(tmp_path: Path) -> None:
-    first, second = two_ranks("failures", tmp_path)
+    first, second = some_ranks("failures", tmp_path)
     assert "stopped after step 2 of 4" in first["stopped"]
     assert first["stopped"] == second["stopped"]
     assert first["sentences"][1] == "StorageError: the disk is full"

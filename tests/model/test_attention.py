@@ -9,7 +9,7 @@ from limbeck.model import attention
 from limbeck.model.attention import View, attend
 from limbeck.model.patterns import Causal, Sliding
 from tests.reference.slow_decoder import sees
-from tests.reference.twins import llama_config, random_decoder
+from tests.reference.twins import gpt2_config, llama_config, random_decoder
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
@@ -90,6 +90,35 @@ def test_documents_one_by_one_are_the_dense_mask(pattern, monkeypatch):
     alone = logits_and_gradients(0)
     assert bool(calls) == pattern.is_causal(10)
     for a, b in zip(alone, masked, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("pattern", [Causal(), Sliding(window=3), Sliding(window=3, sinks=2)])
+@pytest.mark.parametrize("make", [gpt2_config, llama_config])
+def test_values_and_gradients_of_packed_rows_are_those_of_dense_attention(make, pattern, monkeypatch):
+    """Beside a softmax over all pairs of tokens whose mask is written out, token by token (I14's second half)."""
+    model, batch = random_decoder(make(pattern=pattern)).double(), packed_batch()
+    places = [[row[:t].count(d) for t, d in enumerate(row)] for row in PACKED.tolist()]
+    seen = torch.tensor(
+        [[[d == e and sees(pattern, at[t], at[s]) for s, e in enumerate(row)] for t, d in enumerate(row)]
+         for row, at in zip(PACKED.tolist(), places, strict=True)]
+    )  # fmt: skip
+
+    def dense(q, k, v, mask, *, dropout=0.0, scale=None):
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+        scores = (q @ k.transpose(-1, -2)) * q.shape[-1] ** -0.5
+        return scores.masked_fill(~seen[:, None], float("-inf")).softmax(-1).nan_to_num() @ v
+
+    def logits_and_gradients():
+        model.zero_grad()
+        logits = model(batch)[PACKED > 0]
+        logits.square().sum().backward()
+        return [logits.detach(), *(p.grad.clone() for p in model.parameters())]
+
+    ours = logits_and_gradients()
+    monkeypatch.setattr(attention, "attend", dense)
+    monkeypatch.setattr(attention.View, "spans", lambda *_: None)
+    for a, b in zip(ours, logits_and_gradients(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
 
 

@@ -52,6 +52,16 @@ def test_precision_is_that_asked_for(tmp_path: Path) -> None:
     assert found["kv_bytes_per_token"] == 2 * 2 * 2 * 4 * 2  # grouped: half the heads
 
 
+def test_a_window_bounds_the_cache(tmp_path: Path) -> None:
+    rolling = {"kind": "sliding", "window": 5, "sinks": 2}
+    model = saved(tmp_path / "m", context=1000, positions="rope", pattern=(rolling, {"kind": "causal"}))
+    report = Info(model=str(model)).run(Session.silent())
+    found = report.values["model"]
+    assert found["kv_bytes_per_token"] == 2 * 2 * 16 * 4
+    assert found["kv_bytes"] == (5 + 2 + 1000) * 2 * 16 * 4
+    assert "256 bytes a token, 0.13 MB for the whole context" in text_of(report)
+
+
 def test_a_mix_that_no_family_says(tmp_path: Path) -> None:
     report = Info(model=str(saved(tmp_path / "m", norm="rms"))).run(Session.silent())
     assert report.values["model"]["family"] is None

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import yaml
 from rich.console import Console
 
+from limbeck import cli
+from limbeck.data.batch import Batch
 from limbeck.measure.cost import free_bytes, held_bytes
+from limbeck.model.decoder import Decoder
+from limbeck.model.presets import Architecture
+from limbeck.objectives.next_token import NextToken
 from limbeck.recipes import plan
 from limbeck.recipes.plan import FirstMinute, batch_that_fits
 from limbeck.recipes.pretrain import Pretrain
 from limbeck.recipes.recipe import Session
+from limbeck.train.settings import TrainSettings
 
 NEEDED = {"steps": 100, "tokens": 50_000, "trainable": 10}
 
@@ -75,3 +84,108 @@ def test_every_start_prints_its_plan(dry: bool, tmp_path: Path) -> None:
     else:
         assert "plan: 2 steps, " in out.getvalue()
         assert "at this device's limit" in out.getvalue()
+
+
+class Full:
+    """Micro-batches of full rows."""
+
+    per_epoch = 10
+
+    def __init__(self, rows: int, width: int) -> None:
+        self.rows, self.width = rows, width
+
+    def at(self, index: int) -> Batch:
+        return Batch.of_ids(torch.zeros(self.rows, self.width, dtype=torch.int64))
+
+    def describe(self) -> dict[str, Any]:
+        return {"tokens": self.per_epoch * self.rows * self.width}
+
+
+def test_the_printed_plan_is_the_hand_computation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Tokens, parameters, memory, arithmetic and time of a dry run, all but what is measured, by hand."""
+    monkeypatch.setattr(cli, "_hush", lambda: None)  # warnings stay errors in this process
+    monkeypatch.setenv("LIMBECK_CACHE", str(tmp_path / "cache"))
+    shape = {"preset": "toy", "layers": 2, "width": 16, "heads": 4, "kv_heads": 2, "ffn_width": 40, "context": 32}
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        yaml.safe_dump(
+            {
+                "corpora": {"verse": {"data": "toy:verse", "weight": 3}, "stories": {"data": "toy:stories"}},
+                "shards": str(tmp_path / "shards"), "limit": 60, "vocab_size": 300, "context": 32, "batch_size": 4,
+                "tokens": 100_000, "architecture": shape, "dtype": "fp32", "probes": "off", "audit": "off",
+                "train": {"accumulation": 3},
+            }
+        )
+    )  # fmt: skip
+    told = ["pretrain", "--config", str(recipe), "--out", str(tmp_path / "run"), "--dry-run", "--planned-rate", "5e9"]
+    assert cli.main([*told, "--json"]) == 0
+    said = capsys.readouterr()
+    found = json.loads(said.out)["expected"]
+    # q and out 16 x 16, k and v 16 x 8 each; three matrices of the gated feed-forward
+    matrices = 2 * (2 * 16 * 16 + 2 * 16 * 8 + 3 * 16 * 40)
+    parameters = 300 * 16 + matrices + (2 * 2 + 1) * 16
+    steps = -(-100_000 // (3 * 4 * 32))  # the fewest that reach the budget
+    tokens = steps * 3 * 4 * 32
+    forward = 2 * (matrices + 16 * 300 + 2 * 2 * 16 * 32)  # head, and scores and values of 32 positions in two layers
+    assert (found["steps"], found["tokens"], found["width"]) == (steps, tokens, 32) == (261, 100_224, 32)
+    assert found["parameters"] == found["trainable"] == parameters
+    assert found["state_bytes"] == 4 * 4 * parameters  # weights, gradients, two moments
+    assert found["flops"] == 3 * tokens * forward
+    assert found["seconds"] == pytest.approx(found["flops"] / 5e9)
+    assert found["tokens_per_second"] == pytest.approx(5e9 / (3 * forward))
+    room = (found["free_bytes"] - 12 * parameters) * 4 // max(found["activation_bytes"], 1)
+    assert found["batch_that_fits"] == pytest.approx(room, abs=1)
+    shown = " ".join(said.err.split())
+    verse = json.loads(said.out)["data"]["corpora"]["verse"]
+    assert f"verse {verse['tokens']:,} tokens in 60 documents" in shown and "75.0% of the training tokens" in shown
+    minutes = found["flops"] / 5e9 / 60
+    for part in (
+        "steps 261", "tokens 100,224", f"time {minutes:.1f} min", "as stated: 5e+09 FLOP/s",
+        f"parameters {parameters:,}, trainable {parameters:,}", f"arithmetic {found['flops']:.3g} FLOP",
+        "of weights, gradients and moments", "rows or so fit in",
+    ):  # fmt: skip
+        assert part in shown, (part, shown)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_253m_preset_on_600m_tokens() -> None:
+    """System C's training: 8 rows of 1,024 tokens a step, on a device that reaches 2e14 FLOP/s."""
+    with torch.device("meta"):  # arithmetic alone
+        model = Decoder(Architecture(preset="253m").config(50_257))
+    recipe = Pretrain.model_validate(
+        {"corpora": {"c": {"data": "c"}}, "tokens": 600_000_000, "context": 1024, "batch_size": 8}
+    )
+    found = plan.needs(model, Full(8, 1024), recipe.settings(False))
+    assert (found["steps"], found["tokens"]) == (73_243, 73_243 * 8 * 1024) and found["width"] == 1024
+    assert found["parameters"] == found["trainable"] == 252_815_360
+    assert found["state_bytes"] == 16 * 252_815_360
+    linear = 12 * (4 * 1024**2 + 3 * 1024 * 4096) + 1024 * 50_257
+    assert found["flops"] == 3 * found["tokens"] * 2 * (linear + 12 * 2 * 1024 * 1024)
+    assert plan.announce(found, 0.0) == (
+        "plan: 73,243 steps, 600,006,656 tokens, 1e+18 FLOP, 4,045 MB of weights, gradients and moments, "
+        "252,815,360 of 252,815,360 parameters learn"
+    )
+    assert found["flops"] / 2e14 / 60 == pytest.approx(83.4, abs=0.05)  # minutes, as --planned-rate 2e14 tells
+
+
+@pytest.mark.parametrize("rate", [None, 1e12])
+def test_gradients_are_counted_once_and_a_stated_rate_times_nothing(rate: float | None) -> None:
+    """A large model on a small batch: what is at work is little beside the gradients, which the state holds."""
+    shape = Architecture(layers=8, width=384, heads=6, kv_heads=6, context=64)
+    model = Decoder(shape.config(300))
+    asked: list[int] = []
+
+    class Counted(Full):
+        def at(self, index: int) -> Batch:
+            asked.append(index)
+            return super().at(index)
+
+    found = plan.expect(model, NextToken(), Counted(1, 8), TrainSettings(steps=10), 1, rate)
+    gradients = 4 * model.count_parameters()
+    assert found["activation_bytes"] < gradients / 2
+    assert found["state_bytes"] == 4 * gradients
+    assert sorted(set(asked)) == ([0, 1, 2] if rate is None else [0])
+    assert all(p.grad is None for p in model.parameters())
+    assert found["seconds"] > 0 and found.get("planned_rate") == rate

@@ -10,11 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from limbeck.cli import main
+from limbeck.config import build
+from limbeck.data.batch import Batch
 from limbeck.formats.load import load_bundle
+from limbeck.recipes import plan, pretrain
 from limbeck.run import Run, same_but_time
+from limbeck.train.distributed import World
 from tests.reference.tiny_runs import ARCHITECTURE, run
 
 PRETRAIN: dict[str, Any] = {
@@ -62,6 +67,28 @@ def test_two_processes_pretrain_as_one(tmp_path: Path, monkeypatch: pytest.Monke
         assert (value - theirs[name]).abs().max() <= 1e-5
     again = ranks(tmp_path, "pretrain", both)
     assert again.returncode == 0 and again.stderr.count("is finished") == 1
+
+
+def test_a_budget_of_tokens_and_its_plan_do_not_know_the_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tests.reference.small_model import decoder
+
+    class Full:
+        per_epoch = 7
+
+        def at(self, index: int) -> Any:
+            return Batch.of_ids(torch.zeros(4, 32, dtype=torch.int64))
+
+        def describe(self) -> dict[str, Any]:
+            return {"tokens": 7 * 4 * 32}
+
+    told = []
+    for size in (1, 2, 4):
+        for module in (plan, pretrain):
+            monkeypatch.setattr(module, "world", lambda n=size: World(size=n))
+        recipe = build(pretrain.Pretrain, {**PRETRAIN, "tokens": 9_000, "train": {"accumulation": 4 // size}})
+        told.append(plan.needs(decoder(), Full(), recipe.settings(False)))
+    assert told[0] == told[1] == told[2]
+    assert told[0]["steps"] == 18 and told[0]["tokens"] == 18 * 4 * 4 * 32  # the fewest steps that reach 9,000
 
 
 def test_an_error_of_the_first_is_told_and_ends_both(tmp_path: Path) -> None:

@@ -14,7 +14,13 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from limbeck.config import Config
+from limbeck.data.batches import Batches
+from limbeck.data.mixture import Mixture
+from limbeck.data.prompts import encode_rows
+from limbeck.data.readers import read
+from limbeck.data.shards import Corpus, build_shards, shard_key
 from limbeck.errors import Interrupted, LimbeckError, StorageError
+from limbeck.objectives.next_token import NextToken
 from limbeck.objectives.preference import Preference
 from limbeck.objectives.reference import AdapterOff
 from limbeck.run import Run
@@ -25,6 +31,7 @@ from limbeck.train.loop import TrainResult, train
 from limbeck.train.optim import sweep
 from limbeck.train.settings import TrainSettings
 from tests.reference.pairs import RandomPairs
+from tests.reference.small_tokenizer import byte_level
 from tests.reference.training import HeldOut, PlainNextToken, Random, same, tiny, weights
 
 STEPS = 4
@@ -120,6 +127,56 @@ def observe(kind: str, folder: Path, here: World) -> dict[str, Any]:
     }
 
 
+class Recorded:
+    """A stream that keeps what was taken of it, in order: each micro-batch's index and its tokens row by row."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream, self.per_epoch, self.taken = stream, stream.per_epoch, []  # type: ignore[var-annotated]
+
+    def at(self, index: int) -> Any:
+        batch = self.stream.at(index)
+        self.taken.append((index, batch.ids.tolist(), batch.document_ids.tolist(), batch.row_ids.tolist()))
+        return batch
+
+
+def streams(folder: Path, here: World) -> dict[str, Any]:
+    """What a training reads: corpora mixed from shards, and rows plain, packed and bucketed, the last batch short."""
+    tokenizer, corpora = byte_level(), []
+    for name in ("stories", "verse"):
+        texts = [str(row.fields["text"]) for row in read(f"toy:{name}", limit=25)]
+        place, key = folder / name, shard_key(name, tokenizer, begin=True, end=True)
+
+        def build(place: Path = place, key: str = key, texts: list[str] = texts) -> None:
+            build_shards(place, key, texts, tokenizer, begin=True, end=True)
+
+        here.in_turn(build)
+        corpora.append(Corpus(name, place, key))
+    examples, _ = encode_rows(read("toy:stories", limit=25), tokenizer, 24)
+    examples = examples[:41]
+    common: dict[str, Any] = {"batch_size": 4, "context": 24, "pad_id": tokenizer.pad_id, "seed": 3}
+    return {
+        "mixture": Mixture(corpora, (0.7, 0.3), **common),
+        "rows": Batches(examples, **common),
+        "packed": Batches(examples, packing=True, **common),
+        "bucketed": Batches(examples, bucketing=True, **common),
+    }
+
+
+def order(folder: Path, here: World) -> dict[str, Any]:
+    """What this rank takes of every stream in a training of 12 micro-batches or an epoch and a half; and the losses."""
+    out: dict[str, Any] = {}
+    for name, stream in streams(folder, here).items():
+        recorded, losses = Recorded(stream), list[float]()
+        length: dict[str, Any] = {"steps": 3} if name == "mixture" else {"epochs": 1.5}
+        settings = TrainSettings(accumulation=4 // here.size, learning_rate=1e-2, eps=1e-2, precision="fp32", **length)
+        train(
+            tiny(vocab_size=byte_level().vocab_size, dropout=0.1), NextToken(), recorded, settings, seed=7,
+            progress=False, on_step=lambda _, found, kept=losses: kept.append(found["train/loss"]),
+        )  # fmt: skip
+        out[name] = {"taken": recorded.taken, "losses": losses, "per_epoch": stream.per_epoch}
+    return out
+
+
 def failures(folder: Path, here: World) -> dict[str, Any]:
     """A signal that reaches one rank stops both; an error of rank 0 is an error of both."""
 
@@ -145,9 +202,11 @@ def failures(folder: Path, here: World) -> dict[str, Any]:
     return out
 
 
+OTHERS = {"failures": failures, "order": order}
+
 if __name__ == "__main__":
     name, where = sys.argv[1], Path(sys.argv[2])
     torch.set_num_threads(1)
     with group() as here:
-        outcome = failures(where, here) if name == "failures" else observe(name, where, here)
+        outcome = OTHERS[name](where, here) if name in OTHERS else observe(name, where, here)
         torch.save(outcome, where / f"outcome-{here.rank}.pt")

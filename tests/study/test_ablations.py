@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from limbeck.config import build, merge
-from limbeck.recipes.recipe import Session
-from limbeck.study.plan import StudyPlan
-from limbeck.study.study import run_plan
+from limbeck import cli
+from limbeck.config import merge
 
 STUDY = Path(__file__).parents[2] / "studies" / "ablations.yaml"
 SHAPE = {"preset": "toy", "layers": 2, "width": 32, "heads": 4, "context": 64, "parameters": 40_000}
@@ -32,21 +32,59 @@ def small() -> dict[str, Any]:
     return plan
 
 
+ARMS = ("modern", "learned", "layernorm", "gelu", "grouped", "untied")
+
+
+def rows_of(table: str) -> dict[str, dict[str, str]]:
+    """The cells of the study's first table by arm's label and column."""
+    header, _, *lines = [line for line in table.splitlines() if line.startswith("|")][: 2 + len(ARMS)]
+    names, *cells = ([cell.strip() for cell in line.strip("|").split("|")] for line in (header, *lines))
+    return {row[0]: dict(zip(names, row, strict=True)) for row in cells}
+
+
 def test_parts_are_worth_nats_at_equal_parameters(
-    small: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)  # the shards' folder is named relative
-    found = run_plan(build(StudyPlan, small, "a test"), tmp_path / "out", Session.silent()).values
-    assert set(found["arms"]) == {"modern", "learned", "layernorm", "gelu", "grouped", "untied"}
+    monkeypatch.setattr(cli, "_hush", lambda: None)  # warnings stay errors in this process
+    Path("ablations.yaml").write_text(yaml.safe_dump(small, sort_keys=False))
+    assert cli.main(["study", "ablations.yaml", "--out", "out", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert tuple(found["arms"]) == ARMS
     for arm in found["arms"].values():
         assert [r["training"]["real_tokens"] for r in arm["runs"]] == [2_048] * 2
+        assert [r["training"]["steps"] for r in arm["runs"]] == [8] * 2
         assert all(abs(r["cost"]["parameters"] / 40_000 - 1) <= 0.01 for r in arm["runs"])
-    starts = {name: arm["runs"][0]["metrics"]["nats per token"]["value"] for name, arm in found["arms"].items()}
-    assert len(set(starts.values())) == 6  # no variant is another one
+    nats = {
+        name: [run["metrics"]["nats per token"]["value"] for run in arm["runs"]] for name, arm in found["arms"].items()
+    }
+    assert len({seeds[0] for seeds in nats.values()}) == 6  # no variant is another one
     assert len(found["comparisons"]) == 5
     for one in found["comparisons"]:
-        assert one["second"] == "modern" and one["low"] <= one["difference"] <= one["high"]
-        b, a = starts[one["first"]], starts["modern"]
-        assert one["difference"] == pytest.approx(b - a, abs=0.3)  # the first seed's stands for both
-    table = (tmp_path / "out" / "study.md").read_text()
-    assert "| parameters |" in table and "head not tied" in table
+        assert one["second"] == "modern" and one["seeds"] == [2, 2]
+        assert one["low"] < one["difference"] < one["high"]
+        expected = sum(b - a for a, b in zip(nats["modern"], nats[one["first"]], strict=True)) / 2
+        assert one["difference"] == pytest.approx(expected, abs=1e-6)
+    rows = rows_of(Path("out/study.md").read_text())
+    labels = [arm.get("label", name) for name, arm in small["arms"].items()]
+    assert list(rows) == labels
+    for label, row in rows.items():
+        assert row["seeds"] == "2" and abs(int(row["parameters"].replace(",", "")) / 40_000 - 1) <= 0.01
+        change = row["change against " + labels[0]]
+        told = re.fullmatch(r"([+-]\d+\.\d+) \[(-?\d+\.\d+), (-?\d+\.\d+)\]", change)
+        assert change == "reference" if label == labels[0] else told is not None
+        if told is not None:
+            one = next(c for c, name in zip(found["comparisons"], labels[1:], strict=True) if name == label)
+            values = (one["difference"], one["low"], one["high"])
+            assert [float(x) for x in told.groups()] == pytest.approx(values, abs=0.01)
+
+
+def test_an_arm_is_the_modern_one_but_for_its_part() -> None:
+    """Of the study as it is shipped: one key an arm, all else equal, all of one size."""
+    arms = {k: v["values"]["architecture"] for k, v in yaml.safe_load(STUDY.read_text())["arms"].items()}
+    modern = arms.pop("modern")
+    assert {a: {k for k in one if one[k] != modern.get(k)} for a, one in arms.items()} == {
+        "learned": {"positions"}, "layernorm": {"norm"}, "gelu": {"gated", "activation"}, "grouped": {"kv_heads"},
+        "untied": {"tied"},
+    }  # fmt: skip
+    assert all(one["parameters"] == modern["parameters"] for one in arms.values())

@@ -213,5 +213,10 @@ class Decoder(nn.Module):
 
     def kv_bytes_per_token(self, dtype: torch.dtype | None = None) -> int:
         """Bytes of the keys and values of one token over all layers; a rolling pattern keeps only so many tokens."""
+        return self.kv_bytes(1, dtype)
+
+    def kv_bytes(self, length: int, dtype: torch.dtype | None = None) -> int:
+        """Bytes of the keys and values kept of ``length`` tokens: of a rolling pattern its window and sinks alone."""
         c = self.config
-        return 2 * c.layers * c.kv_heads * c.head_width * (dtype or self.dtype).itemsize
+        slots = sum(c.pattern_at(i).slots(length) for i in range(c.layers))
+        return 2 * slots * c.kv_heads * c.head_width * (dtype or self.dtype).itemsize

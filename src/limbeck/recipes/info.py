@@ -90,6 +90,7 @@ def _model(bundle: Bundle) -> dict[str, Any]:
         "memory_bytes": model.count_bytes(),
         "flops_per_token": {"context": config.context, "forward": model.flops_per_token(config.context)},
         "kv_bytes_per_token": model.kv_bytes_per_token(),
+        "kv_bytes": model.kv_bytes(config.context),
         "tokenizer": {
             "vocab_size": tokenizer.vocab_size,
             "eos_id": tokenizer.eos_id,
@@ -160,7 +161,6 @@ def _figure(metric: Any) -> str:
 
 def _model_rows(m: Mapping[str, Any]) -> list[tuple[str, object]]:
     c, flops, t = m["config"], m["flops_per_token"], m["tokenizer"]
-    full_cache = m["kv_bytes_per_token"] * c["context"]
     stored = ", ".join(f"{n} {kind}" for kind, n in m["stored_dtypes"].items())
     return [
         ("folder", m["folder"]),
@@ -176,7 +176,7 @@ def _model_rows(m: Mapping[str, Any]) -> list[tuple[str, object]]:
                     f"folder {m['folder_bytes'] / _MB:,.2f} MB"),
         ("in memory", f"{m['memory_bytes'] / _MB:,.2f} MB as {m['dtype']}"),
         ("arithmetic", f"{flops['forward'] / 1e6:,.2f} MFLOP a token that sees {flops['context']:,}"),
-        ("cache", f"{m['kv_bytes_per_token']:,} bytes a token, {full_cache / _MB:,.2f} MB for the whole context"),
+        ("cache", f"{m['kv_bytes_per_token']:,} bytes a token, {m['kv_bytes'] / _MB:,.2f} MB for the whole context"),
         ("tokenizer", f"{t['vocab_size']:,} ids for {c['vocab_size']:,} rows; end {t['eos_id']}, begin {t['bos_id']}, "
                       f"padding {t['pad_id']}; {t['fingerprint'][:12]}"),
         ("chat", t["chat_template"] or "no chat template"),

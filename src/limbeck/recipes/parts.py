@@ -18,6 +18,7 @@ from limbeck.tasks.task import Task
 __all__ = ["DataSource", "Parts", "device_of", "dtype_of"]
 
 _DATA: dict[str, JsonValue] = {"section": "data"}
+_NAMED = 10  # dropped rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +35,11 @@ class Parts:
     dropped: tuple[str, ...] = ()
 
     def describe(self) -> dict[str, Any]:
-        """Source, content hash and size of each part, and how many rows reading left out."""
+        """Source, content hash and size of each part; how many rows reading left out, and the first ids of those."""
         named = {"train": self.train, "valid": self.valid, "test": self.test}
         facts = {k: {"source": v.source, "hash": v.hash, "rows": len(v)} for k, v in named.items() if v is not None}
         if self.dropped:
-            facts["train"]["dropped"] = len(self.dropped)
+            facts["train"] |= {"dropped": len(self.dropped), "dropped_ids": list(self.dropped[:_NAMED])}
         return facts
 
     @property

@@ -137,33 +137,52 @@ class FirstMinute:
 
 
 def expect(
-    model: Decoder, objective: AnyObjective, stream: Source, settings: TrainSettings, batch_size: int
+    model: Decoder,
+    objective: AnyObjective,
+    stream: Source,
+    settings: TrainSettings,
+    batch_size: int,
+    rate: float | None = None,
 ) -> dict[str, Any]:
-    """Time two micro-batches on a copy of ``model`` and say what the whole training would need.
+    """Try micro-batches on a copy of ``model`` and say what the whole training would need.
+
+    Memory is measured on one micro-batch, with the gradients in place that ``state_bytes`` counts. The time is that of
+    two more, or with ``rate``, in FLOP/s, that of a device which reaches it.
 
     Returns:
-        What ``needs`` says, ``seconds`` (of the training steps alone), ``activation_bytes`` (growth of the process's
-        peak in the trial), ``free_bytes`` before it, and ``batch_that_fits``, in rows.
+        What ``needs`` says, ``seconds`` (of the training steps alone), ``tokens_per_second``, ``activation_bytes``
+        (growth of the process's peak in the trial), ``free_bytes`` before it, ``batch_that_fits``, in rows, and
+        ``planned_rate`` where it was given.
     """
     needed = needs(model, stream, settings)
     trial = copy.deepcopy(model).train()
     free = free_bytes(model.device)
-    batches = [stream.at(i) for i in range(1, 3)]
+    for parameter in trial.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.empty_like(parameter).zero_()  # written, so that the kernel counts it as held
     with peak_memory(model.device) as peak:
         _micro_batch(trial, objective, stream.at(0))
-    started = time.perf_counter()
-    for batch in batches:
-        _micro_batch(trial, objective, batch)
-    seconds = (time.perf_counter() - started) / sum(tokens(b)[0] for b in batches)
+    if rate is None:
+        seconds = needed["tokens"] * _seconds_a_token(trial, objective, [stream.at(1), stream.at(2)])
+    else:
+        seconds = needed["flops"] / rate
     activation = peak.grown_bytes
     learned = 3 * 4 * int(needed["trainable"])
-    return needed | {
-        "seconds": seconds * needed["tokens"],
-        "tokens_per_second": 1 / seconds,
+    found = {
+        "seconds": seconds,
+        "tokens_per_second": needed["tokens"] / seconds,
         "activation_bytes": activation,
         "free_bytes": free,
         "batch_that_fits": batch_that_fits(batch_size, activation, learned, free),
     }
+    return needed | found | ({} if rate is None else {"planned_rate": rate})
+
+
+def _seconds_a_token(trial: Decoder, objective: AnyObjective, batches: Sequence[Any]) -> float:
+    started = time.perf_counter()
+    for batch in batches:
+        _micro_batch(trial, objective, batch)
+    return (time.perf_counter() - started) / sum(tokens(b)[0] for b in batches)
 
 
 def _micro_batch(model: Decoder, objective: AnyObjective, batch: Any) -> None:
@@ -190,17 +209,25 @@ def dry_run(
 ) -> Report:
     """Show the micro-batch ``shown`` token by token, and what the training would need; nothing is written.
 
-    With ``rate``, in FLOP/s, the time is that of a device which reaches it, in place of this one's.
+    With ``rate``, in FLOP/s, the time is that of a device which reaches it, in place of this one's; what is at work and
+    the batch that fits are measured on this one.
     """
-    expected = expect(model, objective, stream, settings, batch_size)
-    if rate is not None:
-        seconds = expected["flops"] / rate
-        expected |= {"seconds": seconds, "tokens_per_second": expected["tokens"] / seconds, "planned_rate": rate}
+    expected = expect(model, objective, stream, settings, batch_size, rate)
     values = {"dry_run": True, "data": stream.describe(), "expected": expected}
     known = names if isinstance(stream, Batches) else ()  # rows of corpora go by number
     tables = [preview(batch, tokenizer, names=known) for batch in parts(shown)]
-    described = facts("data", [(k, f"{v:,}" if isinstance(v, int) else v) for k, v in stream.describe().items()])
-    return Report(values, (*tables, described, _table(expected)))
+    return Report(values, (*tables, facts("data", _described(stream.describe())), _table(expected)))
+
+
+def _described(told: Mapping[str, Any]) -> list[tuple[str, object]]:
+    """A stream's description for people: a line a figure, and one for each corpus."""
+    rows: list[tuple[str, object]] = [
+        (k, f"{v:,}" if isinstance(v, int) else v) for k, v in told.items() if not isinstance(v, Mapping)
+    ]
+    for name, c in told.get("corpora", {}).items():
+        sizes = f"{c['tokens']:,} tokens in {c['documents']:,} documents, {c['bytes_per_token']:.2f} bytes a token"
+        rows.append((name, f"{sizes}; {c['share']:.1%} of the training tokens"))
+    return rows
 
 
 def _table(expected: dict[str, Any]) -> RenderableType:
@@ -221,7 +248,7 @@ def _table(expected: dict[str, Any]) -> RenderableType:
             ("at work", f"{expected['activation_bytes'] / _MB:,.0f} MB more"),
             (
                 "batch",
-                f"{expected['batch_that_fits']:,} rows or so fit in {expected['free_bytes'] / _MB:,.0f} MB free",
+                f"{expected['batch_that_fits']:,} rows or so fit in {expected['free_bytes'] / _MB:,.0f} MB free here",
             ),
             ("arithmetic", f"{expected['flops']:.3g} FLOP"),
         ],
