@@ -2,7 +2,8 @@
 
 Usage: python scripts/results_page.py RUN_FOLDER... docs/results/NAME.md --command 'limbeck study ...' [--commit HASH]
 
-Paths below the folder named by LIMBECK_DATA are written as $LIMBECK_DATA, so that no page names a machine's folders.
+Paths below the folders that LIMBECK_DATA and the variables of the studies name are written with the variable, so that no
+page names a machine's folders.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ def main() -> None:
     for folder, command in zip(given.folders, given.command, strict=True):
         parts += _study(folder, command, given.commit, note if given.title is None else [], given.title is not None)
     text = "\n".join(parts).rstrip("\n") + "\n"
-    for name, value in (("QA_CSV", os.environ.get("QA_CSV")), ("LIMBECK_DATA", os.environ.get("LIMBECK_DATA"))):
+    for name in ("QA_CSV", "BASE", "MODERN", "GPT2LAYOUT", "LIMBECK_DATA"):
+        value = os.environ.get(name)
         text = text.replace(value.rstrip("/"), f"${name}") if value else text
     for folder in given.folders:
         text = text.replace(str(folder), f"runs/{folder.name}")
@@ -52,6 +54,8 @@ def _study(folder: Path, command: str, commit: str | None, note: list[str], nest
     origin = json.loads(next(iter(sorted(folder.glob("*/seed-*/provenance.json")))).read_text(encoding="utf-8"))
     title, _, rest = table.partition("\n")
     parts = ["#" * nested + title, "", *_head(origin, command, commit), "", *note, rest.strip(), ""]
+    stages = folder / "stages.md"  # of a study with models and figures
+    parts += [stages.read_text(encoding="utf-8").strip(), ""] if stages.is_file() else []
     return [*parts, *_alarms(study, nested), *_commands(study, nested), *_runs(study, nested), ""]
 
 
