@@ -2,8 +2,8 @@
 
 Usage: python scripts/results_page.py RUN_FOLDER... docs/results/NAME.md --command 'limbeck study ...' [--commit HASH]
 
-Paths below the folders that LIMBECK_DATA and the variables of the studies name are written with the variable, so that no
-page names a machine's folders.
+Paths below the folders that LIMBECK_DATA and the variables of the studies name are written with the variable, so that
+no page names a machine's folders.
 """
 
 from __future__ import annotations
