@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from limbeck.measure.spikes import spikes
+from limbeck.measure.spikes import kept_start, spikes
 
 
 def log(losses: list[float], norms: list[float]) -> list[dict[str, Any]]:
@@ -26,3 +26,9 @@ def test_a_spike_fires_and_names_its_step() -> None:
 def test_the_steep_start_and_short_logs_say_nothing() -> None:
     assert spikes(log([9.0, 3.0, 3.0], [50.0, 1.0, 1.0])) == []
     assert spikes([]) == []
+
+
+def test_a_training_whose_start_was_its_best_rings() -> None:
+    (rang,), (silent,), (none,) = kept_start(0, 52), kept_start(50, 52), kept_start(0, 0)
+    assert rang.fired and "step 0 of 52; no evaluation was better" in rang.sentence
+    assert not silent.fired and not none.fired and silent.value == 50

@@ -66,6 +66,21 @@ def test_a_study_without_models_writes_no_stage_table() -> None:
             build(StudyPlan, {k: v for k, v in PLAN.items() if k != part}, "a test")
 
 
+def test_a_model_may_come_after_another_than_the_one_above(tmp_path: Path) -> None:
+    models = {"base": "@base", "tuned": "@tuned", "again": {"model": "@tuned", "after": "base"}}
+    values = {**PLAN, "models": models, "figures": {"verse": PLAN["figures"]["verse"]}}
+    run_plan(build(StudyPlan, values, "a test"), tmp_path, Session.silent())
+    table = (tmp_path / "stages.md").read_text().splitlines()
+    tuned, again = table[5], table[6]
+    assert tuned.startswith("| tuned |") and "change from" not in tuned
+    assert again.count("change from base ") == 2
+    assert again.replace("change from base ", "change ").split("|")[2:4] == tuned.split("|")[2:4]
+    for after in ("tuned", "nobody"):
+        wrong = {**values, "models": {"tuned": {"model": "@tuned", "after": after}, "base": "@base"}}
+        with pytest.raises(ConfigError, match=f"come after '{after}', which is no model above it"):
+            build(StudyPlan, wrong, "a test")
+
+
 @pytest.mark.parametrize(
     ("shift", "margin", "expected"),
     [(1.0, 0.1, "exceeds"), (-1.0, 0.1, "lags"), (0.001, 0.5, "matches"), (0.001, None, "undecided"),

@@ -1,4 +1,4 @@
-"""Spikes of loss and gradient norm in a training's metrics, as alarms."""
+"""Alarms read off a training: spikes of loss and gradient norm, and a training whose start was its best."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from limbeck.measure.alarm import Alarm
 
-__all__ = ["spikes"]
+__all__ = ["kept_start", "spikes"]
 
 _WINDOW = 20  # lines of the log before, which say what is usual
 _LEAST = 5  # lines without which nothing is usual yet
@@ -37,6 +37,19 @@ def spikes(metrics: Sequence[Mapping[str, Any]]) -> list[Alarm]:
         told = f"gradient norm {value:.3g} by step {step} against {usual:.3g} before; {count} above {_GRADIENT:g} times"
         out.append(Alarm("gradient-spike", ratio, _GRADIENT, ratio > _GRADIENT, told))
     return out
+
+
+def kept_start(weights_step: int, steps: int) -> list[Alarm]:
+    """Rings where the best weights by validation are those before the first step: the finished model learned nothing.
+
+    Args:
+        weights_step: step whose weights the model ends with.
+        steps: how many there were.
+    """
+    fired = weights_step == 0 and steps > 0
+    told = f"the finished model has the weights of step {weights_step} of {steps}; "
+    told += "no evaluation was better than the first" if fired else "those of a later step than the first are expected"
+    return [Alarm("kept-start", float(weights_step), 0.0, fired, told)]
 
 
 def _beside(series: Sequence[tuple[int, float]]) -> Iterable[tuple[int, float, float]]:

@@ -14,7 +14,7 @@ from limbeck.data.batches import Lay, fixed_batches
 from limbeck.formats.load import save_bundle
 from limbeck.measure.cost import cost, peak_memory
 from limbeck.measure.held_out import HeldOut
-from limbeck.measure.spikes import spikes
+from limbeck.measure.spikes import kept_start, spikes
 from limbeck.model.decoder import Decoder
 from limbeck.objectives.objective import AnyObjective
 from limbeck.recipes.checks import Checks, ProbeLevel, audited
@@ -233,9 +233,8 @@ class Fit(Choices):
                 (self.decoding or self.task.decoding()).seeded(self.seed),
                 run.scores / f"{name}.jsonl",
             )
-        values |= checks.told(
-            model, data.report, [*values.get("alarms", []), *(a.describe() for a in spikes(run.metrics()))]
-        )
+        seen = [*spikes(run.metrics()), *kept_start(result.weights_step, result.steps)]
+        values |= checks.told(model, data.report, [*values.get("alarms", []), *(a.describe() for a in seen)])
         values["cost"] = cost(model, run.model, trainable=trainable)
         values = plain(values)
         run.finish(values)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from itertools import product
+from itertools import pairwise, product
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from limbeck.config import Config, merge
 from limbeck.errors import ConfigError, nearest
 
-__all__ = ["Arm", "Figure", "StudyPlan"]
+__all__ = ["Arm", "Figure", "Stage", "StudyPlan"]
 
 
 class Arm(Config):
@@ -44,6 +44,13 @@ class Figure(Config):
         return self.metric or (None,) if isinstance(self.metric, tuple) else (self.metric,)
 
 
+class Stage(Config):
+    """One model of a stage table."""
+
+    model: str = Field(description="folder, Hub id or @arm")
+    after: str | None = Field(None, description="the model that it was made from; none: the one before it")
+
+
 class StudyPlan(Config):
     """Arms x seeds -> one table."""
 
@@ -55,8 +62,9 @@ class StudyPlan(Config):
     show: tuple[str, ...] = Field((), description="arms of the table, in order; none named: all")
     metric: str | None = Field(None, description="main figure of the table; none: the task's own")
     plots: tuple[tuple[str, str], ...] = Field((), description="charts of two figures: one along, the other up")
-    models: dict[str, str] = Field(
-        default_factory=dict, description="stage table: name -> folder, Hub id or @arm, in the order of the stages"
+    models: dict[str, str | Stage] = Field(
+        default_factory=dict,
+        description="stage table: name -> folder, Hub id, @arm or stage, in their order",
     )
     figures: dict[str, Figure] = Field(default_factory=dict, description="stage table: what every model is measured on")
 
@@ -80,7 +88,8 @@ class StudyPlan(Config):
                 arms[f"{name}/{tag}"] = {**arm, "over": {}, "values": filled, "label": label}
         models, figures = values.get("models") or {}, values.get("figures") or {}
         if isinstance(models, Mapping) and isinstance(figures, Mapping):
-            for (model, named), (figure, of) in product(models.items(), figures.items()):
+            for (model, stage), (figure, of) in product(models.items(), figures.items()):
+                named = stage.get("model", "") if isinstance(stage, Mapping) else stage
                 made = arms.get(str(named)[1:], {}) if str(named).startswith("@") else {"once": True}
                 own = of.get("values", {}) if isinstance(of, Mapping) else {}
                 arms[f"{model}:{figure}"] = {
@@ -100,7 +109,17 @@ class StudyPlan(Config):
     def _both(self) -> StudyPlan:
         if bool(self.models) != bool(self.figures):
             raise ValueError("a stage table needs both 'models' and 'figures'")
+        for name in self.models:
+            before = self.before(name)
+            if before is not None and before not in list(self.models)[: list(self.models).index(name)]:
+                raise ValueError(f"'{name}' is said to come after '{before}', which is no model above it")
         return self
+
+    def before(self, model: str) -> str | None:
+        """The model that another one's change is told from; None for the first."""
+        stage, names = self.models[model], list(self.models)
+        told = stage.after if isinstance(stage, Stage) else None
+        return told or next((b for b, a in pairwise(names) if a == model), None)
 
     def order(self) -> list[str]:
         """Arms in an order in which every ``@name`` has run before it is needed.

@@ -114,14 +114,16 @@ def _stages(
     models = list(plan.models)
     heads = [(n, _statistic(done[f"{models[0]}:{n}"], metric)) for n, f in plan.figures.items() for metric in f.metrics]
     columns = [f"{n}: {s.name} ({s.better} is better)" for n, s in heads]
+    above = None
     rows = [("model", *columns, "alarms", "ms / token", "tokens", "hours")]
-    for i, model in enumerate(models):
-        cells = []
+    for model in models:
+        cells, before = [], plan.before(model)
         for name, statistic in heads:
             own = interval(list(done[f"{model}:{name}"].scores), statistic)
             cell = f"{rounded(own.value, own.low, own.high)} {span(own)}"
-            if i:
-                cell += "; change " + " ".join(change(pairs[name, statistic.name, model, models[i - 1]].comparison))
+            if before is not None:
+                moved = " ".join(change(pairs[name, statistic.name, model, before].comparison))
+                cell += f"; change{'' if before == above else f' from {before}'} {moved}"
             cells.append(cell)
         reports = [r for name in plan.figures for r in done[f"{model}:{name}"].reports]
         rang = dict.fromkeys(a["name"] for r in reports for a in r.get("alarms") or [] if a["fired"])
@@ -130,7 +132,11 @@ def _stages(
         cells += [", ".join(rang) or "none", f"{sorted(speed)[len(speed) // 2]:.2f}"]
         cells += [f"{made['real_tokens']:,}", f"{made['seconds'] / 3600:.2f}"] if made else ["-", "-"]
         rows.append((model, *cells))
-    note = "Change: from the row above, with its 95 % interval; tokens and hours: of that stage's training alone."
+        above = model
+    note = (
+        "Change: from the row above where no other is named, with its 95 % interval; tokens and hours: of that stage's "
+        "training alone."
+    )
     return Table("Stage by stage", tuple(rows), note)
 
 
