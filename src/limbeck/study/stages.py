@@ -129,7 +129,7 @@ def _stages(
         rang = dict.fromkeys(a["name"] for r in reports for a in r.get("alarms") or [] if a["fired"])
         speed = [r["cost"]["speed"]["decode_ms_per_token"] for r in reports]
         made = trained.get(model) or {}
-        cells += [", ".join(rang) or "none", f"{sorted(speed)[len(speed) // 2]:.2f}"]
+        cells += [f"{len(rang)} rang" if rang else "none", f"{sorted(speed)[len(speed) // 2]:.2f}"]
         cells += [f"{made['real_tokens']:,}", f"{made['seconds'] / 3600:.2f}"] if made else ["-", "-"]
         rows.append((model, *cells))
         above = model
