@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -77,8 +78,15 @@ def _commands(study: dict[str, Any], nested: bool) -> list[str]:
     for arm in study["arms"].values():
         file = Path(arm["runs"][0]["run"]) / "recipe.yaml"
         words = command_words(arm["runs"][0]["verb"], yaml.safe_load(file.read_text(encoding="utf-8")))
-        lines += [f"# {arm['label']}", shlex.join(["limbeck", *words])]
+        lines += [f"# {arm['label']}", " ".join(map(quoted, ["limbeck", *words]))]
     return [f"{'#' * nested}## One command an arm", "", "```sh", *lines, "```", ""]
+
+
+def quoted(word: str) -> str:
+    """As a shell reads it; a mapping in double quotes, in which variables stand for folders."""
+    if not word.startswith("{"):
+        return shlex.quote(word)
+    return '"' + re.sub(r'([\\"`$])', r"\\\1", word) + '"'
 
 
 def command_words(verb: str, values: Mapping[str, Any]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-import shlex
+import subprocess
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -48,6 +48,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
         },
     ),
     ("distill", {"teacher": "t", "data": "d", "on": "all", "beta": 0.1081}),
+    ("pretrain", {"corpora": {"it's": {"data": '$a `b` \\ "c".txt', "weight": 0.5}}, "context": 64, "tokens": 9}),
 ]
 
 
@@ -56,7 +57,9 @@ def test_a_command_gives_the_values_again(
     verb: str, values: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     wanted = yaml.safe_load(dump(build(recipe(verb), values, "case")))
-    words = shlex.split(shlex.join(script().command_words(verb, wanted)))
+    line = " ".join(script().quoted(word) for word in script().command_words(verb, wanted))
+    words = subprocess.run(["sh", "-c", f"printf '%s\\0' {line}"], capture_output=True, text=True, check=True)
+    words = words.stdout.split("\0")[:-1]
     assert main([*words, "--print-config"]) == 0
     assert yaml.safe_load(capsys.readouterr().out) == wanted
 
