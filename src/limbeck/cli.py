@@ -55,10 +55,12 @@ def _start(verb: str, flags: Sequence[Flag], typed: Mapping[str, Any]) -> None:
 
     _settle_allocator()
     recipe = _resolve(verb, flags, typed)
-    if not recipe.on_ranks and os.environ.get("WORLD_SIZE", "1") != "1":
+    if not recipe.on_ranks and "RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1":
         raise ConfigError(f"'{verb}' is work for one process: start it without torchrun")
     as_json = bool(typed["json_output"])
     if typed["print_config"]:
+        if not _first():
+            return
         click.echo(json.dumps(recipe.model_dump(mode="json")) if as_json else dump(recipe), nl=as_json)
         return
     quiet = bool(typed["quiet"])
@@ -71,6 +73,11 @@ def _start(verb: str, flags: Sequence[Flag], typed: Mapping[str, Any]) -> None:
             report.show(session.console)
     if as_json and report.values:  # a rank beside the first has none
         click.echo(report.to_json())
+
+
+def _first() -> bool:
+    """Is this the one process, or the first of torchrun's? Standard output is its alone."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _settle_allocator() -> None:
@@ -103,13 +110,15 @@ def _resolve(verb: str, flags: Sequence[Flag], typed: Mapping[str, Any]) -> Reci
 def _fail(failure: Failure, args: Sequence[str]) -> int:
     """Say what went wrong: a sentence on stderr, and the JSON object where one was asked for."""
     before_end = args[: args.index("--")] if "--" in args else args
+    if not _first() and failure.message.startswith("rank 0 stopped"):  # which said so itself
+        return failure.exit_code or 1
     if not failure.message:
         _forget_stdout()
         return failure.exit_code
     try:
         with contextlib.suppress(BrokenPipeError):  # nobody reads stderr any more
             print(f"limbeck: error: {failure.message}", file=sys.stderr)
-        if "--json" in before_end:
+        if "--json" in before_end and _first():
             print(json.dumps({"error": failure.message, "exit_code": failure.exit_code}, ensure_ascii=False))
         sys.stdout.flush()
     except OSError:  # stdout is closed or full, which may be the very failure

@@ -101,5 +101,6 @@ def test_an_error_of_the_first_is_told_and_ends_both(tmp_path: Path) -> None:
 
 def test_other_verbs_are_for_one_process(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
     assert main(["audit", "toy:verse", "--within"]) == 2
     assert "start it without torchrun" in capsys.readouterr().err

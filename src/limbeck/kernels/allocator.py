@@ -56,7 +56,9 @@ def give_back_freed_memory(library: ctypes.CDLL | None = None) -> bool:
         library: C library of the process; None: found.
 
     Returns:
-        Whether the C library can do so (glibc) and something was given back.
+        Whether the C library can do so (glibc), is not to be left alone (LIMBECK_ALLOCATOR), and gave something back.
     """
+    if os.environ.get("LIMBECK_ALLOCATOR") == "system":
+        return False
     libc = ctypes.CDLL(None) if library is None else library
     return hasattr(libc, "malloc_trim") and bool(libc.malloc_trim(0))

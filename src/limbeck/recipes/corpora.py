@@ -39,13 +39,13 @@ class CorpusSource(Config):
         Raises:
             DataError: the source is missing, broken, or lacks the column.
         """
-        separator = self.separator or separator
-        return documents(self.data, column=self.column, split=self.split, separator=separator, limit=limit)
+        between = self._between(separator)
+        return documents(self.data, column=self.column, split=self.split, separator=between, limit=limit)
 
     def content(self, separator: str, limit: int | None) -> str:
         """Sha256 (hex) of what ``texts`` is made from: the file's bytes, or the documents where it is no file."""
         path = Path(self.data).expanduser()
-        told = (self.split, self.column, self.separator or separator, limit)
+        told = (self.split, self.column, self._between(separator), limit)
         digest = hashlib.sha256(repr(told).encode())
         if not path.is_file():
             for text in self.texts(separator, limit):
@@ -62,9 +62,13 @@ class CorpusSource(Config):
         if self.valid is None:
             return None
         columns = {} if self.column == "text" else {"text": self.column}
-        separator = self.separator or separator
-        told: dict[str, Any] = {"limit": self.valid_limit, "split": self.valid_split, "separator": separator}
-        return read(self.valid, required=("text",), columns=columns, **told)
+        told: dict[str, Any] = {"limit": self.valid_limit, "split": self.valid_split}
+        between = self._between(separator)
+        return read(self.valid, required=("text",), columns=columns, separator=between, **told)
+
+    def _between(self, separator: str) -> str:
+        """What divides its text files: its own separator, or the recipe's."""
+        return separator if self.separator is None else self.separator
 
 
 def shared_tokenizer(

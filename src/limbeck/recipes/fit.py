@@ -27,7 +27,7 @@ from limbeck.recipes.start import Encoded, Source, Start
 from limbeck.run import Run
 from limbeck.storage import plain
 from limbeck.techniques.technique import apply_all, finish_all
-from limbeck.train.distributed import World, group
+from limbeck.train.distributed import World, group, world
 from limbeck.train.loop import TrainResult, train
 
 __all__ = ["Encoded", "Fit", "Start"]
@@ -178,7 +178,8 @@ class Fit(Choices):
             for name, some, size in data.held_out()
         ]
         model, settings = model.to(device), self.settings(bool(data.valid))
-        needed, limit = needs(model, stream, settings), self.utilisation(model, device)
+        needed, here = needs(model, stream, settings), world()
+        limit = here.on_main(lambda: self.utilisation(model, device)) / here.size  # each rank has such a device
         session.say(announce(needed, limit))
         with peak_memory(device):
             return train(

@@ -147,7 +147,7 @@ def expect(
     """Try micro-batches on a copy of ``model`` and say what the whole training would need.
 
     Memory is measured on one micro-batch, with the gradients in place that ``state_bytes`` counts. The time is that of
-    two more, or with ``rate``, in FLOP/s, that of a device which reaches it.
+    two more, or with ``rate``, in FLOP/s, that of a device which reaches it; several ranks share it.
 
     Returns:
         What ``needs`` says, ``seconds`` (of the training steps alone), ``tokens_per_second``, ``activation_bytes``
@@ -155,17 +155,17 @@ def expect(
         ``planned_rate`` where it was given.
     """
     needed = needs(model, stream, settings)
-    trial = copy.deepcopy(model).train()
-    free = free_bytes(model.device)
+    trial, ranks = copy.deepcopy(model).train(), world().size
     for parameter in trial.parameters():
         if parameter.requires_grad:
             parameter.grad = torch.empty_like(parameter).zero_()  # written, so that the kernel counts it as held
     with peak_memory(model.device) as peak:
+        free = free_bytes(model.device)  # after what earlier work freed was given back
         _micro_batch(trial, objective, stream.at(0))
     if rate is None:
-        seconds = needed["tokens"] * _seconds_a_token(trial, objective, [stream.at(1), stream.at(2)])
+        seconds = needed["tokens"] * _seconds_a_token(trial, objective, [stream.at(1), stream.at(2)]) / ranks
     else:
-        seconds = needed["flops"] / rate
+        seconds = needed["flops"] / rate / ranks
     activation = peak.grown_bytes
     learned = 3 * 4 * int(needed["trainable"])
     found = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, product
@@ -126,16 +127,16 @@ def _stages(
                 cell += f"; change{'' if before == above else f' from {before}'} {moved}"
             cells.append(cell)
         reports = [r for name in plan.figures for r in done[f"{model}:{name}"].reports]
-        rang = dict.fromkeys(a["name"] for r in reports for a in r.get("alarms") or [] if a["fired"])
-        speed = [r["cost"]["speed"]["decode_ms_per_token"] for r in reports]
+        rang = sum(any(a["fired"] for a in alarms) for alarms in _alarms(plan, done, model).values())
+        speed = statistics.median(r["cost"]["speed"]["decode_ms_per_token"] for r in reports)
         made = trained.get(model) or {}
-        cells += [f"{len(rang)} rang" if rang else "none", f"{sorted(speed)[len(speed) // 2]:.2f}"]
+        cells += [f"{rang} rang" if rang else "none", f"{speed:.2f}"]
         cells += [f"{made['real_tokens']:,}", f"{made['seconds'] / 3600:.2f}"] if made else ["-", "-"]
         rows.append((model, *cells))
         above = model
     note = (
         "Change: from the row above where no other is named, with its 95 % interval; tokens and hours: of that stage's "
-        "training alone."
+        "training alone, under the first seed."
     )
     return Table("Stage by stage", tuple(rows), note)
 
@@ -143,21 +144,32 @@ def _stages(
 def _probes(plan: StudyPlan, done: Mapping[str, Row]) -> Table:
     """Every probe of every figure, a model a column: its value, or the span of several seeds' values."""
     values: dict[tuple[str, str], dict[str, list[Mapping[str, Any]]]] = {}
-    for figure, model in product(plan.figures, plan.models):
-        for alarm in (a for r in done[f"{model}:{figure}"].reports for a in r.get("alarms") or []):
-            values.setdefault((figure, alarm["name"]), {}).setdefault(model, []).append(alarm)
+    for model in plan.models:
+        for place, alarms in _alarms(plan, done, model).items():
+            values.setdefault(place, {})[model] = alarms
     rows = [("probe", *plan.models, "threshold")]
     for (figure, name), by_model in values.items():
-        thresholds = dict.fromkeys(f"{a['threshold']:.3g}" for some in by_model.values() for a in some)
+        limits = [a["threshold"] for some in by_model.values() for a in some]
+        thresholds = dict.fromkeys("-" if x is None else f"{x:.3g}" for x in limits)
         cells = [_probe(by_model.get(model, ())) for model in plan.models]
         rows.append((f"{figure}: {name}", *cells, ", ".join(thresholds)))
     return Table("Probes", tuple(rows), "A probe that rang says so; -: it had nothing to judge.")
 
 
+def _alarms(plan: StudyPlan, done: Mapping[str, Row], model: str) -> dict[tuple[str, str], list[Mapping[str, Any]]]:
+    """(figure, probe) -> what it found under each seed."""
+    out: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for figure in plan.figures:
+        for alarm in (a for r in done[f"{model}:{figure}"].reports for a in r.get("alarms") or []):
+            out.setdefault((figure, alarm["name"]), []).append(alarm)
+    return out
+
+
 def _probe(alarms: Sequence[Mapping[str, Any]]) -> str:
     if not alarms:
         return "-"
-    low, high = (f"{pick(a['value'] for a in alarms):.3g}" for pick in (min, max))
+    found = [a["value"] for a in alarms if a["value"] is not None]  # a report holds no other than finite numbers
+    low, high = (f"{pick(found):.3g}" if found else "not finite" for pick in (min, max))
     said = low if low == high else f"{low} to {high}"
     return f"{said}, rang" if any(a["fired"] for a in alarms) else said
 
@@ -171,7 +183,8 @@ def _standings(plan: StudyPlan, found: Sequence[Versus]) -> Table:
             rows.append((f"{v.figure}: {v.metric}", v.first, v.second, v.standing, difference, f"{margin:g}"))
     note = (
         "Matches: two one-sided tests show that the difference lies within the margin. Exceeds, lags: a difference is "
-        "shown, but not that it is so small. Undecided: neither is shown."
+        "shown, but not that it is so small. Undecided: neither is shown. Not "
+        "adjusted for the number of pairs: of twenty differences that are none, one is expected to be shown."
     )
     return Table("Who matches, exceeds or lags whom", tuple(rows), note)
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from limbeck import storage
 from limbeck.errors import CheckpointError, ConfigError
+from limbeck.train.distributed import world
 from limbeck.train.optim import load_state
 from limbeck.train.precision import Weights
 from limbeck.train.settings import TrainSettings
@@ -211,7 +212,8 @@ class Checkpoints:
                 if (folder / name).stat().st_size != size:
                     held = (folder / name).stat().st_size
                     raise CheckpointError(f"checkpoint file {folder / name} holds {held} bytes instead of {size}")
-        _check_settings(folder, state.settings, settings.model_dump(mode="json"))
+        here = settings.model_dump(mode="json") | {"ranks": world().size}
+        _check_settings(folder, state.settings, here)
         return state
 
 

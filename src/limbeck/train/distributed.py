@@ -121,7 +121,7 @@ def group(device: torch.device | str = "cpu") -> Iterator[World]:
 
     NCCL for CUDA devices, else gloo.
     """
-    if "WORLD_SIZE" not in os.environ or dist.is_initialized():
+    if not {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys() or dist.is_initialized():
         yield world()
         return
     kind = torch.device(device).type

@@ -163,7 +163,7 @@ class _Loop:
         self.best_in_memory: dict[str, Tensor] | None = None
         self.unsaved = True
         self.utilisation = 0.0
-        self.state = State(settings=settings.model_dump(mode="json"))
+        self.state = State(settings=settings.model_dump(mode="json") | {"ranks": here.size})
         self.timings = self._choose_precision(model, objective, stream)
         self.working = shard(model, self.state.precision == "bf16") if self.sharded else model
         kept: Any = "fp32" if self.sharded and self.state.precision == "bf16" else self.state.precision

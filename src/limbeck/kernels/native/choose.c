@@ -122,6 +122,8 @@ static int64_t drawn(const double *w, int64_t n, double uniform) {
         double block = sum(w + at, stop - at);
         if (stop < n && before + block <= place) {
             before += block;
+            if (block > 0)
+                for (last = stop - 1; w[last] == 0;) last--;
             continue;
         }
         for (int64_t i = at; i < stop; i++) {
