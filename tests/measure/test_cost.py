@@ -42,12 +42,12 @@ def test_bytes_on_disk_are_those_of_the_weight_files(tmp_path):
 
 
 def test_peak_memory_is_that_of_the_block():
-    big = np.ones(30_000_000)  # 240 MB, a peak before the block
+    big = np.ones(60_000_000)  # 480 MB, a peak before the block
     del big
     with peak_memory() as peak:
-        x = np.ones(8_000_000)
+        x = np.ones(30_000_000)  # 240 MB; the kernel may take tens of others back meanwhile
         del x
-    assert 60e6 < peak.grown_bytes < 200e6
+    assert 150e6 < peak.grown_bytes < 400e6
     assert peak.peak_bytes >= peak.before_bytes
     assert abs(peak_memory_bytes() - peak.peak_bytes) < 50e6
 
