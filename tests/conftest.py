@@ -19,6 +19,9 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 
+from limbeck import cli  # noqa: E402
+from tests.reference.commands import Limbeck, Said  # noqa: E402
+
 settings.register_profile(
     "limbeck", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize="CI" in os.environ
 )
@@ -36,6 +39,19 @@ def _same_start() -> None:
     """Every test starts from one seed and counts its threads, whatever ran before it."""
     torch.manual_seed(0)
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
+@pytest.fixture
+def limbeck(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Limbeck:
+    """Run one command in this process: ``limbeck("info", model)``."""
+    monkeypatch.setattr(cli, "_hush", lambda: None)  # warnings stay errors in this process
+
+    def call(*argv: object) -> Said:
+        code = cli.main([str(a) for a in argv])
+        got = capsys.readouterr()
+        return Said(code, got.out, got.err)
+
+    return call
 
 
 @pytest.fixture(scope="session")

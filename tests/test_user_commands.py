@@ -6,19 +6,18 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from limbeck import cli
 from limbeck.errors import ConfigError, StorageError
 from limbeck.formats.load import load_bundle
 from limbeck.recipes.recipe import Session
 from limbeck.run import Run
 from limbeck.storage import share, writing
+from tests.reference.commands import Limbeck, refused
 from tests.reference.tiny_runs import ARCHITECTURE, PRETRAIN, pretrained, run
 
 FAST: dict[str, Any] = {
@@ -44,33 +43,6 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("user") / "base"
     pretrained(folder, probes="off", audit="off")
     return folder
-
-
-class Said:
-    def __init__(self, code: int, out: str, err: str) -> None:
-        self.code, self.out, self.err = code, out, err
-        self.sentences = [line for line in err.splitlines() if line.startswith("limbeck: error: ")]
-
-
-Limbeck = Callable[..., Said]
-
-
-@pytest.fixture
-def limbeck(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Limbeck:
-    monkeypatch.setattr(cli, "_hush", lambda: None)  # warnings stay errors in this process
-
-    def call(*argv: object) -> Said:
-        code = cli.main([str(a) for a in argv])
-        got = capsys.readouterr()
-        return Said(code, got.out, got.err)
-
-    return call
-
-
-def refused(said: Said, *parts: str) -> None:
-    assert (said.code, len(said.sentences)) == (2, 1), said.err
-    assert all(part in said.sentences[0] for part in parts), said.sentences[0]
-    assert "Traceback" not in said.err
 
 
 def test_two_models_measured_alike_on_text_are_compared(base: Path, tmp_path: Path, limbeck: Limbeck) -> None:
