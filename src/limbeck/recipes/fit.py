@@ -117,17 +117,14 @@ class Fit(Choices):
             session.say(f"{self.verb}: {run.describe()}")
             objective = here.in_turn(lambda: self.objective(model, start, data, parts, run))
             result = self._train(model, objective, stream, data, start, checks, run, device, session)
-            made: list[Report] = []
-            here.on_main(
-                lambda: made.append(self._conclude(model, objective, start, parts, data, checks, result, run, session))
+            report = here.first(
+                lambda: self._conclude(model, objective, start, parts, data, checks, result, run, session)
             )
-            return made[0] if made else Report({})
+            return report or Report({})
 
     def _open(self, here: World) -> Run:
         """The run folder: rank 0 makes and locks it, the others look into it."""
-        made: list[Run] = []
-        here.on_main(lambda: made.append(Run.create(self.folder, self)))
-        return made[0] if made else Run.open(self.folder)
+        return here.first(lambda: Run.create(self.folder, self)) or Run.open(self.folder)
 
     def _encode(self, parts: Parts, start: Start) -> Encoded:
         context = min(self.context or start.context, start.context)

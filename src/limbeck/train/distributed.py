@@ -95,15 +95,24 @@ class World:
             raise RunError(f"rank 0 stopped: {sentence}")
         return result  # type: ignore[no-any-return]
 
+    def first(self, work: Callable[[], R]) -> R | None:
+        """Do ``work`` on rank 0, whose result stays there: None on the others; an error there is an error on all.
+
+        Raises:
+            LimbeckError: as ``on_main``.
+        """
+        made: list[R] = []
+        self.on_main(lambda: made.append(work()))
+        return made[0] if self.main else None
+
     def in_turn(self, work: Callable[[], R]) -> R:
         """Do ``work`` on rank 0, then on the others, which find on disk what it wrote; it must not meet the group.
 
         Raises:
             LimbeckError: as ``on_main``, or whatever ``work`` raised here.
         """
-        made: list[R] = []
-        self.on_main(lambda: made.append(work()))
-        return made[0] if made else work()
+        made = self.first(work)
+        return work() if made is None else made
 
 
 def world() -> World:
