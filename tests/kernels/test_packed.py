@@ -40,10 +40,10 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize("grid", GRIDS, ids=ids)
-@pytest.mark.parametrize("path", ["reference", "dequantize", "packed", "auto"])
+@pytest.mark.parametrize("path", ["reference", "dequantize", "packed", "integer", "auto"])
 @pytest.mark.parametrize(("rows", "columns"), [(53, 172), (64, 128), (1, 33), (17, 320)])
 @pytest.mark.parametrize("tokens", [1, 5, 40])
-@pytest.mark.filterwarnings("ignore:no packed kernel")
+@pytest.mark.filterwarnings("ignore:no packed kernel", "ignore:no product of integers")
 def test_every_path_multiplies_by_the_decoded_weight(grid: Grid, path: str, rows: int, columns: int, tokens: int):
     weight = prepared(grid, rows, columns)
     x = torch.randn(2, tokens, columns)
@@ -52,7 +52,7 @@ def test_every_path_multiplies_by_the_decoded_weight(grid: Grid, path: str, rows
     with dispatch(path), torch.no_grad():
         got = linear(x, weight, bias)
     assert got.shape == (2, tokens, rows) and got.dtype == torch.float32
-    assert relative(got, wanted) < (1e-6 if path == "reference" else 1e-2)
+    assert relative(got, wanted) < (1e-6 if path == "reference" else 2e-2 if path in ("integer", "auto") else 1e-2)
 
 
 @pytest.mark.parametrize("grid", GRIDS, ids=ids)
@@ -92,7 +92,13 @@ def test_autocast_is_followed():
     assert relative(x.grad, weight.codes.decode().sum(0).expand(3, -1)) < 1e-2
 
 
-def test_few_rows_are_packed_and_many_are_not():
+@pytest.fixture
+def no_integers(monkeypatch: pytest.MonkeyPatch):
+    """A machine without the product of integers."""
+    monkeypatch.setattr(Prepared, "supports_integer", lambda self: False)
+
+
+def test_few_rows_are_packed_and_many_are_not(no_integers: None):
     for kind, grid in (("int8", Grid(format="int8")), ("int4", Grid(format="int4"))):
         weight, few = prepared(grid), FEW_ROWS[kind]
         assert choose(weight, few, torch.float32) == "packed"
@@ -126,7 +132,7 @@ def test_what_has_no_kernel_is_said_once():
             linear(x, weight)
 
 
-def test_a_kernel_that_fails_falls_back_and_says_so(monkeypatch: pytest.MonkeyPatch):
+def test_a_kernel_that_fails_falls_back_and_says_so(no_integers: None, monkeypatch: pytest.MonkeyPatch):
     def broken(*_: object) -> torch.Tensor:
         raise RuntimeError("not built")
 
@@ -137,7 +143,7 @@ def test_a_kernel_that_fails_falls_back_and_says_so(monkeypatch: pytest.MonkeyPa
     assert relative(got, x @ weight.codes.decode().t()) < 1e-2
 
 
-def test_a_machine_without_vector_kernels_or_bf16_dequantizes(monkeypatch: pytest.MonkeyPatch):
+def test_a_machine_without_vector_kernels_or_bf16_dequantizes(no_integers: None, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     weight, x = prepared(Grid(format="int4")), torch.randn(1, 172)
@@ -156,7 +162,7 @@ def test_large_weights_are_written_out_block_by_block(monkeypatch: pytest.Monkey
             assert relative(linear(x, weight), x @ weight.codes.decode().t()) < 1e-2
 
 
-def test_work_begun_in_inference_mode_serves_outside_of_it():
+def test_work_begun_in_inference_mode_serves_outside_of_it(no_integers: None):
     weight, x = prepared(Grid(format="int4")), torch.randn(1, 172)
     with torch.inference_mode():
         first = linear(x, weight)
@@ -174,6 +180,105 @@ def test_int8_runs_from_the_neutral_codes_where_it_can():
     assert weight.int8() is weight.codes.codes
     padded = prepared(Grid(format="int8"), 5, 172)
     assert padded.int8().shape == (5, 176) and padded.int8() is padded.int8()
+
+
+INTEGERS = [grid for grid in GRIDS if grid.format in ("int8", "int4", "q8_0", "q4_0", "q4_1")]
+
+
+def rounded(x: torch.Tensor) -> torch.Tensor:
+    """(M, C) as the product of integers sees it: int8 in blocks of 32 columns, fp64."""
+    columns = x.shape[1]
+    blocks = torch.nn.functional.pad(x.float(), (0, -columns % 32)).view(x.shape[0], -1, 32)
+    most = blocks.abs().amax(-1, keepdim=True)
+    codes = (blocks * torch.where(most > 0, 127 / most, torch.zeros(()))).round()
+    return (codes * (most / 127)).flatten(1)[:, :columns].double()
+
+
+def need_integers():
+    if not prepared(Grid(format="int8")).supports_integer():
+        pytest.skip("this machine has no product of integers")
+
+
+@pytest.mark.parametrize("grid", INTEGERS, ids=ids)
+@pytest.mark.parametrize(("rows", "columns"), [(53, 172), (64, 128), (1, 33), (17, 320), (33, 65), (40, 1200)])
+@pytest.mark.parametrize("tokens", [1, 5, 6, 40])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_integers_multiply_what_they_round_to(grid: Grid, rows: int, columns: int, tokens: int, dtype: torch.dtype):
+    need_integers()
+    weight, bias = prepared(grid, rows, columns), torch.randn(rows)
+    x = torch.randn(tokens, columns).to(dtype)
+    x[0, : columns // 2] = 0  # whole blocks of zeros too
+    wanted = rounded(x) @ weight.codes.decode(torch.float64).t() + bias.double()
+    with dispatch("integer"), torch.no_grad():
+        got = linear(x, weight, bias)
+    assert got.dtype == dtype
+    limit = {torch.float32: 2e-6, torch.bfloat16: 3e-3}[dtype]
+    scale = (x.double().abs() @ weight.codes.decode(torch.float64).abs().t() + bias.double().abs()).max()
+    assert float((got.double() - wanted).abs().max()) < limit * float(scale)
+
+
+def test_integers_serve_half_precision_through_fp32():
+    need_integers()
+    weight, x = prepared(Grid(format="int8")), torch.randn(3, 172).half()
+    with dispatch("integer"), torch.no_grad():
+        assert torch.equal(linear(x, weight), linear(x.float(), weight).half())
+
+
+def test_integers_do_not_depend_on_threads_or_on_how_rows_are_cut(monkeypatch: pytest.MonkeyPatch):
+    need_integers()
+    weight, x, threads = prepared(Grid(format="int4"), 100, 172), torch.randn(70, 172), torch.get_num_threads()
+    with dispatch("integer"), torch.no_grad():
+        whole = linear(x, weight)
+        monkeypatch.setattr(packed, "_INTEGER_ROWS", 32)
+        try:
+            for n in (1, 2, 5):
+                torch.set_num_threads(n)
+                assert torch.equal(linear(x, weight), whole)
+        finally:
+            torch.set_num_threads(threads)
+        assert torch.equal(torch.cat([linear(row[None], weight) for row in x]), whole)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_no_number_stays_none_in_integers(bad: float, dtype: torch.dtype):
+    need_integers()
+    weight, x = prepared(Grid(format="int8")), torch.ones(3, 172, dtype=dtype)
+    x[1, 40] = bad
+    with dispatch("integer"), torch.no_grad():
+        y = linear(x, weight)
+    assert y[0].isfinite().all() and y[2].isfinite().all() and not y[1].isfinite().any()
+
+
+def test_integers_serve_any_number_of_rows_but_where_bf16_has_units_of_its_own(monkeypatch: pytest.MonkeyPatch):
+    need_integers()
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    for grid in INTEGERS:
+        assert {choose(prepared(grid), rows, torch.bfloat16) for rows in (1, 8, 1000)} == {"integer"}
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    weight = prepared(Grid(format="int4"))
+    assert choose(weight, 48, torch.bfloat16) == "integer" and choose(weight, 49, torch.bfloat16) == "dequantize"
+    with dispatch("integer"):
+        assert choose(weight, 1000, torch.bfloat16) == "integer"
+
+
+def test_a_machine_without_integers_says_so_once(no_integers: None):
+    weight, x = prepared(Grid(format="int8")), torch.randn(2, 172)
+    with dispatch("integer"):
+        with pytest.warns(UserWarning, match="no product of integers for int8"):
+            got = linear(x, weight)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            linear(x, weight)
+    assert relative(got, x @ weight.codes.decode().t()) < 1e-2
+
+
+def test_integers_need_no_second_copy_of_the_codes():
+    need_integers()
+    weight, x = prepared(Grid(format="int4")), torch.randn(2, 172)
+    with torch.no_grad():
+        linear(x, weight)
+    assert weight._int4 is None
 
 
 @pytest.mark.gpu

@@ -152,14 +152,9 @@ class CompiledStep:
         return native.Matrix(kind=kind, rows=weight.shape[0], columns=weight.shape[1], span=-1, codes=weight.data_ptr())
 
     def _codes(self, quantized: QuantizedWeight) -> native.Matrix:
-        codes, layout = quantized.value(), quantized.layout
+        codes = quantized.value()
         self._held.append(codes)
-        scales, half = codes.scales, layout.scale_dtype == torch.float16
-        return native.Matrix(
-            kind=native.KINDS[layout.kind], rows=layout.rows, columns=layout.columns,
-            span=-1 if scales is None else layout.span, half_scales=half,
-            codes=codes.codes.data_ptr(), scales=_at(scales), zeros=_at(codes.zeros),
-        )  # fmt: skip
+        return native.matrix(codes)
 
     def _wide(self, x: Tensor | None) -> int | None:
         """Address of a contiguous fp32 copy (or of ``x`` itself), kept alive."""

@@ -1,11 +1,13 @@
-"""Matrix products with quantized weights: packed kernels for few rows, one dequantization for many, a plain reference.
+"""Matrix products with quantized weights: in integers, by packed kernels, by one dequantization, by a plain reference.
 
-Which one runs depends on the number of rows of the input (tokens of a call), as measured at GPT-2 small's shapes
-(``docs/quantized-layout.md``): torch's packed kernels win up to ``FEW_ROWS`` and lose beyond, as they use no matrix
-units; there the weight is written out in bf16, a block of rows at a time into memory that is kept, and multiplied.
+Which one runs depends on the machine and the number of rows of the input (tokens of a call), as measured at GPT-2
+small's shapes (``docs/quantized-layout.md``). Where a processor multiplies eight-bit integers (AVX-512 VNNI) the
+compiled product of ``native/many.c`` serves any number of rows, from the neutral codes. Elsewhere torch's packed
+kernels win up to ``FEW_ROWS`` and lose beyond; there, and on processors with matrix units (AMX), the weight is written
+out in bf16, a block of rows at a time into memory that is kept, and multiplied.
 
-Backends pack once, at first use, from the neutral layout (``kernels/packed_layout.py``). int8 runs from the neutral
-codes as they are; int4 keeps a second, reordered copy of its codes (half a byte a weight) for the packed kernel alone.
+Backends pack once, at first use, from the neutral layout (``kernels/packed_layout.py``). torch's int8 kernel runs from
+the neutral codes as they are; its int4 kernel keeps a second, reordered copy of them (half a byte a weight).
 """
 
 from __future__ import annotations
@@ -21,14 +23,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from limbeck.kernels import native
 from limbeck.kernels.packed_layout import Codes, unpack_int4
 
 __all__ = ["FEW_ROWS", "Dispatch", "Prepared", "choose", "current", "dispatch", "linear"]
 
-Dispatch = Literal["auto", "packed", "dequantize", "reference"]
+Dispatch = Literal["auto", "integer", "packed", "dequantize", "reference"]
 
 FEW_ROWS = {"int8": 8, "int4": 48}
-"""Most rows for which the packed kernel is chosen, by kind of codes."""
+"""Most rows for which the packed kernel is chosen where there is no product of integers, by kind of codes."""
+
+_ROWS_BEFORE_MATRIX_UNITS = 48  # most rows for which integers are chosen where bf16 products have units of their own
+_INTEGER_ROWS = 1024  # rows of one call: its scratch grows with them
 
 _BLOCK_ELEMENTS = 8 << 20  # of the dequantized weight at a time: a layer of GPT-2 is one block, its head five
 _INT4_GROUPS = (32, 64, 128)
@@ -45,8 +51,9 @@ def dispatch(path: Dispatch) -> Iterator[None]:
 
     Args:
         path: "reference" multiplies by the decoded weight in the input's own dtype: the same result whatever the number
-            of rows (I13, I26); "dequantize" decodes to bf16; "packed" uses the packed kernel for any number of rows;
-            "auto" chooses by the number of rows.
+            of rows (I13, I26); "dequantize" decodes to bf16; "packed" uses torch's packed kernel and "integer" the
+            product of eight-bit integers, to which it rounds the input in blocks of 32 columns, both for any number of
+            rows; "auto" chooses by machine and number of rows.
 
     Raises:
         ValueError: no such path.
@@ -72,6 +79,21 @@ class Prepared:
         self.codes = codes
         self._int8: Tensor | None = None
         self._int4: tuple[Tensor, Tensor, int] | None = None
+        self._matrix: native.Matrix | None = None
+
+    def supports_integer(self) -> bool:
+        """Is there a product of integers for this layout on this machine?"""
+        layout = self.codes.layout
+        if layout.kind not in ("int8", "int4") or self.codes.codes.device.type != "cpu":
+            return False
+        library = native.load()
+        return library is not None and library.limbeck_many_room(self.matrix(), 1, 1) > 0
+
+    def matrix(self) -> native.Matrix:
+        """How the compiled kernels see it."""
+        if self._matrix is None:
+            self._matrix = native.matrix(self.codes)
+        return self._matrix
 
     def supports_packed(self) -> bool:
         """Is there a packed kernel for this layout on this machine?"""
@@ -140,6 +162,12 @@ def choose(prepared: Prepared, rows: int, dtype: torch.dtype) -> Dispatch:
         return "reference"
     if pinned == "dequantize":
         return "dequantize"
+    if pinned in ("auto", "integer") and prepared.supports_integer():
+        if pinned == "integer" or rows <= _ROWS_BEFORE_MATRIX_UNITS or not torch.cpu._is_amx_tile_supported():
+            return "integer"
+    elif pinned == "integer":
+        _say_once(f"no product of integers for {kind} weights of this layout here: they are dequantized instead")
+        return "dequantize"
     few = rows <= FEW_ROWS.get(kind, 0)
     if few or pinned == "packed":
         if prepared.supports_packed():
@@ -168,10 +196,10 @@ def linear(x: Tensor, prepared: Prepared, bias: Tensor | None = None) -> Tensor:
     if torch.is_grad_enabled() and x.requires_grad:
         path: Dispatch = "reference" if current() == "auto" else choose(prepared, flat.shape[0], x.dtype)
         y = _Product.apply(flat, prepared, path)  # type: ignore[no-untyped-call]
+        if bias is not None:
+            y = y + bias.to(y.dtype)
     else:
-        y = _product(flat, prepared, choose(prepared, flat.shape[0], x.dtype))
-    if bias is not None:
-        y = y + bias.to(y.dtype)
+        y = _product(flat, prepared, choose(prepared, flat.shape[0], x.dtype), bias)
     return y.view(*x.shape[:-1], prepared.codes.layout.rows)
 
 
@@ -189,17 +217,39 @@ class _Product(torch.autograd.Function):
         return y @ ctx.prepared.codes.decode(y.dtype), None, None
 
 
-def _product(x: Tensor, prepared: Prepared, path: Dispatch) -> Tensor:
+def _product(x: Tensor, prepared: Prepared, path: Dispatch, bias: Tensor | None = None) -> Tensor:
     """(M, C) -> (M, R) in ``x``'s dtype."""
+    if path == "integer":
+        return _integer(x, prepared, bias)
+    y: Tensor | None = None
     if path == "packed":
         try:
-            return _packed(x, prepared)
+            y = _packed(x, prepared)
         except RuntimeError as error:  # a kernel that this build or device lacks
             _say_once(f"torch's packed {prepared.codes.layout.kind} kernel failed here ({error}): dequantizing instead")
             path = "dequantize"
-    if path == "dequantize":
-        return _dequantized(x, prepared.codes)
-    return F.linear(x, prepared.codes.decode(x.dtype))
+    if y is None:
+        y = _dequantized(x, prepared.codes) if path == "dequantize" else F.linear(x, prepared.codes.decode(x.dtype))
+    return y if bias is None else y + bias.to(y.dtype)
+
+
+def _integer(x: Tensor, prepared: Prepared, bias: Tensor | None) -> Tensor:
+    """The compiled product; inputs that are neither fp32 nor bf16 pass through fp32."""
+    library = native.load()
+    assert library is not None
+    plain = x.detach().contiguous() if x.dtype in (torch.float32, torch.bfloat16) else x.detach().float()
+    shift = None if bias is None else bias.detach().float()
+    y = torch.empty(x.shape[0], prepared.codes.layout.rows, dtype=plain.dtype)
+    matrix, threads, kind = prepared.matrix(), torch.get_num_threads(), int(plain.dtype == torch.bfloat16)
+    for start in range(0, x.shape[0], _INTEGER_ROWS):
+        part, into = plain[start : start + _INTEGER_ROWS], y[start : start + _INTEGER_ROWS]
+        size = library.limbeck_many_room(matrix, part.shape[0], threads)
+        room = _kept(size, torch.uint8, x.device)
+        library.limbeck_many(
+            matrix, None if shift is None else shift.data_ptr(), part.shape[0], kind, part.data_ptr(), into.data_ptr(),
+            room.data_ptr(), threads,
+        )  # fmt: skip
+    return y.to(x.dtype)
 
 
 def _packed(x: Tensor, prepared: Prepared) -> Tensor:

@@ -245,7 +245,9 @@ def _told(model: Decoder, speeds: Speeds) -> list[str]:
     """Sentences that must be shown: kernels that are missing here, and a model that is slower for being smaller."""
     layers = [m for m in model.modules() if isinstance(m, QuantizedLinear)]
     missing = Counter(
-        m.quantized.layout.kind for m in layers if choose(m.quantized.prepared(), 1, model.dtype) != "packed"
+        m.quantized.layout.kind
+        for m in layers
+        if choose(m.quantized.prepared(), 1, model.dtype) not in ("packed", "integer")
     )
     told = [
         f"no packed kernel runs {n} of {len(layers)} {kind} matrices of this layout on this machine: their numbers are "
