@@ -1,4 +1,4 @@
-"""GELU in blocks equals torch's."""
+"""Activations equal their definition, compiled and not, and so does the product behind them."""
 
 from __future__ import annotations
 
@@ -6,34 +6,62 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from limbeck.kernels import activation
-from limbeck.kernels.activation import activate, activated_linear, gelu_tanh
+from limbeck.kernels import native
+from limbeck.kernels.activation import activate, activated_linear
 
 
-@pytest.mark.parametrize("shape", [(3, 70, 400), (1, 7)])
+def torchs(kind: str, x: torch.Tensor, gated: bool) -> torch.Tensor:
+    """By torch's operations, as one would write it."""
+    f = {"gelu_tanh": lambda v: F.gelu(v, approximate="tanh"), "silu": F.silu}[kind]
+    gate, up = x.chunk(2, dim=-1) if gated else (x, None)
+    return f(gate) if up is None else f(gate) * up
+
+
+@pytest.mark.parametrize("kind", ["gelu_tanh", "silu"])
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("shape", [(3, 70, 406), (1, 14), (2, 0, 8)])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_values_and_gradients_are_torchs(
-    shape: tuple[int, ...], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("compiled", [True, False])
+def test_values_and_gradients_are_those_of_the_definition(
+    kind: str, gated: bool, shape: tuple[int, ...], dtype: torch.dtype, compiled: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(activation, "_BLOCK", 1 << 14)
+    if not compiled:
+        monkeypatch.setattr(native, "load", lambda: None)
     x = (4 * torch.randn(shape)).to(dtype)
-    x.view(-1)[:4] = torch.tensor([0.0, -60.0, 60.0, 1e-20])
-    ours, torchs = x.clone().requires_grad_(), x.clone().requires_grad_()
-    a, b = gelu_tanh(ours), F.gelu(torchs, approximate="tanh")
-    exact = F.gelu(x.double(), approximate="tanh")
-    tolerance = {torch.bfloat16: 2**-8, torch.float32: 1e-5}[dtype]
-    torch.testing.assert_close(a.double(), exact, rtol=tolerance, atol=1e-6)
-    weight = torch.randn_like(x)
-    a.backward(weight)
-    b.backward(weight)
-    assert torch.equal(ours.grad, torchs.grad)
+    x.view(-1)[:4] = torch.tensor([0.0, -60.0, 60.0, 1e-20])[: x.numel()]
+    ours, exact = x.clone().requires_grad_(), x.double().requires_grad_()
+    a, b = activate(kind, ours, gated), torchs(kind, exact, gated)
+    assert a.dtype == dtype and a.shape == b.shape
+    weight = torch.randn(b.shape)
+    a.backward(weight.to(dtype))
+    b.backward(weight.to(dtype).double())
+    tolerance = {torch.bfloat16: 2**-6, torch.float32: 1e-5}[dtype]  # torch's own operations round several times
+    lost = 1e-6 if compiled else 3e-5  # torch's 1 + tanh cancels where x is far below 0
+    torch.testing.assert_close(a.double(), b, rtol=tolerance, atol=lost)
+    torch.testing.assert_close(ours.grad.double(), exact.grad, rtol=tolerance, atol=max(tolerance / 4, lost))
 
 
-def test_only_large_bf16_is_done_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(activation.F, "gelu", lambda x, approximate: "torch")
-    assert gelu_tanh(torch.zeros(1 << 16)) == "torch"
-    assert gelu_tanh(torch.zeros(100, dtype=torch.bfloat16)) == "torch"
-    assert gelu_tanh(torch.zeros(1 << 16, dtype=torch.bfloat16)).shape == (1 << 16,)
+@pytest.mark.parametrize("kind", ["gelu_tanh", "silu"])
+def test_the_compiled_pass_takes_any_layout_and_number_of_threads(kind: str) -> None:
+    x, threads = torch.randn(9, 50, dtype=torch.float32), torch.get_num_threads()
+    whole = activate(kind, x)
+    assert torch.equal(activate(kind, x.t()).t(), whole)
+    assert torch.equal(torch.stack([activate(kind, row) for row in x]), whole)
+    try:
+        torch.set_num_threads(3)
+        assert torch.equal(activate(kind, x), whole)
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("kind", ["gelu_tanh", "silu"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_what_is_no_number_stays_none(kind: str, dtype: torch.dtype) -> None:
+    x = torch.tensor([float("nan"), 1.0, float("inf")], dtype=dtype, requires_grad=True)
+    y = activate(kind, x)
+    y.sum().backward()
+    assert y[0].isnan() and y[1].isfinite() and not y[2].isfinite()
+    assert x.grad[0].isnan() and x.grad[1].isfinite()
 
 
 @pytest.mark.parametrize("kind", ["gelu_tanh", "gelu", "silu", "relu"])

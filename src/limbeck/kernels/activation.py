@@ -1,12 +1,13 @@
 """Activations of a feed-forward layer, and the product behind them.
 
-GELU in bf16 takes half the time of torch's kernel, which spends it on ``tanh``. With the product behind it an
-activation keeps neither its result nor, where gated, its parts until the backward.
+GELU in its tanh form and SiLU, alone or gated, are one compiled pass on a CPU (``native/activate.c``): torch spends
+most of GELU on ``tanh``, and passes over a gated layer up to five times. With the product behind it an activation
+keeps neither its result nor, where gated, its parts until the backward.
 """
 
 from __future__ import annotations
 
-import math
+import ctypes
 from typing import Any, cast
 
 import torch
@@ -14,46 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-__all__ = ["activate", "activated_linear", "gelu_tanh"]
+from limbeck.kernels import native
 
-_LINEAR = 2 * math.sqrt(2 / math.pi)
-_CUBIC = _LINEAR * 0.044715
-_BLOCK = 1 << 19  # elements: two float32 blocks of 2 MiB
-_FEW = 1 << 16  # elements: below, one call costs less than seven
+__all__ = ["activate", "activated_linear"]
 
-
-def gelu_tanh(x: Tensor) -> Tensor:
-    """GELU in its tanh form (Hendrycks & Gimpel 2016), ``0.5 x (1 + tanh(u))``, which is ``x sigmoid(2 u)``.
-
-    Both are computed in float32 and rounded once; they differ in the last place of one value in ten thousand.
-
-    Args:
-        x: any shape and dtype; all but large bf16 tensors on a CPU are left to torch.
-    """
-    if x.device.type != "cpu" or x.dtype != torch.bfloat16 or x.numel() < _FEW:
-        return F.gelu(x, approximate="tanh")
-    return cast(Tensor, _Gelu.apply(x))  # type: ignore[no-untyped-call]
-
-
-class _Gelu(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        x = x.contiguous()
-        ctx.save_for_backward(x)
-        out = torch.empty_like(x)
-        linear = torch.tensor(_LINEAR)
-        wide, slope = torch.empty(min(_BLOCK, x.numel())), torch.empty(min(_BLOCK, x.numel()))
-        for part, into in zip(torch.split(x.view(-1), _BLOCK), torch.split(out.view(-1), _BLOCK), strict=True):
-            value, s = wide[: part.numel()].copy_(part), slope[: part.numel()]
-            torch.addcmul(linear, value, value, value=_CUBIC, out=s)
-            into.copy_(s.mul_(value).sigmoid_().mul_(value))
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        (x,) = cast(FunctionCtx, ctx).saved_tensors  # type: ignore[attr-defined]
-        return torch.ops.aten.gelu_backward(grad, x, approximate="tanh")  # type: ignore[no-any-return]
+_KINDS = {"gelu_tanh": 0, "silu": 1}  # numbers by which the C source knows them
 
 
 def activate(kind: str, x: Tensor, gated: bool = False) -> Tensor:
@@ -65,16 +31,58 @@ def activate(kind: str, x: Tensor, gated: bool = False) -> Tensor:
         gated: see above.
 
     Returns:
-        (..., F).
+        (..., F). The compiled pass computes in float32 and rounds once.
     """
+    if _library(kind, x) is not None:
+        return cast(Tensor, _Activation.apply(kind, x, gated))  # type: ignore[no-untyped-call]
+    return _value(kind, x, gated)
+
+
+class _Activation(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, kind: str, x: Tensor, gated: bool) -> Tensor:
+        ctx.kind, ctx.gated = kind, gated
+        ctx.save_for_backward(x)
+        return _value(kind, x, gated)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None]:
+        (x,) = cast(FunctionCtx, ctx).saved_tensors  # type: ignore[attr-defined]
+        return None, _backward(ctx.kind, grad, x, ctx.gated), None
+
+
+def _library(kind: str, x: Tensor) -> ctypes.CDLL | None:
+    """The compiled pass, where it serves these numbers here."""
+    if kind not in _KINDS or x.device.type != "cpu" or x.dtype not in (torch.float32, torch.bfloat16):
+        return None
+    library = native.load()
+    served = library is not None and library.limbeck_activate(0, 0, 0, 0, 0, None, None, 1)
+    return library if served else None
+
+
+def _value(kind: str, x: Tensor, gated: bool) -> Tensor:
+    """``activate``, by torch's operations where it is not compiled."""
+    library = _library(kind, x)
+    if library is not None:
+        x = x.contiguous()
+        out = x.new_empty(*x.shape[:-1], x.shape[-1] // 2 if gated else x.shape[-1])
+        library.limbeck_activate(*_shape(kind, x, out, gated), x.data_ptr(), out.data_ptr(), torch.get_num_threads())
+        return out
     if gated:
         gate, up = x.chunk(2, dim=-1)
-        return activate(kind, gate) * up
+        return _value(kind, gate, False) * up
     if kind == "silu":
         return F.silu(x)
     if kind == "relu":
         return F.relu(x)
-    return gelu_tanh(x) if kind == "gelu_tanh" else F.gelu(x)
+    return F.gelu(x, approximate="tanh" if kind == "gelu_tanh" else "none")
+
+
+def _shape(kind: str, x: Tensor, out: Tensor, gated: bool) -> tuple[int, int, int, int, int]:
+    """What the compiled passes want to know of x and of ``out``, which is shaped as the result."""
+    width = max(out.shape[-1], 1)
+    return _KINDS[kind], int(x.dtype == torch.bfloat16), int(gated), out.numel() // width, out.shape[-1]
 
 
 def activated_linear(kind: str, x: Tensor, weight: Tensor, bias: Tensor | None, gated: bool = False) -> Tensor:
@@ -99,7 +107,7 @@ class _ActivatedLinear(torch.autograd.Function):
     def forward(ctx: Any, kind: str, x: Tensor, weight: Tensor, bias: Tensor | None, gated: bool) -> Tensor:
         ctx.kind, ctx.gated = kind, gated
         ctx.save_for_backward(x, weight)
-        return F.linear(activate(kind, x, gated), weight, bias)
+        return F.linear(_value(kind, x, gated), weight, bias)
 
     @staticmethod
     @once_differentiable
@@ -110,7 +118,7 @@ class _ActivatedLinear(torch.autograd.Function):
         inner = flat @ weight if of_x else None
         weight_grad = None
         if of_weight:
-            weight_grad = flat.t() @ activate(ctx.kind, x, ctx.gated).view(-1, weight.shape[1])
+            weight_grad = flat.t() @ _value(ctx.kind, x, ctx.gated).view(-1, weight.shape[1])
         bias_grad = flat.sum(dim=0) if of_bias else None
         x_grad = None if inner is None else _backward(ctx.kind, inner.view(*x.shape[:-1], -1), x, ctx.gated)
         return None, x_grad, weight_grad, bias_grad, None
@@ -118,10 +126,21 @@ class _ActivatedLinear(torch.autograd.Function):
 
 def _backward(kind: str, grad: Tensor, x: Tensor, gated: bool) -> Tensor:
     """Gradient of ``activate``'s input."""
+    library = _library(kind, x)
+    if library is not None:
+        x, grad, out = (
+            x.contiguous(),
+            grad.to(x.dtype).contiguous(),
+            torch.empty_like(x, memory_format=torch.contiguous_format),
+        )
+        library.limbeck_activate_backward(
+            *_shape(kind, x, grad, gated), x.data_ptr(), grad.data_ptr(), out.data_ptr(), torch.get_num_threads()
+        )
+        return out
     if gated:
         out = torch.empty_like(x)
         (gate, up), (gate_grad, up_grad) = x.chunk(2, dim=-1), out.chunk(2, dim=-1)
-        torch.mul(grad, activate(kind, gate), out=up_grad)
+        torch.mul(grad, _value(kind, gate, False), out=up_grad)
         gate_grad.copy_(_backward(kind, grad * up, gate, False))
         return out
     aten = torch.ops.aten

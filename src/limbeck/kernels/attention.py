@@ -2,8 +2,9 @@
 
 torch's own CPU kernel takes its softmax apart into small steps, and with a dense mask it computes what the mask hides.
 Here each document of a packed row is attended alone, a block of queries at a time against the keys up to the block's
-end, as batched matrix products with one softmax between; the backward computes the probabilities again, so that
-nothing but queries, keys and values is kept (Dao et al. 2022 keep as little).
+end: in bf16, where the processor multiplies it, by one compiled pass (``native/attend.c``), else as batched matrix
+products with one softmax between. The backward computes the probabilities again, so that nothing but queries, keys and
+values is kept (Dao et al. 2022 keep as little).
 """
 
 from __future__ import annotations
@@ -17,11 +18,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
+from limbeck.kernels import native
+from limbeck.kernels.scratch import kept
 from limbeck.losses.likelihood import wide
 
 __all__ = ["Span", "document_attention", "document_spans"]
 
 _BLOCK = 128  # queries: half of a block's own square is hidden, and still computed
+_TILE = 64  # keys that the compiled pass lays out together
+_LAID_OUT = 1 << 25  # bytes of keys and values laid out at a time
 _SCORE_ELEMENTS = 1 << 22  # of a block over several rows: 8 MiB in bf16, about what a shared cache holds
 
 
@@ -53,8 +58,8 @@ def document_spans(document_ids: Tensor) -> tuple[Span, ...]:
 def document_attention(q: Tensor, k: Tensor, v: Tensor, spans: Sequence[Span], scale: float | None = None) -> Tensor:
     """Causal attention within each span, and 0 outside of all.
 
-    Scores are rounded to the inputs' dtype, as matrix products round them; the softmax's own arithmetic is float32 or
-    wider, and so are the sums of key and value gradients over blocks.
+    Scores are rounded to the inputs' dtype, as matrix products round them (the compiled pass does not); the softmax's
+    own arithmetic is float32 or wider, and so are the sums of key and value gradients over blocks.
 
     Args:
         q: (B, H, T, D) queries.
@@ -78,6 +83,8 @@ class _DocumentAttention(torch.autograd.Function):
         ctx.save_for_backward(q, k, v)
         ctx.spans, ctx.scale = spans, scale
         out = _beside(q, spans)
+        if _compiled(out, q, k, v, spans, scale):
+            return out
         for s in spans:
             for rows in _row_groups(s, q.shape[1]):
                 part = _Part(q, k, v, rows, s, scale)
@@ -106,6 +113,45 @@ class _DocumentAttention(torch.autograd.Function):
                 part.put(dk, keys.total, 0, part.length)
                 part.put(dv, values.total, 0, part.length)
         return dq, dk, dv, None, None
+
+
+def _compiled(out: Tensor, q: Tensor, k: Tensor, v: Tensor, spans: Sequence[Span], scale: float) -> bool:
+    """Fill ``out``, laid out (B, T, H, D), by the compiled pass; False where there is none for these numbers here."""
+    if q.dtype != torch.bfloat16 or q.device.type != "cpu" or q.shape[-1] % 2 or not spans:
+        return False
+    library = native.load()
+    if library is None:
+        return False
+    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q.detach(), k.detach(), v.detach()))
+    heads = native.Heads(
+        q.shape[1], k.shape[1], q.shape[2], q.shape[3], *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
+        q.data_ptr(), k.data_ptr(), v.data_ptr(), out.data_ptr(), scale,
+    )  # fmt: skip
+    threads = torch.get_num_threads()
+    most = max(1, _LAID_OUT // max(1, library.limbeck_attend_room(heads, 1, 0)))
+    for documents, tiles in _documents(spans, most):
+        size = library.limbeck_attend_room(heads, tiles, threads)
+        if not size:
+            return False
+        room = kept(size, torch.uint8, q.device)
+        listed = (native.Document * len(documents))(*documents)
+        library.limbeck_attend(heads, len(documents), listed, room.data_ptr(), threads)
+    return True
+
+
+def _documents(spans: Sequence[Span], most: int) -> Iterator[tuple[list[native.Document], int]]:
+    """The spans' documents one row each, with the tiles of their keys, as many at once as have ``most`` tiles."""
+    group: list[native.Document] = []
+    tiles = 0
+    for s in spans:
+        each = -(-(s.stop - s.start) // _TILE)
+        for row in range(s.first, s.last):
+            if group and tiles + each > most:
+                yield group, tiles
+                group, tiles = [], 0
+            group.append(native.Document(row, s.start, s.stop, tiles))
+            tiles += each
+    yield group, tiles
 
 
 class _Sum:

@@ -1,4 +1,4 @@
-"""C kernels of this package, compiled where they run, for the processor at hand: a decoder's step, a choice, a product.
+"""C kernels of this package, compiled where they run, for the processor at hand.
 
 The source is ``native/``. It is compiled at first use with the system's C compiler (``CC``, else cc, gcc or clang) and
 kept in ``$LIMBECK_CACHE`` (``~/.cache/limbeck``) under a name made of the source, the flags and the processor, so that
@@ -24,7 +24,7 @@ import torch
 
 from limbeck.kernels.packed_layout import Codes
 
-__all__ = ["KINDS", "Layer", "Matrix", "Model", "load", "matrix"]
+__all__ = ["KINDS", "Document", "Heads", "Layer", "Matrix", "Model", "load", "matrix"]
 
 KINDS = {"fp32": 0, "bf16": 1, "fp16": 2, "int8": 3, "int4": 4, "fp8_e4m3": 5, "fp8_e5m2": 6}
 """Numbers by which the C source knows the kinds of codes (``packed_layout``)."""
@@ -76,6 +76,23 @@ def matrix(codes: Codes) -> Matrix:
         half_scales=layout.scale_dtype == torch.float16, codes=codes.codes.data_ptr(),
         scales=None if scales is None else scales.data_ptr(), zeros=None if zeros is None else zeros.data_ptr(),
     )  # fmt: skip
+
+
+class Heads(ctypes.Structure):
+    """``problem`` of ``attend.c``: queries, keys and values by their strides."""
+
+    _fields_ = (
+        *((name, _i64) for name in ("heads", "kv_heads", "length", "width")),
+        *((f"{name}_{axis}", _i64) for name in "qkv" for axis in ("row", "head", "token")),
+        *((name, _pointer) for name in ("q", "k", "v", "out")),
+        ("scale", ctypes.c_double),
+    )
+
+
+class Document(ctypes.Structure):
+    """``document`` of ``attend.c``: tokens of one row, and where their keys and values are laid out."""
+
+    _fields_ = tuple((name, _i64) for name in ("row", "start", "stop", "tile"))
 
 
 @cache
@@ -160,4 +177,13 @@ def _open(path: Path) -> ctypes.CDLL:
     lib.limbeck_many_room.restype = _i64
     lib.limbeck_many.argtypes = (weight, _pointer, _i64, _i64, *[_pointer] * 3, _i64)
     lib.limbeck_many.restype = None
+    lib.limbeck_activate.argtypes = (*[_i64] * 5, *[_pointer] * 2, _i64)
+    lib.limbeck_activate.restype = _i64
+    lib.limbeck_activate_backward.argtypes = (*[_i64] * 5, *[_pointer] * 3, _i64)
+    lib.limbeck_activate_backward.restype = _i64
+    heads = ctypes.POINTER(Heads)
+    lib.limbeck_attend_room.argtypes = (heads, _i64, _i64)
+    lib.limbeck_attend_room.restype = _i64
+    lib.limbeck_attend.argtypes = (heads, _i64, ctypes.POINTER(Document), _pointer, _i64)
+    lib.limbeck_attend.restype = None
     return lib

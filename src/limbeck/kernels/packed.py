@@ -12,7 +12,6 @@ the neutral codes as they are; its int4 kernel keeps a second, reordered copy of
 
 from __future__ import annotations
 
-import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from torch import Tensor
 
 from limbeck.kernels import native
 from limbeck.kernels.packed_layout import Codes, unpack_int4
+from limbeck.kernels.scratch import kept
 
 __all__ = ["FEW_ROWS", "Dispatch", "Prepared", "choose", "current", "dispatch", "linear"]
 
@@ -41,7 +41,6 @@ _INT4_GROUPS = (32, 64, 128)
 _CUDA_TILES = 8  # inner k tiles of torch's CUDA int4 layout: columns in multiples of 16 x 8
 
 _pinned: ContextVar[Dispatch] = ContextVar("limbeck_dispatch", default="auto")
-_scratch = threading.local()
 _said: set[str] = set()
 
 
@@ -244,7 +243,7 @@ def _integer(x: Tensor, prepared: Prepared, bias: Tensor | None) -> Tensor:
     for start in range(0, x.shape[0], _INTEGER_ROWS):
         part, into = plain[start : start + _INTEGER_ROWS], y[start : start + _INTEGER_ROWS]
         size = library.limbeck_many_room(matrix, part.shape[0], threads)
-        room = _kept(size, torch.uint8, x.device)
+        room = kept(size, torch.uint8, x.device)
         library.limbeck_many(
             matrix, None if shift is None else shift.data_ptr(), part.shape[0], kind, part.data_ptr(), into.data_ptr(),
             room.data_ptr(), threads,
@@ -295,7 +294,7 @@ def _dequantized(x: Tensor, codes: Codes) -> Tensor:
     out = torch.empty(x.shape[0], layout.rows, dtype=x.dtype, device=x.device)
     for start in range(0, layout.rows, block):
         part = codes.take(slice(start, start + block))
-        weight = _kept(part.layout.rows * layout.columns, fast, x.device).view(-1, layout.columns)
+        weight = kept(part.layout.rows * layout.columns, fast, x.device).view(-1, layout.columns)
         _write(part, weight, scale=not whole_rows)
         y = (half @ weight.t()).to(x.dtype)
         out[:, start : start + block] = _scaled(y, half, part) if whole_rows else y
@@ -328,16 +327,6 @@ def _write(codes: Codes, out: Tensor, scale: bool) -> None:
         view.mul_(codes.scales[:, groups, None].to(out.dtype))
         if zeros is not None:
             view.add_(zeros[:, groups, None].to(out.dtype))
-
-
-def _kept(elements: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """(elements,) of memory kept by this thread: fresh pages cost more than the product they are for."""
-    buffers: dict[tuple[torch.dtype, torch.device], Tensor] = _scratch.__dict__.setdefault("buffers", {})
-    key = (dtype, device)
-    if key not in buffers or buffers[key].numel() < elements:
-        with torch.inference_mode(False):
-            buffers[key] = torch.empty(elements, dtype=dtype, device=device)
-    return buffers[key][:elements]
 
 
 def _fast_dtype(x: Tensor) -> torch.dtype:

@@ -26,11 +26,13 @@ class Slots:
         write: (B, T) slot of each new token; the last slot of the buffer is a bin for what is not kept.
         positions: (B, S) position held by each slot after the write, -1 where empty.
         before: (B, S) the same before the write.
+        leading: every row fills the first T slots in order, so that a copy serves.
     """
 
     write: Tensor
     positions: Tensor
     before: Tensor
+    leading: bool = False
 
 
 class KVCache:
@@ -114,7 +116,9 @@ class KVCache:
             write = torch.where(keep, pattern.slot(positions), bin_slot)
             new = held.scatter(1, write, torch.where(keep, positions, -1))
             new[:, bin_slot] = -1
-            plans[pattern] = Slots(write, new, held)
+            length = batch.ids.shape[1]
+            leading = self.longest == 0 and batch.plain and length <= bin_slot and pattern.is_causal(length)
+            plans[pattern] = Slots(write, new, held, leading)
             self._held[pattern] = new
         self.lengths = after
         self.longest += batch.ids.shape[1]
@@ -154,6 +158,13 @@ class KVCache:
         """Store ``keys`` and ``values`` (B, KV, T, D) of one layer at the planned slots."""
         rows = torch.arange(keys.shape[0], device=keys.device)[:, None]
         for new, into, scales in ((keys, self.keys, self.key_scales), (values, self.values, self.value_scales)):
+            if slots.leading:
+                x, length = new, new.shape[2]
+                if scales:
+                    x, scale = _to_int8(x)
+                    scales[layer][:, :, :length] = scale
+                into[layer][:, :, :length] = x
+                continue
             x = new.transpose(1, 2)  # (B, T, KV, D)
             if scales:
                 x, scale = _to_int8(x)

@@ -44,37 +44,6 @@ INLINE void quantize_row(const uint8_t *x, int kind, int64_t columns, int32_t of
     }
 }
 
-/* Sixteen vectors of sixteen dwords: rows become columns. */
-INLINE void turn(__m512i v[16]) {
-    __m512i t[16];
-    UNROLL
-    for (int i = 0; i < 8; i++) {
-        t[2 * i] = _mm512_unpacklo_epi32(v[2 * i], v[2 * i + 1]);
-        t[2 * i + 1] = _mm512_unpackhi_epi32(v[2 * i], v[2 * i + 1]);
-    }
-    UNROLL
-    for (int i = 0; i < 4; i++) {
-        v[4 * i] = _mm512_unpacklo_epi64(t[4 * i], t[4 * i + 2]);
-        v[4 * i + 1] = _mm512_unpackhi_epi64(t[4 * i], t[4 * i + 2]);
-        v[4 * i + 2] = _mm512_unpacklo_epi64(t[4 * i + 1], t[4 * i + 3]);
-        v[4 * i + 3] = _mm512_unpackhi_epi64(t[4 * i + 1], t[4 * i + 3]);
-    }
-    UNROLL
-    for (int i = 0; i < 4; i++) {
-        t[i] = _mm512_shuffle_i32x4(v[i], v[4 + i], 0x88);
-        t[4 + i] = _mm512_shuffle_i32x4(v[i], v[4 + i], 0xdd);
-        t[8 + i] = _mm512_shuffle_i32x4(v[8 + i], v[12 + i], 0x88);
-        t[12 + i] = _mm512_shuffle_i32x4(v[8 + i], v[12 + i], 0xdd);
-    }
-    UNROLL
-    for (int i = 0; i < 4; i++) {
-        v[i] = _mm512_shuffle_i32x4(t[i], t[8 + i], 0x88);
-        v[8 + i] = _mm512_shuffle_i32x4(t[i], t[8 + i], 0xdd);
-        v[4 + i] = _mm512_shuffle_i32x4(t[4 + i], t[12 + i], 0x88);
-        v[12 + i] = _mm512_shuffle_i32x4(t[4 + i], t[12 + i], 0xdd);
-    }
-}
-
 /* 64 codes of one row from column c on as unsigned bytes; columns past the end are whatever, as x is 0 there. */
 INLINE __m512i codes_of(const matrix *m, int64_t row, int64_t c) {
     const int64_t left = m->columns - c;
@@ -100,7 +69,7 @@ static void fill_panel(const matrix *m, int64_t row, int64_t from, int64_t to, u
                 const int64_t r = row + half * 16 + i;
                 v[i] = r < m->rows ? codes_of(m, r, c) : _mm512_setzero_si512();
             }
-            turn(v);
+            transpose(v);
             UNROLL
             for (int i = 0; i < 16; i++)
                 _mm512_store_si512((__m512i *)(panel + ((c - from) / 4 + i) * PANEL * 4 + half * 64), v[i]);
@@ -194,13 +163,7 @@ INLINE void put(float *total, int64_t t, const float *scale, const float *bias, 
         if (scale) v = _mm512_mul_ps(v, _mm512_loadu_ps(scale + h * 16));
         if (bias) v = _mm512_add_ps(v, _mm512_maskz_loadu_ps(keep, bias + h * 16));
         if (kind == FP32) _mm512_mask_storeu_ps((float *)y + h * 16, keep, v);
-        else {
-            /* to nearest, ties to even; what is no number stays none */
-            const __m512i bits = (__m512i)v, odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-            __m512i up = _mm512_srli_epi32(_mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff))), 16);
-            up = _mm512_mask_mov_epi32(up, _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q), _mm512_set1_epi32(0x7fc0));
-            _mm256_mask_storeu_epi16((uint16_t *)y + h * 16, keep, _mm512_cvtepi32_epi16(up));
-        }
+        else _mm256_mask_storeu_epi16((uint16_t *)y + h * 16, keep, to_bf16(v));
     }
 }
 

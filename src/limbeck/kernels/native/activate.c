@@ -1,0 +1,107 @@
+/* Activations x sigmoid(a(x)): GELU in its tanh form, a = x (c1 + c3 x^2), and SiLU, a = x; alone, or times a second half.
+ *
+ * Arithmetic is fp32 and a result is rounded once, also of f(gate) x up, which is otherwise rounded between.
+ */
+#include "vectors.h"
+
+#ifdef __AVX512BW__
+
+#define LINEAR 1.5957691216057308f /* 2 sqrt(2 / pi) */
+#define CUBIC 0.07135481282553108f /* that times 0.044715 */
+
+enum { GELU_TANH, SILU };
+
+INLINE f32x16 get(int half, const uint8_t *p, int64_t at, __mmask16 keep) {
+    if (!half) return (f32x16)_mm512_maskz_loadu_ps(keep, (const float *)p + at);
+    return (f32x16)(widen_halves((u16x16)_mm256_maskz_loadu_epi16(keep, (const uint16_t *)p + at)) << 16);
+}
+
+INLINE void set(int half, uint8_t *p, int64_t at, __mmask16 keep, f32x16 v) {
+    if (half) _mm256_mask_storeu_epi16((uint16_t *)p + at, keep, to_bf16((__m512)v));
+    else _mm512_mask_storeu_ps((float *)p + at, keep, (__m512)v);
+}
+
+INLINE f32x16 sigmoid(int kind, f32x16 x) {
+    const f32x16 a = kind == SILU ? x : x * (x * x * CUBIC + LINEAR);
+    return 1.0f / (1.0f + exponential(-a));
+}
+
+/* d/dx of x s, where s = sigmoid(a(x)). */
+INLINE f32x16 slope(int kind, f32x16 x, f32x16 s) {
+    const f32x16 rest = x * (1.0f - s);
+    return s * (1.0f + (kind == SILU ? rest : rest * (x * x * (3 * CUBIC) + LINEAR)));
+}
+
+INLINE void forward(int kind, int half, int gated, const uint8_t *x, int64_t n, uint8_t *y) {
+    for (int64_t i = 0; i < n; i += LANES) {
+        const __mmask16 keep = n - i >= LANES ? 0xffff : (__mmask16)((1u << (n - i)) - 1);
+        const f32x16 v = get(half, x, i, keep), f = v * sigmoid(kind, v);
+        set(half, y, i, keep, gated ? f * get(half, x, n + i, keep) : f);
+    }
+}
+
+INLINE void backward(int kind, int half, int gated, const uint8_t *x, const uint8_t *grad, int64_t n, uint8_t *y) {
+    for (int64_t i = 0; i < n; i += LANES) {
+        const __mmask16 keep = n - i >= LANES ? 0xffff : (__mmask16)((1u << (n - i)) - 1);
+        const f32x16 v = get(half, x, i, keep), s = sigmoid(kind, v), g = get(half, grad, i, keep);
+        const f32x16 d = g * slope(kind, v, s);
+        if (gated) {
+            const f32x16 up = get(half, x, n + i, keep);
+            set(half, y, n + i, keep, g * v * s);
+            set(half, y, i, keep, d * up);
+        } else set(half, y, i, keep, d);
+    }
+}
+
+#define CASES(CALL)                                                                                                    \
+    if (kind == SILU) {                                                                                                \
+        if (half) CALL(SILU, 1);                                                                                       \
+        else CALL(SILU, 0);                                                                                            \
+    } else if (half) CALL(GELU_TANH, 1);                                                                               \
+    else CALL(GELU_TANH, 0)
+
+/* x (rows, n), or (rows, 2 n) where gated; y (rows, n). Returns 0 where this processor lacks the instructions. */
+int64_t limbeck_activate(int64_t kind, int64_t half, int64_t gated, int64_t rows, int64_t n, const uint8_t *x,
+                         uint8_t *y, int64_t threads) {
+    const int64_t size = half ? 2 : 4;
+#pragma omp parallel for num_threads((int)threads) schedule(static)
+    for (int64_t r = 0; r < rows; r++) {
+        const uint8_t *from = x + r * (gated ? 2 : 1) * n * size;
+        uint8_t *to = y + r * n * size;
+#define CALL(K, H) gated ? forward(K, H, 1, from, n, to) : forward(K, H, 0, from, n, to)
+        CASES(CALL);
+#undef CALL
+    }
+    return 1;
+}
+
+/* grad (rows, n) of the result to that of x, y of its shape. */
+int64_t limbeck_activate_backward(int64_t kind, int64_t half, int64_t gated, int64_t rows, int64_t n, const uint8_t *x,
+                                  const uint8_t *grad, uint8_t *y, int64_t threads) {
+    const int64_t size = half ? 2 : 4, wide = (gated ? 2 : 1) * n * size;
+#pragma omp parallel for num_threads((int)threads) schedule(static)
+    for (int64_t r = 0; r < rows; r++) {
+        const uint8_t *from = x + r * wide, *incoming = grad + r * n * size;
+        uint8_t *to = y + r * wide;
+#define CALL(K, H) gated ? backward(K, H, 1, from, incoming, n, to) : backward(K, H, 0, from, incoming, n, to)
+        CASES(CALL);
+#undef CALL
+    }
+    return 1;
+}
+
+#else
+
+int64_t limbeck_activate(int64_t kind, int64_t half, int64_t gated, int64_t rows, int64_t n, const uint8_t *x,
+                         uint8_t *y, int64_t threads) {
+    (void)kind, (void)half, (void)gated, (void)rows, (void)n, (void)x, (void)y, (void)threads;
+    return 0;
+}
+
+int64_t limbeck_activate_backward(int64_t kind, int64_t half, int64_t gated, int64_t rows, int64_t n, const uint8_t *x,
+                                  const uint8_t *grad, uint8_t *y, int64_t threads) {
+    (void)kind, (void)half, (void)gated, (void)rows, (void)n, (void)x, (void)grad, (void)y, (void)threads;
+    return 0;
+}
+
+#endif

@@ -1,0 +1,254 @@
+/* Causal attention within documents, bf16, forward: what kernels/attention.py says in torch, in one pass.
+ *
+ * Keys and values of a document are laid out once for products of pairs (AVX-512 BF16): keys so that a lane is a key, values
+ * so that a lane is a column. Then each block of queries walks the keys up to its own, 64 at a time, with the running
+ * maximum and sum of Dao et al. 2022 (algorithm 1). Scores and sums are fp32; weights are rounded to bf16 for the product
+ * with the values, as a matrix product of the same dtype would.
+ */
+#include "vectors.h"
+
+#include <omp.h>
+
+#ifdef __AVX512BF16__
+
+#define TILE 64  /* keys at a time: four vectors */
+#define TOGETHER 6 /* queries in one product: 24 sums in registers */
+#define QUERIES 24 /* queries of a block: scores, weights and sums of it stay in the first cache */
+
+/* What a call works on: tensors (B, H or KV, T, D) by strides in elements, D contiguous; out is (B, T, H, D), whole. */
+typedef struct {
+    int64_t heads, kv_heads, length, width; /* length: T of out */
+    int64_t q_row, q_head, q_token, k_row, k_head, k_token, v_row, v_head, v_token;
+    const uint16_t *q, *k, *v;
+    uint16_t *out;
+    double scale;
+} problem;
+
+/* One document: tokens start to stop of a row; tile: its first tile in the memory of laid out keys and values. */
+typedef struct {
+    int64_t row, start, stop, tile;
+} document;
+
+INLINE int64_t tiles_of(const document *d) { return (d->stop - d->start + TILE - 1) / TILE; }
+INLINE int64_t padded(int64_t width) { return (width + LANES - 1) / LANES * LANES; }
+
+/* Keys of one tile, (width / 2, TILE) pairs: past the end zeros. */
+static void lay_keys(const problem *p, const document *d, int64_t head, int64_t tile, uint32_t *to) {
+    const uint16_t *k = p->k + d->row * p->k_row + head * p->k_head;
+    const int64_t pairs = p->width / 2;
+    for (int64_t from = 0; from < TILE; from += LANES)
+        for (int64_t c = 0; c < pairs; c += LANES) {
+            const int64_t count = pairs - c < LANES ? pairs - c : LANES;
+            const __mmask16 keep = (__mmask16)((1u << count) - 1);
+            __m512i v[LANES];
+            UNROLL
+            for (int i = 0; i < LANES; i++) {
+                const int64_t t = d->start + tile * TILE + from + i;
+                v[i] = t < d->stop ? _mm512_maskz_loadu_epi32(keep, k + t * p->k_token + 2 * c) : _mm512_setzero_si512();
+            }
+            transpose(v);
+            UNROLL
+            for (int i = 0; i < LANES; i++)
+                if (i < count) _mm512_storeu_si512(to + (c + i) * TILE + from, v[i]);
+        }
+}
+
+/* Values of one tile, (TILE / 2, padded width) pairs of neighbouring keys: past the end zeros. */
+static void lay_values(const problem *p, const document *d, int64_t head, int64_t tile, uint32_t *to) {
+    const uint16_t *v = p->v + d->row * p->v_row + head * p->v_head;
+    const int64_t wide = padded(p->width);
+    for (int64_t j = 0; j < TILE / 2; j++)
+        for (int64_t c = 0; c < wide; c += LANES) {
+            const int64_t count = p->width - c < LANES ? p->width - c : LANES, t = d->start + tile * TILE + 2 * j;
+            const __mmask16 keep = (__mmask16)((1u << count) - 1);
+            const __mmask16 first = t < d->stop ? keep : 0, second = t + 1 < d->stop ? keep : 0;
+            const uint16_t *at = v + t * p->v_token + c;
+            const __m512i even = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(first, at));
+            const __m512i odd = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(second, at + p->v_token));
+            _mm512_storeu_si512(to + j * wide + c, _mm512_or_si512(even, _mm512_slli_epi32(odd, 16)));
+        }
+}
+
+/* sums (TOGETHER, n vectors at ldy) of pairs broadcast from x[i] by what lies at y, ldy pairs a step; added to, or new. */
+INLINE void product(int n, int add, int64_t steps, const uint16_t *const *x, const uint32_t *y, int64_t ldy, float *to,
+                    int64_t ldt) {
+    __m512 sum[TOGETHER][4];
+    UNROLL
+    for (int i = 0; i < TOGETHER; i++)
+        UNROLL
+        for (int j = 0; j < n; j++) sum[i][j] = add ? _mm512_loadu_ps(to + i * ldt + j * LANES) : _mm512_setzero_ps();
+    for (int64_t s = 0; s < steps; s++) {
+        __m512bh column[4];
+        UNROLL
+        for (int j = 0; j < n; j++) column[j] = (__m512bh)_mm512_loadu_si512(y + s * ldy + j * LANES);
+        UNROLL
+        for (int i = 0; i < TOGETHER; i++) {
+            int32_t pair;
+            memcpy(&pair, x[i] + 2 * s, 4);
+            const __m512bh both = (__m512bh)_mm512_set1_epi32(pair);
+            UNROLL
+            for (int j = 0; j < n; j++) sum[i][j] = _mm512_dpbf16_ps(sum[i][j], both, column[j]);
+        }
+    }
+    UNROLL
+    for (int i = 0; i < TOGETHER; i++)
+        UNROLL
+        for (int j = 0; j < n; j++) _mm512_storeu_ps(to + i * ldt + j * LANES, sum[i][j]);
+}
+
+typedef void product_of(int64_t, const uint16_t *const *, const uint32_t *, int64_t, float *, int64_t);
+#define ONE(N, ADD)                                                                                                    \
+    static __attribute__((noinline)) void product_##N##_##ADD(int64_t steps, const uint16_t *const *x,                 \
+                                                              const uint32_t *y, int64_t ldy, float *to, int64_t ldt) { \
+        product(N, ADD, steps, x, y, ldy, to, ldt);                                                                    \
+    }
+ONE(1, 0) ONE(2, 0) ONE(3, 0) ONE(4, 0) ONE(1, 1) ONE(2, 1) ONE(3, 1) ONE(4, 1)
+static product_of *const PRODUCTS[2][4] = {{product_1_0, product_2_0, product_3_0, product_4_0},
+                                           {product_1_1, product_2_1, product_3_1, product_4_1}};
+#undef ONE
+
+/* 2^x for x <= 0 to 3e-6 of itself, which is then rounded to bf16; 0 below -149; what is no number stays none. */
+INLINE f32x16 power(f32x16 x) {
+    const __m512 y = _mm512_max_ps(_mm512_set1_ps(-200), (__m512)x), n = _mm512_roundscale_ps(y, _MM_FROUND_TO_NEAREST_INT);
+    const f32x16 f = (f32x16)_mm512_sub_ps(y, n);
+    f32x16 p = fill(1.33335581e-3f);
+    p = p * f + 9.61812911e-3f;
+    p = p * f + 5.55041087e-2f;
+    p = p * f + 2.40226507e-1f;
+    p = p * f + 6.93147181e-1f;
+    p = p * f + 1.0f;
+    return (f32x16)_mm512_scalef_ps((__m512)p, n);
+}
+
+/* What a block of queries knows of itself; maxima are of scores times log2(e). */
+typedef struct {
+    float scores[QUERIES][TILE];
+    uint16_t weights[QUERIES][TILE];
+    float most[QUERIES], total[QUERIES];
+} block;
+
+/* Scores of query i to weights; `seen` keys of the tile are seen. The sums in `read` shrink to the new maximum. */
+INLINE void weigh(block *o, int64_t i, int64_t seen, int64_t vectors, float scale, float *read, int64_t wide) {
+    f32x16 s[TILE / LANES], most = fill(-INFINITY);
+    for (int64_t j = 0; j < vectors; j++) {
+        s[j] = load(o->scores[i] + j * LANES) * scale;
+        const int64_t left = seen - j * LANES;
+        if (left < LANES) {
+            const __mmask16 keep = left > 0 ? (__mmask16)((1u << left) - 1) : 0;
+            s[j] = (f32x16)_mm512_mask_mov_ps(_mm512_set1_ps(-INFINITY), keep, (__m512)s[j]);
+        }
+        most = (f32x16)_mm512_max_ps((__m512)most, (__m512)s[j]);
+    }
+    const float largest = _mm512_reduce_max_ps((__m512)most), before = o->most[i];
+    if (largest > before) {
+        const float shrink = power(fill(before - largest))[0];
+        o->most[i] = largest;
+        o->total[i] *= shrink;
+        for (int64_t c = 0; c < wide; c += LANES) store(read + c, load(read + c) * shrink);
+    }
+    f32x16 total = fill(0);
+    for (int64_t j = 0; j < vectors; j++) {
+        const f32x16 w = power(s[j] - o->most[i]);
+        total += w;
+        const __m256i half = to_bf16((__m512)w);
+        memcpy(o->weights[i] + j * LANES, &half, sizeof half);
+    }
+    o->total[i] += sum(total);
+}
+
+/* A block of queries of one head, from its place in the document on. */
+static void attend_block(const problem *p, const document *d, int64_t head, int64_t from, const uint32_t *keys,
+                         const uint32_t *values, float *read) {
+    block o;
+    const int64_t wide = padded(p->width), length = d->stop - d->start;
+    const int64_t count = length - from < QUERIES ? length - from : QUERIES;
+    const int64_t group = p->heads / p->kv_heads, kv = head / group, each = tiles_of(d);
+    const uint16_t *q = p->q + d->row * p->q_row + head * p->q_head + (d->start + from) * p->q_token;
+    const uint16_t *rows[QUERIES], *weights[QUERIES];
+    for (int64_t i = 0; i < QUERIES; i++) {
+        rows[i] = q + (i < count ? i : count - 1) * p->q_token; /* past the end the last one again */
+        weights[i] = o.weights[i];
+        o.most[i] = -INFINITY;
+        o.total[i] = 0;
+    }
+    const float scale = (float)(p->scale * 1.4426950408889634);
+    memset(read, 0, QUERIES * wide * sizeof(float));
+    keys += (d->tile * p->kv_heads + kv * each) * (p->width / 2) * TILE;
+    values += (d->tile * p->kv_heads + kv * each) * (TILE / 2) * wide;
+    for (int64_t tile = 0; tile * TILE < from + count; tile++) {
+        const int64_t first = tile * TILE, last = from + count - first; /* keys of the tile seen by the last query */
+        const int64_t vectors = last >= TILE ? TILE / LANES : (last + LANES - 1) / LANES;
+        const uint32_t *k = keys + tile * (p->width / 2) * TILE, *v = values + tile * (TILE / 2) * wide;
+        for (int64_t i = 0; i < count; i += TOGETHER)
+            PRODUCTS[0][vectors - 1](p->width / 2, rows + i, k, TILE, o.scores[i], TILE);
+        for (int64_t i = 0; i < count; i++) {
+            const int64_t seen = from + i + 1 - first;
+            weigh(&o, i, seen < TILE ? seen : TILE, vectors, scale, read + i * wide, wide);
+        }
+        for (int64_t i = 0; i < count; i += TOGETHER)
+            for (int64_t c = 0; c < wide; c += TILE) {
+                const int64_t n = wide - c < TILE ? (wide - c) / LANES : 4;
+                PRODUCTS[1][n - 1](vectors * LANES / 2, weights + i, v + c, wide, read + i * wide + c, wide);
+            }
+    }
+    for (int64_t i = 0; i < count; i++) {
+        uint16_t *to = p->out + ((d->row * p->length + d->start + from + i) * p->heads + head) * p->width;
+        for (int64_t c = 0; c < p->width; c += LANES) {
+            const int64_t left = p->width - c;
+            const __mmask16 keep = left >= LANES ? 0xffff : (__mmask16)((1u << left) - 1);
+            _mm256_mask_storeu_epi16(to + c, keep, to_bf16((__m512)(load(read + i * wide + c) / o.total[i])));
+        }
+    }
+}
+
+/* Bytes of memory that a call needs for documents of so many tiles in all; 0 where this processor cannot. */
+int64_t limbeck_attend_room(const problem *p, int64_t tiles, int64_t threads) {
+    const int64_t wide = padded(p->width);
+    return tiles * p->kv_heads * TILE * (p->width + wide) * 2 + threads * QUERIES * wide * 4;
+}
+
+/* room: limbeck_attend_room's bytes at a multiple of 64. Documents must not overlap; what lies in none is left alone. */
+void limbeck_attend(const problem *p, int64_t count, const document *documents, uint8_t *room, int64_t threads) {
+    const int64_t wide = padded(p->width), last = count - 1;
+    const int64_t tiles = documents[last].tile + tiles_of(documents + last);
+    uint32_t *keys = (uint32_t *)room, *values = keys + tiles * p->kv_heads * (p->width / 2) * TILE;
+    float *reads = (float *)(values + tiles * p->kv_heads * (TILE / 2) * wide);
+#pragma omp parallel num_threads((int)threads)
+    {
+        float *read = reads + omp_get_thread_num() * QUERIES * wide;
+        for (int64_t n = 0; n < count; n++) {
+            const document *d = documents + n;
+            const int64_t each = tiles_of(d);
+#pragma omp for schedule(static) nowait
+            for (int64_t i = 0; i < p->kv_heads * each; i++) {
+                const int64_t at = d->tile * p->kv_heads + i;
+                lay_keys(p, d, i / each, i % each, keys + at * (p->width / 2) * TILE);
+                lay_values(p, d, i / each, i % each, values + at * (TILE / 2) * wide);
+            }
+        }
+#pragma omp barrier
+        for (int64_t n = 0; n < count; n++) {
+            const document *d = documents + n;
+            const int64_t blocks = (d->stop - d->start + QUERIES - 1) / QUERIES;
+#pragma omp for schedule(dynamic) nowait
+            for (int64_t i = 0; i < p->heads * blocks; i++) /* the longest first */
+                attend_block(p, d, i % p->heads, (blocks - 1 - i / p->heads) * QUERIES, keys, values, read);
+        }
+    }
+}
+
+#else
+
+typedef struct problem problem;
+typedef struct document document;
+
+int64_t limbeck_attend_room(const problem *p, int64_t tiles, int64_t threads) {
+    (void)p, (void)tiles, (void)threads;
+    return 0;
+}
+
+void limbeck_attend(const problem *p, int64_t count, const document *documents, uint8_t *room, int64_t threads) {
+    (void)p, (void)count, (void)documents, (void)room, (void)threads;
+}
+
+#endif
