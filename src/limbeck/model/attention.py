@@ -32,6 +32,7 @@ class View:
         cache: the cache to write and read, or None.
         slots: the cache's plan for this call, by pattern.
         fresh: the cache held nothing before this call, so its own tokens are all there is to see.
+        lean: the backward computes norms again; not where it computes whole blocks again, as both would be kept.
     """
 
     positions: Tensor
@@ -41,6 +42,7 @@ class View:
     cache: KVCache | None = None
     slots: dict[AnyPattern, Slots] = field(default_factory=dict)
     fresh: bool = True
+    lean: bool = False
     _own: dict[AnyPattern, Tensor] = field(default_factory=dict)
     _held: dict[AnyPattern, Tensor] = field(default_factory=dict)
     _spans: tuple[Span, ...] | None = None

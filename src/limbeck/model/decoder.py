@@ -14,6 +14,8 @@ from limbeck.data.batch import Batch
 from limbeck.errors import DataError
 from limbeck.kernels.activation import activate, activated_linear
 from limbeck.kernels.comparison import plain_linear
+from limbeck.kernels.hooks import hooked
+from limbeck.kernels.recompute import recomputed
 from limbeck.model.attention import Attention, View
 from limbeck.model.cache import KVCache
 from limbeck.model.config import DecoderConfig
@@ -62,8 +64,17 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, view: View) -> Tensor:
         """(B, T, width) -> (B, T, width)."""
-        x = x + self._drop(self.attention(self.attention_norm(x), view))
-        return x + self._drop(self.ffn(self.ffn_norm(x)))
+        x = x + self._drop(self._behind(self.attention_norm, x, lambda y: self.attention(y, view), view.lean))
+        return x + self._drop(self._behind(self.ffn_norm, x, self.ffn, view.lean))
+
+    @staticmethod
+    def _behind(norm: nn.Module, x: Tensor, layer: Callable[[Tensor], Tensor], lean: bool) -> Tensor:
+        """``layer(norm(x))``; where ``lean`` the backward normalises again instead of keeping what it gave."""
+        y: Tensor = norm(x)
+        if not lean or hooked(norm) or not torch.is_grad_enabled():
+            return layer(y)
+        with recomputed(y, lambda: norm(x)):
+            return layer(y)
 
     def _drop(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout, self.training) if self.dropout else x
@@ -153,9 +164,10 @@ class Decoder(nn.Module):
         if self.dropout and self.training:
             x = F.dropout(x, self.dropout)
         rotary = self.rotary.tables(positions, longest, x.dtype) if self.rotary is not None else None
-        view = View(positions, batch.document_ids, batch.plain, rotary, cache, slots, fresh)
+        whole = self.checkpointing and self.training
+        view = View(positions, batch.document_ids, batch.plain, rotary, cache, slots, fresh, lean=not whole)
         for block in self.blocks:
-            if self.checkpointing and self.training:
+            if whole:
                 x = checkpoint(block, x, view, use_reentrant=False)
             else:
                 x = block(x, view)

@@ -21,6 +21,8 @@ from limbeck.train.stream import Stream, derive, name_rows, tokens
 
 __all__ = ["Outcome", "Stepper"]
 
+_NORM_BLOCK = 1 << 20  # elements that are widened at a time
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
@@ -132,6 +134,8 @@ class Stepper:
     def _norm(self) -> Tensor:
         gradients = list(self.weights.gradients().values())
         if any(g.dtype == torch.bfloat16 for g in gradients):  # its own norm would be rounded to its dtype
+            if self.device.type == "cpu":  # a block at a time: a whole tensor would be cast to fp32 first
+                gradients = [part for g in gradients for part in torch.split(g.reshape(-1), _NORM_BLOCK)]
             norms = torch.stack(list(torch._foreach_norm(gradients, 2, dtype=torch.float32)))
             return norms.square().sum().sqrt()
         return full(nn.utils.get_total_norm(gradients))
