@@ -58,7 +58,6 @@ def claim(quick: bool) -> Claim:
             Bar("Limbeck", "transformers, freed memory kept", "speed", 1.7),
             Bar("Limbeck", "transformers", "peak", 0.75),
             Bar("Limbeck", "transformers", "above state", 0.4),
-            Bar("Limbeck", "transformers", "above state and gradients", 0.4),
         ),
         equal={"nll": 2e-3},
     )

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Arm", "Bar", "Claim", "Quantity"]
 
-Quantity = Literal["speed", "peak", "above state", "above state and gradients"]
+Quantity = Literal["speed", "peak", "above state"]
 
 
 @dataclass(frozen=True, slots=True)

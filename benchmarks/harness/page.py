@@ -30,8 +30,7 @@ after round, on the same random weights and tokens, and a run ends with an error
 that of two turns of one round; told are the median of the rounds, and the smallest and largest.
 
 - **Peak** is the largest resident size of the process, interpreter and libraries included. **Above state** leaves out
-  what it had after its imports, the weights (master copies too) and the optimizer's moments; **and gradients** leaves
-  out one gradient a trained tensor besides.
+  what it had after its imports, the weights (master copies too) and the optimizer's moments.
 - **Allocator**: `system` is glibc as it comes; `keep` are the settings that Limbeck makes for itself at its start
   (`kernels.allocator`), made in the peer's process by the same function.
 - Bars are those the project set itself before it measured.

@@ -161,7 +161,6 @@ def _row(worker: _Worker, rates: list[float], claim: Claim, profile: bool) -> di
         "import_bytes": held["import_bytes"],
         "state_bytes": state,
         "above_state_bytes": above,
-        "above_state_and_gradients_bytes": above - held["gradient_bytes"],
         "first": held["first"],
         "last": held["last"],
     }
@@ -186,11 +185,7 @@ def _compare(claim: Claim, rows: Mapping[str, Mapping[str, Any]]) -> None:
                     raise Different(f"{claim.name}: the {when} {name} of '{arm}' is {value}, of '{reference}' {there}")
 
 
-_MEMORY = {
-    "peak": "peak_bytes",
-    "above state": "above_state_bytes",
-    "above state and gradients": "above_state_and_gradients_bytes",
-}
+_MEMORY = {"peak": "peak_bytes", "above state": "above_state_bytes"}
 
 
 def judge(bar: Bar, rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
@@ -220,8 +215,8 @@ def judge(bar: Bar, rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | N
 def table(result: Mapping[str, Any]) -> str:
     """The result for people, as a Markdown table of arms and one of bars."""
     lines = [
-        f"| arm | allocator | {result['unit']}, median (min to max) | peak MB | above state | and gradients |",
-        "|---|---|---:|---:|---:|---:|",
+        f"| arm | allocator | {result['unit']}, median (min to max) | peak MB | above state, MB |",
+        "|---|---|---:|---:|---:|",
     ]
     for name, r in result["arms"].items():
         rates = r["rates"]
@@ -229,7 +224,7 @@ def table(result: Mapping[str, Any]) -> str:
         sizes = [r[key] / 1e6 for key in _MEMORY.values()]
         lines.append(f"| {name} | {r['allocator']} | {speed} | " + " | ".join(f"{s:,.0f}" for s in sizes) + " |")
     for name, why in result["left_out"].items():
-        lines.append(f"| {name} | left out: {why} | | | | |")
+        lines.append(f"| {name} | left out: {why} | | | |")
     if result["bars"]:
         lines += ["", "| what | against | ratio (min to max) | bar | |", "|---|---|---:|---:|---|"]
         for b in result["bars"]:

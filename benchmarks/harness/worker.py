@@ -74,7 +74,7 @@ class Turn:
         self._began = time.perf_counter()
 
     def _say(self, seconds: float) -> None:
-        weights, optimizer, gradients = _state_bytes()
+        weights, optimizer = _state_bytes()
         reply = {
             "seconds": seconds,
             "tokens": self._tokens,
@@ -85,7 +85,6 @@ class Turn:
             "import_bytes": self._import_bytes,
             "weight_bytes": weights,
             "optimizer_bytes": optimizer,
-            "gradient_bytes": gradients,
         }
         if self._profiler is not None:
             reply["profile_ms"] = _by_kind(self._profiler)
@@ -103,17 +102,15 @@ def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def _state_bytes() -> tuple[int, int, int]:
-    """Bytes of all parameters alive, of the optimizer's state, and of one gradient for each tensor it steps."""
+def _state_bytes() -> tuple[int, int]:
+    """Bytes of all parameters alive, and of the optimizer's state."""
     torch = sys.modules.get("torch")
     if torch is None:  # an arm without it holds none of these
-        return 0, 0, 0
+        return 0, 0
     alive = gc.get_objects()
     optimizers = [x for x in alive if issubclass(type(x), torch.optim.Optimizer)]  # isinstance would wake lazy modules
     moments = [t for o in optimizers for s in o.state.values() for t in s.values() if isinstance(t, torch.Tensor)]
-    stepped = {id(p): p for o in optimizers for g in o.param_groups for p in g["params"]}
-    gradients = sum(p.numel() * p.element_size() for p in stepped.values())
-    return _bytes(x for x in alive if issubclass(type(x), torch.nn.Parameter)), _bytes(moments), gradients
+    return _bytes(x for x in alive if issubclass(type(x), torch.nn.Parameter)), _bytes(moments)
 
 
 def _bytes(tensors: Iterable[Any]) -> int:
