@@ -4,11 +4,12 @@ torch's own CPU kernel takes its softmax apart into small steps, and with a dens
 Here each document of a packed row is attended alone, a block of queries at a time against the keys up to the block's
 end: in bf16, where the processor multiplies it, by one compiled pass (``native/attend.c``), else as batched matrix
 products with one softmax between. The backward computes the probabilities again, so that nothing but queries, keys and
-values is kept (Dao et al. 2022 keep as little).
+values is kept, and the compiled pass's result and log-sums (Dao et al. 2022 keep as little).
 """
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple, cast
@@ -80,11 +81,16 @@ class _DocumentAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, spans: tuple[Span, ...], scale: float) -> Tensor:
-        ctx.save_for_backward(q, k, v)
-        ctx.spans, ctx.scale = spans, scale
         out = _beside(q, spans)
-        if _compiled(out, q, k, v, spans, scale):
+        ctx.spans, ctx.scale = spans, scale
+        compiled = _Compiled.of(q, k, v, spans, scale)
+        ctx.compiled = compiled is not None
+        if compiled is not None:
+            sums = q.new_empty(q.shape[:3], dtype=torch.float32) if any(ctx.needs_input_grad) else None
+            compiled.forward(out, sums)
+            ctx.save_for_backward(q, k, v, out, sums)
             return out
+        ctx.save_for_backward(q, k, v)
         for s in spans:
             for rows in _row_groups(s, q.shape[1]):
                 part = _Part(q, k, v, rows, s, scale)
@@ -96,7 +102,11 @@ class _DocumentAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        q, k, v = cast(FunctionCtx, ctx).saved_tensors  # type: ignore[attr-defined]
+        q, k, v, *rest = cast(FunctionCtx, ctx).saved_tensors  # type: ignore[attr-defined]
+        if ctx.compiled:
+            compiled = _Compiled.of(q, k, v, ctx.spans, ctx.scale)
+            assert compiled is not None
+            return *compiled.backward(grad, *rest), None, None
         dq, dk, dv = (_beside(x, ctx.spans) for x in (q, k, v))
         for s in ctx.spans:
             for rows in _row_groups(s, q.shape[1]):
@@ -115,28 +125,59 @@ class _DocumentAttention(torch.autograd.Function):
         return dq, dk, dv, None, None
 
 
-def _compiled(out: Tensor, q: Tensor, k: Tensor, v: Tensor, spans: Sequence[Span], scale: float) -> bool:
-    """Fill ``out``, laid out (B, T, H, D), by the compiled pass; False where there is none for these numbers here."""
-    if q.dtype != torch.bfloat16 or q.device.type != "cpu" or q.shape[-1] % 2 or not spans:
-        return False
-    library = native.load()
-    if library is None:
-        return False
-    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q.detach(), k.detach(), v.detach()))
-    heads = native.Heads(
-        q.shape[1], k.shape[1], q.shape[2], q.shape[3], *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
-        q.data_ptr(), k.data_ptr(), v.data_ptr(), out.data_ptr(), scale,
-    )  # fmt: skip
-    threads = torch.get_num_threads()
-    most = max(1, _LAID_OUT // max(1, library.limbeck_attend_room(heads, 1, 0)))
-    for documents, tiles in _documents(spans, most):
-        size = library.limbeck_attend_room(heads, tiles, threads)
-        if not size:
-            return False
-        room = kept(size, torch.uint8, q.device)
+class _Compiled:
+    """The compiled passes over one call's queries, keys and values."""
+
+    def __init__(
+        self, library: ctypes.CDLL, q: Tensor, k: Tensor, v: Tensor, spans: Sequence[Span], scale: float
+    ) -> None:
+        self.library, self.spans, self.threads = library, spans, torch.get_num_threads()
+        # kept as long as the description points into them
+        self.q, self.k, self.v = (_columns_together(x) for x in (q, k, v))
+        self.heads = native.Heads(
+            q.shape[1], k.shape[1], q.shape[2], q.shape[3],
+            *self.q.stride()[:3], *self.k.stride()[:3], *self.v.stride()[:3],
+            self.q.data_ptr(), self.k.data_ptr(), self.v.data_ptr(), None, None, scale,
+        )  # fmt: skip
+
+    @classmethod
+    def of(cls, q: Tensor, k: Tensor, v: Tensor, spans: Sequence[Span], scale: float) -> _Compiled | None:
+        """None where there are none for these numbers here."""
+        if q.dtype != torch.bfloat16 or q.device.type != "cpu" or q.shape[-1] % 2 or not spans:
+            return None
+        library = native.load()
+        if library is None:
+            return None
+        made = cls(library, q, k, v, spans, scale)
+        return made if library.limbeck_attend_room(made.heads, 1, 1) else None
+
+    def forward(self, out: Tensor, sums: Tensor | None) -> None:
+        """Fill ``out``, laid out (B, T, H, D), and the log-sums (B, H, T)."""
+        heads, library = self.heads, self.library
+        heads.out, heads.sums = out.data_ptr(), None if sums is None else sums.data_ptr()
+        most = max(1, _LAID_OUT // library.limbeck_attend_room(heads, 1, 0))
+        for documents, tiles in _documents(self.spans, most):
+            room = kept(library.limbeck_attend_room(heads, tiles, self.threads), torch.uint8, out.device)
+            listed = (native.Document * len(documents))(*documents)
+            library.limbeck_attend(heads, len(documents), listed, room.data_ptr(), self.threads)
+
+    def backward(self, grad: Tensor, out: Tensor, sums: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients of queries, keys and values, laid out (B, T, heads, D)."""
+        heads, library, grad = self.heads, self.library, _columns_together(grad)
+        heads.out, heads.sums = out.data_ptr(), sums.data_ptr()
+        dq, dk, dv = (_beside(x, self.spans) for x in (self.q, self.k, self.v))
+        wanted = native.HeadGradients(*grad.stride()[:3], grad.data_ptr(), dq.data_ptr(), dk.data_ptr(), dv.data_ptr())
+        ((documents, _),) = _documents(self.spans, 1 << 62)
+        longest = max(d.stop - d.start for d in documents)
+        room = kept(library.limbeck_attend_backward_room(heads, longest, self.threads), torch.uint8, grad.device)
         listed = (native.Document * len(documents))(*documents)
-        library.limbeck_attend(heads, len(documents), listed, room.data_ptr(), threads)
-    return True
+        library.limbeck_attend_backward(heads, wanted, len(documents), listed, longest, room.data_ptr(), self.threads)
+        return dq, dk, dv
+
+
+def _columns_together(x: Tensor) -> Tensor:
+    x = x.detach()
+    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def _documents(spans: Sequence[Span], most: int) -> Iterator[tuple[list[native.Document], int]]:

@@ -24,7 +24,7 @@ import torch
 
 from limbeck.kernels.packed_layout import Codes
 
-__all__ = ["KINDS", "Document", "Heads", "Layer", "Matrix", "Model", "load", "matrix"]
+__all__ = ["KINDS", "Document", "HeadGradients", "Heads", "Layer", "Matrix", "Model", "load", "matrix"]
 
 KINDS = {"fp32": 0, "bf16": 1, "fp16": 2, "int8": 3, "int4": 4, "fp8_e4m3": 5, "fp8_e5m2": 6}
 """Numbers by which the C source knows the kinds of codes (``packed_layout``)."""
@@ -84,8 +84,17 @@ class Heads(ctypes.Structure):
     _fields_ = (
         *((name, _i64) for name in ("heads", "kv_heads", "length", "width")),
         *((f"{name}_{axis}", _i64) for name in "qkv" for axis in ("row", "head", "token")),
-        *((name, _pointer) for name in ("q", "k", "v", "out")),
+        *((name, _pointer) for name in ("q", "k", "v", "out", "sums")),
         ("scale", ctypes.c_double),
+    )
+
+
+class HeadGradients(ctypes.Structure):
+    """``gradients`` of ``attend.c``: that of the result by its strides, and those to fill."""
+
+    _fields_ = (
+        *((name, _i64) for name in ("row", "head", "token")),
+        *((name, _pointer) for name in ("grad", "dq", "dk", "dv")),
     )
 
 
@@ -186,4 +195,10 @@ def _open(path: Path) -> ctypes.CDLL:
     lib.limbeck_attend_room.restype = _i64
     lib.limbeck_attend.argtypes = (heads, _i64, ctypes.POINTER(Document), _pointer, _i64)
     lib.limbeck_attend.restype = None
+    lib.limbeck_attend_backward_room.argtypes = (heads, _i64, _i64)
+    lib.limbeck_attend_backward_room.restype = _i64
+    lib.limbeck_attend_backward.argtypes = (
+        heads, ctypes.POINTER(HeadGradients), _i64, ctypes.POINTER(Document), _i64, _pointer, _i64,
+    )  # fmt: skip
+    lib.limbeck_attend_backward.restype = None
     return lib
