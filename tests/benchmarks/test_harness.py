@@ -179,7 +179,7 @@ def test_the_page_tells_bars_machines_and_remarks(tmp_path: Path) -> None:
     main(folder, tmp_path / "performance.md")
     page = (tmp_path / "performance.md").read_text()
     assert "| Full | speed, A, 128 | A, 4096 | 1.00 | at least 2 | **missed** |" in page
-    assert "| A, 128 | keep | 20 (10 to 30) | 2 | 2 | 2 |" in page
+    assert "| A, 128 | keep | 20 (10 to 30) | 2 | 2 |" in page
     assert "| speed, A, 128 | A, 4096 | 1.00 (0.50 to 1.50) | at least 2 | **missed** |" in page
     assert "Commit abc; a processor, 2 cores, 2 threads, 16 GiB; torch 2" in page
     assert page.index("## Full") < page.index("Missed since the sun shone.") < page.index("## Growth")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from limbeck.kernels.attention import Span, document_attention, document_spans
 from limbeck.model.cache import KVCache, Slots
 from limbeck.model.config import DecoderConfig
-from limbeck.model.linear import Linear
+from limbeck.model.linear import Linear, project
 from limbeck.model.patterns import AnyPattern, Causal
 from limbeck.model.positions import rotate
 
@@ -121,11 +122,11 @@ class Attention(nn.Module):
         self.qkv = Linear(config.width, {"q": q, "k": kv, "v": kv}, bias=config.qkv_bias)
         self.out = Linear(q, {"out": config.width}, bias=config.out_bias)
 
-    def forward(self, x: Tensor, view: View) -> Tensor:
-        """(B, T, width) -> (B, T, width)."""
+    def forward(self, x: Tensor, view: View, again: Callable[[], Tensor] | None = None) -> Tensor:
+        """(B, T, width) -> (B, T, width); with ``again``, which computes ``x``, the backward does not keep it."""
         c, (b, t, _) = self.config, x.shape
         # The layer's own sizes, not ``qkv.parts``: an adapter or a packed layer in its place need not have any.
-        q, k, v = self.qkv(x).split(self.sizes, dim=-1)
+        q, k, v = torch.split(project(self.qkv, x, again), self.sizes, dim=-1)
         q = q.view(b, t, c.heads, c.head_width).transpose(1, 2)
         k = k.view(b, t, c.kv_heads, c.head_width).transpose(1, 2)
         v = v.view(b, t, c.kv_heads, c.head_width).transpose(1, 2)

@@ -15,11 +15,10 @@ from limbeck.errors import DataError
 from limbeck.kernels.activation import activate, activated_linear
 from limbeck.kernels.comparison import plain_linear
 from limbeck.kernels.hooks import hooked
-from limbeck.kernels.recompute import recomputed
 from limbeck.model.attention import Attention, View
 from limbeck.model.cache import KVCache
 from limbeck.model.config import DecoderConfig
-from limbeck.model.linear import Linear
+from limbeck.model.linear import Linear, project
 from limbeck.model.positions import Rotary
 
 __all__ = ["Block", "Decoder", "FeedForward"]
@@ -42,9 +41,9 @@ class FeedForward(nn.Module):
         self.up = Linear(config.width, {"gate": f, "up": f} if config.gated else {"up": f}, bias=config.ffn_bias)
         self.down = Linear(f, {"down": config.width}, bias=config.ffn_bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, T, width) -> (B, T, width)."""
-        y, down = self.up(x), plain_linear(self.down)
+    def forward(self, x: Tensor, again: Callable[[], Tensor] | None = None) -> Tensor:
+        """(B, T, width) -> (B, T, width); with ``again``, which computes ``x``, the backward does not keep it."""
+        y, down = project(self.up, x, again), plain_linear(self.down)
         if down is not None and not torch.is_autocast_enabled(x.device.type):
             return activated_linear(self.activation, y, *down, gated=self.gated)
         out: Tensor = self.down(activate(self.activation, y, self.gated))
@@ -64,20 +63,17 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, view: View) -> Tensor:
         """(B, T, width) -> (B, T, width)."""
-        x = x + self._drop(self._behind(self.attention_norm, x, lambda y: self.attention(y, view), view.lean))
-        return x + self._drop(self._behind(self.ffn_norm, x, self.ffn, view.lean))
-
-    @staticmethod
-    def _behind(norm: nn.Module, x: Tensor, layer: Callable[[Tensor], Tensor], lean: bool) -> Tensor:
-        """``layer(norm(x))``; where ``lean`` the backward normalises again instead of keeping what it gave."""
-        y: Tensor = norm(x)
-        if not lean or hooked(norm) or not torch.is_grad_enabled():
-            return layer(y)
-        with recomputed(y, lambda: norm(x)):
-            return layer(y)
+        lean = view.lean and torch.is_grad_enabled()
+        x = x + self._drop(self.attention(self.attention_norm(x), view, _again(self.attention_norm, x, lean)))
+        return x + self._drop(self.ffn(self.ffn_norm(x), _again(self.ffn_norm, x, lean)))
 
     def _drop(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout, self.training) if self.dropout else x
+
+
+def _again(norm: nn.Module, x: Tensor, lean: bool) -> Callable[[], Tensor] | None:
+    """What computes ``norm(x)`` once more, where that may be done behind everybody's back."""
+    return (lambda: norm(x)) if lean and not hooked(norm) else None
 
 
 class Decoder(nn.Module):

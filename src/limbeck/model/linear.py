@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
-from torch import nn
+from torch import Tensor, nn
 
-__all__ = ["Linear"]
+from limbeck.kernels.recompute import recomputed
+
+__all__ = ["Linear", "project"]
 
 
 class Linear(nn.Linear):
@@ -30,3 +32,14 @@ class Linear(nn.Linear):
                 return slice(at, at + size)
             at += size
         raise KeyError(part)
+
+
+def project(layer: nn.Module, x: Tensor, again: Callable[[], Tensor] | None) -> Tensor:
+    """``layer(x)``; with ``again``, which computes ``x`` once more, no backward keeps ``x``."""
+    y: Tensor
+    if again is None:
+        y = layer(x)
+        return y
+    with recomputed(x, again):
+        y = layer(x)
+    return y
