@@ -126,10 +126,10 @@ def _profiler() -> Any:
 
 _KINDS = (
     ("matmul", ("mm", "bmm", "addmm", "baddbmm", "mkldnn_linear", "linear", "matmul", "onednn")),
-    ("attention", ("scaled_dot_product", "flash_attention")),
+    ("attention", ("scaled_dot_product", "flash_attention", "DocumentAttention")),
     ("optimizer", ("fused_adam", "Optimizer.step")),
     ("softmax and loss", ("softmax", "nll_loss", "cross_entropy", "logsumexp", "gather", "scatter", "exp", "log")),
-    ("activation", ("gelu", "tanh", "silu", "pow")),
+    ("activation", ("gelu", "tanh", "silu", "pow", "Activation", "ActivatedLinear")),
     ("norm", ("layer_norm", "rms_norm")),
     ("clipping", ("foreach_norm", "linalg_vector_norm", "clip")),
     ("casts and copies", ("copy_", "_to_copy", "aten::to", "cat", "contiguous", "clone", "foreach_copy")),
