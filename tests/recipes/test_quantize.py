@@ -175,6 +175,7 @@ def test_a_run_that_was_cut_short_is_done_again(tmp_path: Path) -> None:
 
 def test_a_missing_kernel_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = saved(tmp_path / "m", width=64)
+    monkeypatch.setattr("limbeck.kernels.packed.Prepared.supports_integer", lambda _: False)
     values = quantized(source, tmp_path / "a", technique={"kind": "rtn", "grid": "q8_0"})
     assert any(told.startswith("no packed kernel runs 9 of 9 int8 matrices") for told in values["told"])
     assert "no packed kernel runs 9 of 9" in shown(values)

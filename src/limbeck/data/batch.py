@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -145,10 +145,13 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """Return the batch on ``device``."""
+        return self._each(lambda x: x.to(device, non_blocking=True))
 
-        def move(x: Tensor) -> Tensor:
-            return x.to(device, non_blocking=True)
+    def pin(self) -> Batch:
+        """Return the batch in pinned memory, from which a GPU copies beside its work."""
+        return self._each(Tensor.pin_memory)
 
+    def _each(self, move: Callable[[Tensor], Tensor]) -> Batch:
         return replace(
             self,
             ids=move(self.ids),
@@ -218,6 +221,10 @@ class PairBatch:
     def to(self, device: torch.device | str) -> PairBatch:
         """Return the pairs on ``device``."""
         return PairBatch(self.chosen.to(device), self.rejected.to(device), self.keys)
+
+    def pin(self) -> PairBatch:
+        """Return the pairs in pinned memory."""
+        return PairBatch(self.chosen.pin(), self.rejected.pin(), self.keys)
 
 
 def collate(rows: Sequence[Sequence[Example]], pad_id: int = 0, multiple: int = 1, left: bool = False) -> Batch:

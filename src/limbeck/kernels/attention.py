@@ -143,7 +143,7 @@ class _Compiled:
     @classmethod
     def of(cls, q: Tensor, k: Tensor, v: Tensor, spans: Sequence[Span], scale: float) -> _Compiled | None:
         """None where there are none for these numbers here."""
-        if q.dtype != torch.bfloat16 or q.device.type != "cpu" or q.shape[-1] % 2 or not spans:
+        if q.dtype != torch.bfloat16 or q.device.type != "cpu" or q.shape[-1] % 2 or not spans or not q.numel():
             return None
         library = native.load()
         if library is None:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from limbeck.kernels.attention import Span, document_attention, document_spans
+from limbeck.kernels.flex import BlockMask, block_mask, flex_attend
 from limbeck.model.cache import KVCache, Slots
 from limbeck.model.config import DecoderConfig
 from limbeck.model.linear import Linear, project
@@ -46,6 +47,7 @@ class View:
     lean: bool = False
     _own: dict[AnyPattern, Tensor] = field(default_factory=dict)
     _held: dict[AnyPattern, Tensor] = field(default_factory=dict)
+    _blocks: dict[AnyPattern, BlockMask] = field(default_factory=dict)
     _spans: tuple[Span, ...] | None = None
 
     def spans(self, pattern: AnyPattern, heads: int, narrow: bool) -> tuple[Span, ...] | None:
@@ -80,6 +82,14 @@ class View:
             itself = torch.eye(self.positions.shape[1], dtype=torch.bool, device=self.positions.device)
             self._own[pattern] = ((same & pattern.allows(query, key)) | itself).unsqueeze(1)
         return self._own[pattern]
+
+    def blocks(self, pattern: AnyPattern) -> BlockMask | None:
+        """The mask of ``dense_mask`` for FlexAttention, on a GPU; None where the causal mask alone says the same."""
+        if self.documents.device.type != "cuda" or (self.plain and pattern.is_causal(self.positions.shape[1])):
+            return None
+        if pattern not in self._blocks:
+            self._blocks[pattern] = block_mask(self.documents, self.positions, pattern.allows)
+        return self._blocks[pattern]
 
     def held_mask(self, pattern: AnyPattern, held: Tensor) -> Tensor:
         """(B, 1, T, S) bool over cache slots that hold positions ``held`` (B, S), -1 where empty."""
@@ -147,6 +157,9 @@ class Attention(nn.Module):
         spans = None if dropout else view.spans(self.pattern, q.shape[1], q.dtype == torch.bfloat16)
         if spans is not None:
             return document_attention(q, k, v, spans)
+        blocks = None if dropout else view.blocks(self.pattern)
+        if blocks is not None:
+            return flex_attend(q, k, v, blocks)
         return attend(q, k, v, view.mask(self.pattern), dropout=dropout)
 
     def _behind(self, q: Tensor, k: Tensor, v: Tensor, view: View, cache: KVCache) -> Tensor:

@@ -20,6 +20,7 @@ from limbeck.model.cache import KVCache
 from limbeck.model.config import DecoderConfig
 from limbeck.model.linear import Linear, project
 from limbeck.model.positions import Rotary
+from limbeck.model.quantized import QuantizedWeight
 
 __all__ = ["Block", "Decoder", "FeedForward"]
 
@@ -200,8 +201,11 @@ class Decoder(nn.Module):
         return self.norm.weight.dtype
 
     def count_parameters(self, trainable: bool = False) -> int:
-        """Number of parameters, a tied head counted once; with ``trainable`` those that take gradients."""
-        return sum(p.numel() for p in self.parameters() if p.requires_grad or not trainable)
+        """Number of parameters, quantized too, a tied head once; with ``trainable`` those that take gradients."""
+        if trainable:
+            return sum(p.numel() for p in self.parameters() if p.requires_grad)
+        coded = sum(m.layout.rows * m.layout.columns for m in self.modules() if isinstance(m, QuantizedWeight))
+        return coded + sum(p.numel() for p in self.parameters())
 
     def count_bytes(self) -> int:
         """Bytes of parameters and buffers in memory, a tied head counted once."""

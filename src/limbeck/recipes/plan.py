@@ -33,19 +33,20 @@ def needs(model: Decoder, stream: Source, settings: TrainSettings) -> dict[str, 
 
     Returns:
         ``steps``, ``tokens``, ``parameters``, ``trainable``, ``state_bytes`` (weights, gradients and AdamW's two
-        moments, in fp32), ``width`` (tokens of a row) and ``flops``.
+        moments, in fp32 but for codes), ``width`` (tokens of a row) and ``flops``.
     """
     ranks = world().size
     steps = settings.total_steps(stream.per_epoch, ranks)
     trained = float(stream.describe()["tokens"]) * steps * settings.accumulation * ranks / stream.per_epoch
     parameters, trainable = model.count_parameters(), model.count_parameters(trainable=True)
+    weights = model.count_bytes() + sum((4 - p.element_size()) * p.numel() for p in model.parameters())
     width = max(b.ids.shape[1] for b in parts(stream.at(0)))
     return {
         "steps": steps,
         "tokens": round(trained),
         "parameters": parameters,
         "trainable": trainable,
-        "state_bytes": 4 * (parameters + 3 * trainable),
+        "state_bytes": weights + 12 * trainable,
         "width": width,
         "flops": 3 * trained * model.flops_per_token(width),
     }

@@ -124,6 +124,7 @@ def train(
             try:
                 return loop.go(progress and here.main)
             finally:
+                loop.stepper.feed.close()
                 loop.weights.release()
         finally:
             for module, mode in modes.items():
@@ -194,7 +195,10 @@ class _Loop:
                     twin, weights, optimizer, objective, stream, settings,
                     world=alone, device=self.device, seed=self.seed, averages=False,
                 )  # fmt: skip
-                step(0, settings.learning_rate)
+                try:
+                    step(0, settings.learning_rate)
+                finally:
+                    step.feed.close()
 
             timings = fastest(model, once, self.device)
             chosen = self.world.share(next(iter(timings)))

@@ -14,6 +14,7 @@ from limbeck.errors import DivergedError, NothingToLearnError
 from limbeck.losses.terms import add_counts, total
 from limbeck.objectives.objective import Objective
 from limbeck.train.distributed import World, full, sync
+from limbeck.train.feed import Fed, Feed
 from limbeck.train.optim import sweep
 from limbeck.train.precision import Weights
 from limbeck.train.settings import TrainSettings
@@ -70,6 +71,7 @@ class Stepper:
         self.model, self.weights, self.optimizer = model, weights, optimizer
         self.objective, self.stream, self.settings = objective, stream, settings
         self.world, self.device, self.seed, self.averages = world, device, seed, averages
+        self.feed = Feed(stream, device)
 
     def indices(self, step: int, rank: int | None = None) -> list[int]:
         """Micro-batches of ``step`` on this rank (or on ``rank``): the ranks take turns in the stream."""
@@ -83,10 +85,10 @@ class Stepper:
             DivergedError: a loss or the gradient is not finite; the weights are those before the step.
             NothingToLearnError: no micro-batch of the step holds a target.
         """
-        batches = [self.stream.at(i) for i in self.indices(step)]
-        counts, real, target = self._count(step, batches)
+        fed = self.feed.take(self.indices(step), self.indices(step + 1))
+        counts, real, target = self._count(step, [f.batch for f in fed])
         self.weights.clear_gradients(self.settings.keep_gradients)
-        values, weights = self._gradients(step, batches, counts)
+        values, weights = self._gradients(step, fed, counts)
         if not self.averages:
             self.world.add_gradients(list(self.weights.trained.values()))
         norm = self._norm()
@@ -114,17 +116,15 @@ class Stepper:
             )
         return counts, int(real), int(target)
 
-    def _gradients(
-        self, step: int, batches: Sequence[Any], counts: Mapping[str, float]
-    ) -> tuple[Tensor, dict[str, float]]:
+    def _gradients(self, step: int, fed: Sequence[Fed], counts: Mapping[str, float]) -> tuple[Tensor, dict[str, float]]:
         """Backward of every micro-batch; returns each one's sums (K, terms) float64 and the terms' weights."""
         values: list[Tensor] = []
         weights: dict[str, float] = {}
         # A wrapper that averages is made to sum: each rank's loss is already its share of the global mean.
         scale = self.world.size if self.averages else 1
-        for j, (index, batch) in enumerate(zip(self.indices(step), batches, strict=True)):
+        for j, (index, batch) in enumerate(zip(self.indices(step), fed, strict=True)):
             torch.manual_seed(derive(self.seed, "dropout", index))
-            with sync(self.model, last=j == len(batches) - 1):
+            with sync(self.model, last=j == len(fed) - 1):
                 terms = self.objective(self.model, batch.to(self.device), counts)
                 (total(terms, counts) * scale).backward()  # type: ignore[no-untyped-call]
             weights = {name: terms[name].weight for name in sorted(terms)}
