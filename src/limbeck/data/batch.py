@@ -122,6 +122,26 @@ class Batch:
         first = torch.where(starts, column, 0).cummax(dim=1).values
         return torch.where(self.real, column - first, 0)
 
+    def joined(self) -> tuple[Batch, Tensor]:
+        """All documents end to end in one row, (1, N) without padding, and where each token was, (N,) of B x T."""
+        places = self.real.flatten().nonzero()[:, 0]
+
+        def take(x: Tensor) -> Tensor:
+            return x.reshape(-1)[places].unsqueeze(0)
+
+        row = torch.arange(self.ids.shape[0], device=self.ids.device)[:, None]
+        apart = self.document_ids + row * (self.document_ids.max() + 1)  # the same number in two rows is two documents
+        made = replace(
+            self,
+            ids=take(self.ids),
+            target_mask=take(self.target_mask),
+            document_ids=take(apart),
+            row_ids=take(self.row_ids),
+            offsets=take(self.offsets),
+            plain=False,
+        )
+        return made, places
+
     def _next_in_document(self) -> Tensor:
         """(B, T) bool: position t + 1 exists and belongs to the same document as t."""
         same = torch.zeros_like(self.real)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -50,7 +50,8 @@ def flex_attend(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, scale: float |
     Returns:
         (B, H, T, D).
     """
-    run: Callable[..., Any] = _compiled(flex_attention) if q.is_cuda else flex_attention
+    eager = cast(Callable[..., Any], flex_attention)
+    run = _compiled(eager) if q.is_cuda else eager
     out: Tensor = run(q, k, v, block_mask=mask, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
     return out
 

@@ -17,7 +17,7 @@ from limbeck.model.linear import Linear, project
 from limbeck.model.patterns import AnyPattern, Causal
 from limbeck.model.positions import rotate
 
-__all__ = ["Attention", "View", "attend"]
+__all__ = ["Attention", "View", "attend", "worth_apart"]
 
 _SCORES_A_SPAN = 1 << 16  # of a dense mask: below, a handful of small operations a document costs more than the mask
 
@@ -62,7 +62,7 @@ class View:
         if self._spans is None:
             self._spans = (Span(0, b, 0, t),) if self.plain else document_spans(self.documents)
         longest = max((s.stop - s.start for s in self._spans), default=0)
-        worth = self.plain or b * heads * t * t >= _SCORES_A_SPAN * len(self._spans)
+        worth = self.plain or worth_apart(len(self._spans), b * heads * t * t)
         return self._spans if worth and pattern.is_causal(longest) else None
 
     def mask(self, pattern: AnyPattern) -> Tensor | None:
@@ -97,6 +97,11 @@ class View:
             allowed = (held[:, None, :] >= 0) & pattern.allows(self.positions[:, :, None], held[:, None, :])
             self._held[pattern] = allowed.unsqueeze(1)
         return self._held[pattern]
+
+
+def worth_apart(documents: int, scores: int) -> bool:
+    """Is attending documents one by one cheaper than the ``scores`` of a dense mask?"""
+    return scores >= _SCORES_A_SPAN * documents
 
 
 def attend(
@@ -142,14 +147,18 @@ class Attention(nn.Module):
         v = v.view(b, t, c.kv_heads, c.head_width).transpose(1, 2)
         if view.rotary is not None:
             q, k = rotate(q, *view.rotary), rotate(k, *view.rotary)
-        if view.cache is not None and not view.fresh:
-            y = self._behind(q, k, v, view, view.cache)
-        else:
-            y = self._among(q, k, v, view)
-            if view.cache is not None:
-                view.cache.write(self.layer, view.slots[self.pattern], k, v)
+        y = self.core(q, k, v, view)
         out: Tensor = self.out(y.transpose(1, 2).reshape(b, t, -1))
         return out
+
+    def core(self, q: Tensor, k: Tensor, v: Tensor, view: View) -> Tensor:
+        """(B, H, T, D), (B, KV, T, D) twice -> (B, H, T, D): what has kernels of its own, and no parameters."""
+        if view.cache is not None and not view.fresh:
+            return self._behind(q, k, v, view, view.cache)
+        y = self._among(q, k, v, view)
+        if view.cache is not None:
+            view.cache.write(self.layer, view.slots[self.pattern], k, v)
+        return y
 
     def _among(self, q: Tensor, k: Tensor, v: Tensor, view: View) -> Tensor:
         """Attend to this call's own tokens, (B, H, T, D)."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar, overload
 
 import torch
@@ -13,9 +14,10 @@ from torch.utils.checkpoint import checkpoint
 from limbeck.data.batch import Batch
 from limbeck.errors import DataError
 from limbeck.kernels.activation import activate, activated_linear
+from limbeck.kernels.attention import document_spans
 from limbeck.kernels.comparison import plain_linear
 from limbeck.kernels.hooks import hooked
-from limbeck.model.attention import Attention, View
+from limbeck.model.attention import Attention, View, worth_apart
 from limbeck.model.cache import KVCache
 from limbeck.model.config import DecoderConfig
 from limbeck.model.linear import Linear, project
@@ -25,6 +27,8 @@ from limbeck.model.quantized import QuantizedWeight
 __all__ = ["Block", "Decoder", "FeedForward"]
 
 R = TypeVar("R")
+_BACKEND = "inductor"  # of torch.compile
+_FULL = 0.95  # share of real tokens above which padding is computed: moving the others costs as much
 
 
 def _norm(config: DecoderConfig) -> nn.LayerNorm | nn.RMSNorm:
@@ -45,7 +49,8 @@ class FeedForward(nn.Module):
     def forward(self, x: Tensor, again: Callable[[], Tensor] | None = None) -> Tensor:
         """(B, T, width) -> (B, T, width); with ``again``, which computes ``x``, the backward does not keep it."""
         y, down = project(self.up, x, again), plain_linear(self.down)
-        if down is not None and not torch.is_autocast_enabled(x.device.type):
+        plain = torch.is_autocast_enabled(x.device.type) or torch.compiler.is_compiling()
+        if down is not None and not plain:
             return activated_linear(self.activation, y, *down, gated=self.gated)
         out: Tensor = self.down(activate(self.activation, y, self.gated))
         return out
@@ -149,6 +154,30 @@ class Decoder(nn.Module):
         return self.head(hidden) if read is None else read(hidden, self.head)
 
     def _hidden(self, batch: Batch, cache: KVCache | None) -> Tensor:
+        if cache is not None or not self._pads(batch):
+            return self._stack(batch, cache)
+        joined, places = batch.joined()
+        hidden = self._stack(joined, None)[0]
+        out = hidden.new_zeros(batch.ids.numel(), hidden.shape[1]).index_copy(0, places, hidden)
+        return out.view(*batch.ids.shape, -1)
+
+    def _pads(self, batch: Batch) -> bool:
+        """Is there padding that is better left out: on a CPU, where attention takes documents one by one?
+
+        Not where somebody listens to a part of the model, who expects (B, T, width).
+        """
+        (b, t), c = batch.ids.shape, self.config
+        if batch.ids.device.type != "cpu" or (self.training and self.dropout):
+            return False
+        real = int(batch.real.sum())
+        if not 0 < real <= _FULL * b * t or not all(c.pattern_at(i).is_causal(t) for i in range(c.layers)):
+            return False
+        narrow = self.dtype == torch.bfloat16
+        if not (narrow or worth_apart(len(document_spans(batch.document_ids)), b * c.heads * t * t)):
+            return False
+        return not any(hooked(m) for m in self.modules())
+
+    def _stack(self, batch: Batch, cache: KVCache | None) -> Tensor:
         positions = batch.positions() if cache is None else cache.positions(batch)
         longest = batch.ids.shape[1] + (cache.longest if cache is not None else 0)
         if self.positions is not None:
@@ -170,6 +199,23 @@ class Decoder(nn.Module):
                 x = block(x, view)
         hidden: Tensor = self.norm(x)
         return hidden
+
+    @contextmanager
+    def compiled(self) -> Iterator[None]:
+        """Within the block every ``Block`` runs under ``torch.compile``, but for attention, which has its own kernels.
+
+        Names in the state dict stay; the model must not be copied meanwhile.
+        """
+        blocks = [block for block in self.blocks if isinstance(block, Block)]
+        try:
+            for block in blocks:
+                block.attention.core = torch.compiler.disable(block.attention.core)  # type: ignore[method-assign,no-untyped-call]
+                block.compile(backend=_BACKEND)
+            yield
+        finally:
+            for block in blocks:
+                block._compiled_call_impl = None
+                block.attention.__dict__.pop("core", None)
 
     def switch_off_dropout(self) -> None:
         """Train without dropout from now on; the config, and so a saved model, keeps its rate."""

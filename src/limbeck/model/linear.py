@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+import torch
 from torch import Tensor, nn
 
 from limbeck.kernels.recompute import recomputed
@@ -37,7 +38,7 @@ class Linear(nn.Linear):
 def project(layer: nn.Module, x: Tensor, again: Callable[[], Tensor] | None) -> Tensor:
     """``layer(x)``; with ``again``, which computes ``x`` once more, no backward keeps ``x``."""
     y: Tensor
-    if again is None:
+    if again is None or torch.compiler.is_compiling():
         y = layer(x)
         return y
     with recomputed(x, again):

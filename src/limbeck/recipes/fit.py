@@ -189,7 +189,7 @@ class Fit(Choices):
                 seed=self.seed,
                 device=device,
                 progress=session.progress,
-                on_step=FirstMinute(needed, self.batch_size, device, session.say),
+                on_step=FirstMinute(needed, self.batch_size, device, session.say, compiled=settings.compile),
                 utilisation=limit,
             )
 

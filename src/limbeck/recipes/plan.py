@@ -92,6 +92,7 @@ class FirstMinute:
         batch_size: rows of a micro-batch.
         device: whose memory is measured; its peak must have been reset when this is made.
         say: where the line goes.
+        compiled: blocks are compiled: tell what the first step took.
         seconds: how long to measure.
         clock: tells seconds.
     """
@@ -103,9 +104,11 @@ class FirstMinute:
         device: torch.device,
         say: Callable[[str], object],
         *,
+        compiled: bool = False,
         seconds: float = 60.0,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
+        self._compiled, self._began, self._warm_up = compiled, clock(), 0.0
         self._needed, self._batch_size, self._device, self._say = needed, batch_size, device, say
         self._seconds, self._clock = seconds, clock
         self._held, self._free = held_bytes(device), free_bytes(device)
@@ -118,6 +121,7 @@ class FirstMinute:
             return
         if self._first is None:
             self._first = step, self._clock()
+            self._warm_up = self._first[1] - self._began
             return
         passed = self._clock() - self._first[1]
         if passed < self._seconds:
@@ -134,6 +138,8 @@ class FirstMinute:
                 f"; memory grew by {grown / _MB:,.0f} MB, so a micro-batch of about {fits:,} rows would fit "
                 f"(now {self._batch_size})"
             )
+        if self._compiled:
+            told += f"; all up to the first step took {self._warm_up:.0f} s, compiling included, a step {a_step:.2f} s"
         self._say(told)
 
 

@@ -6,10 +6,10 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -122,13 +122,22 @@ def train(
             loop = _Loop(model, objective, stream, settings, run, here, device, seed, hooks)
             loop.utilisation = utilisation
             try:
-                return loop.go(progress and here.main)
+                with _compiled(model, settings):
+                    return loop.go(progress and here.main)
             finally:
                 loop.stepper.feed.close()
                 loop.weights.release()
         finally:
             for module, mode in modes.items():
                 module.training = mode
+
+
+@runtime_checkable
+class _Compilable(Protocol):
+    """A model that knows which of its parts to compile."""
+
+    def compiled(self) -> AbstractContextManager[None]:
+        """Compile them until the end of the block."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -395,6 +404,15 @@ def _checkpointing(model: nn.Module, settings: TrainSettings) -> Iterator[None]:
     finally:
         for module, value in zip(able, before, strict=True):
             module.checkpointing = value
+
+
+def _compiled(model: nn.Module, settings: TrainSettings) -> AbstractContextManager[None]:
+    """Compile the parts of the model that can be, where that is asked for, until the end."""
+    if not settings.compile:
+        return nullcontext()
+    if not isinstance(model, _Compilable):
+        raise ConfigError(f"{type(model).__name__} has no blocks to compile: set compile=false")
+    return model.compiled()
 
 
 def _peak_memory_bytes(device: torch.device) -> int:

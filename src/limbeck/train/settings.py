@@ -42,6 +42,9 @@ class TrainSettings(Config):
         "auto", description="of the computation; bf16 keeps fp32 master weights; auto times fp32 and bf16 here"
     )
     checkpointing: bool = Field(False, description="recompute activations in the backward: less memory, a third slower")
+    compile: bool = Field(
+        False, description="compile blocks with torch.compile: the first steps of each shape are slow, the rest faster"
+    )
     keep_gradients: bool = Field(False, description="keep gradient buffers between steps instead of freeing them")
     shard: bool = Field(False, description="with several ranks: split weights and optimizer state over them (FSDP2)")
 
