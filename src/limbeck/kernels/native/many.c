@@ -28,16 +28,11 @@ INLINE void quantize_row(const uint8_t *x, int kind, int64_t columns, int32_t of
                    : left > 0    ? load_rest(kind, x + at * size, left, (int)size)
                                  : fill(0);
         }
-        const __m512 most = _mm512_max_ps(_mm512_abs_ps((__m512)v[0]), _mm512_abs_ps((__m512)v[1]));
-        const __mmask16 none = _mm512_cmp_ps_mask((__m512)v[0], (__m512)v[1], _CMP_UNORD_Q);
-        const float largest = none ? NAN : _mm512_reduce_max_ps(most); /* what is no number stays none */
-        const float scale = largest / 127.0f, inverse = largest > 0 ? 127.0f / largest : 0.0f;
-        int32_t total = 0;
-        for (int i = 0; i < 2; i++) {
-            const __m512i q = _mm512_cvtps_epi32((__m512)(v[i] * inverse));
-            total += _mm512_reduce_add_epi32(q);
-            _mm_storeu_si128((__m128i *)(codes + c + i * LANES), _mm512_cvtsepi32_epi8(q));
-        }
+        __m512i q[2];
+        const float scale = round_block(v, q);
+        const int32_t total = _mm512_reduce_add_epi32(_mm512_add_epi32(q[0], q[1]));
+        for (int i = 0; i < 2; i++)
+            _mm_storeu_si128((__m128i *)(codes + c + i * LANES), _mm512_cvtsepi32_epi8(q[i]));
         scales[b] = scale;
         begin[b] = -offset * total;
         sums[b] = (float)total * scale;

@@ -7,7 +7,7 @@
 #include "vectors.h"
 
 #ifndef AHEAD
-#define AHEAD 3 /* tiles: rows are short, so that the processor does not see the next one coming */
+#define AHEAD 1 /* tiles: rows are short, so that the processor does not see the next one coming */
 #endif
 #define UNIT 32 /* columns at a time: sixteen bytes of int4 */
 
@@ -19,10 +19,14 @@ typedef struct {
     const float *bias;
 } matrix;
 
-/* What one thread needs beside: activations in the codes' order, their sums by group, scales of four rows. */
+/* What one thread needs beside: activations in the codes' order, their sums by group, scales of four rows; and as
+ * integers: codes, and by lane of each step what they begin with and their scales. */
 typedef struct {
     float *turned, *sums, *scales;
     uint16_t *halves;
+    int8_t *codes;
+    int32_t *begin;
+    float *steps;
 } room;
 
 static const int SIZE[] = {4, 2, 2, 1, 0, 1, 1};
@@ -351,6 +355,160 @@ static void multiply_bf16(const matrix *m, int64_t from, int64_t to, int64_t row
 }
 #endif
 
+#ifdef __AVX512VNNI__
+/* Eight-bit integers: x rounded in blocks of 32 columns, W's codes taken as unsigned, what that adds taken off before. A
+ * step is 64 codes of int8, of int4 128: 64 even columns, then 64 odd ones. */
+INLINE int64_t step_columns(int kind) { return kind == INT4 ? 128 : 64; }
+
+static void lay_integers(int kind, int offset, const float *x, int64_t columns, int64_t span, int8_t *codes,
+                         int32_t *begin, float *scales, float *sums) {
+    const int64_t step = step_columns(kind), lanes = kind == INT4 ? 4 : 8; /* that share a block */
+    for (int64_t c = 0; c < columns; c += step)
+        for (int64_t b = 0; b < step / 32; b++) {
+            int8_t at[32], *to = codes + c;
+            __m512i q[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()};
+            float scale = 0;
+            f32x16 v[2];
+            for (int i = 0; i < 2; i++) { /* zeros lie behind the row up to UNIT columns */
+                const int64_t first = c + b * 32 + i * LANES;
+                v[i] = first < up_to(columns, UNIT) ? load(x + first) : fill(0);
+            }
+            scale = round_block(v, q);
+            for (int i = 0; i < 2; i++) _mm_storeu_si128((__m128i *)(at + i * LANES), _mm512_cvtsepi32_epi8(q[i]));
+            if (kind == INT4)
+                for (int i = 0; i < 16; i++) {
+                    to[b * 16 + i] = at[2 * i];
+                    to[64 + b * 16 + i] = at[2 * i + 1];
+                }
+            else memcpy(to + b * 32, at, 32);
+            int32_t whole = 0;
+            for (int64_t l = 0; l < lanes; l++) {
+                int32_t total = 0;
+                for (int64_t i = 0; i < 32 / lanes; i++) total += at[l * (32 / lanes) + i];
+                whole += total;
+                begin[c / step * LANES + b * lanes + l] = -offset * total;
+                scales[c / step * LANES + b * lanes + l] = scale;
+            }
+            if (sums && c + b * 32 < columns) sums[(c + b * 32) / span] += (float)whole * scale; /* as W's codes see x */
+        }
+}
+
+/* One step of mr rows of W, keep: which of their 64 bytes there are. */
+INLINE void step_integers(int kind, int grouped, int mr, int nb, const uint8_t *p, int64_t width, __mmask64 keep,
+                          const int8_t *codes, int64_t ldc, const int32_t *begin, const float *steps, int64_t lds,
+                          const float *scales, int64_t blocks, __m512 *total) {
+    const __m512i places = kind == INT4 ? _mm512_set_epi32(3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0)
+                                        : _mm512_set_epi32(1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0);
+    const __m512i low = _mm512_set1_epi8(15), sign = _mm512_set1_epi8((char)0x80);
+    UNROLL
+    for (int i = 0; i < mr; i++) {
+        const __m512i v = ~keep ? _mm512_maskz_loadu_epi8(keep, p + i * width) : _mm512_loadu_si512(p + i * width);
+        __m512 w = _mm512_setzero_ps();
+        if (grouped) w = _mm512_permutexvar_ps(places, _mm512_castps128_ps512(_mm_loadu_ps(scales + i * blocks)));
+        UNROLL
+        for (int b = 0; b < nb; b++) {
+            const int8_t *x = codes + b * ldc;
+            __m512i sum = _mm512_loadu_si512(begin + b * lds);
+            if (kind == INT4) {
+                sum = _mm512_dpbusd_epi32(sum, _mm512_and_si512(v, low), _mm512_loadu_si512(x));
+                sum = _mm512_dpbusd_epi32(sum, _mm512_and_si512(_mm512_srli_epi16(v, 4), low), _mm512_loadu_si512(x + 64));
+            } else sum = _mm512_dpbusd_epi32(sum, _mm512_xor_si512(v, sign), _mm512_loadu_si512(x));
+            __m512 scale = _mm512_loadu_ps(steps + b * lds);
+            if (grouped) scale = _mm512_mul_ps(scale, w);
+            total[i * nb + b] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scale, total[i * nb + b]);
+        }
+    }
+}
+
+INLINE void tile_integers(int kind, int grouped, int mr, int nb, const matrix *m, int64_t row, const int8_t *codes,
+                          int64_t ldc, const int32_t *begin, const float *steps, int64_t lds, const float *scales,
+                          int64_t blocks, float *out) {
+    const int64_t width = bytes_of(kind, m->columns), whole = width / 64, each = step_columns(kind), per = each / 32;
+    const uint8_t *p = m->codes + row * width;
+    __m512 total[16];
+    UNROLL
+    for (int i = 0; i < mr * nb; i++) total[i] = _mm512_setzero_ps();
+    for (int64_t c = 0; c < mr * width; c += 64) __builtin_prefetch(p + AHEAD * mr * width + c);
+    for (int64_t s = 0; s < whole; s++)
+        step_integers(kind, grouped, mr, nb, p + s * 64, width, ~0ull, codes + s * each, ldc, begin + s * LANES,
+                      steps + s * LANES, lds, scales + s * per, blocks, total);
+    if (whole * 64 < width)
+        step_integers(kind, grouped, mr, nb, p + whole * 64, width, (1ull << (width - whole * 64)) - 1,
+                      codes + whole * each, ldc, begin + whole * LANES, steps + whole * LANES, lds, scales + whole * per,
+                      blocks, total);
+    UNROLL
+    for (int i = 0; i < mr * nb; i++) out[i] = _mm512_reduce_add_ps(total[i]);
+}
+
+typedef void tile_of_integers(const matrix *, int64_t, const int8_t *, int64_t, const int32_t *, const float *, int64_t,
+                              const float *, int64_t, float *);
+#define ONE(KIND, G, MR, NB)                                                                                           \
+    static __attribute__((noinline)) void integers_##KIND##_##G##_##MR##_##NB(                                         \
+        const matrix *m, int64_t row, const int8_t *codes, int64_t ldc, const int32_t *begin, const float *steps,      \
+        int64_t lds, const float *scales, int64_t blocks, float *out) {                                                \
+        tile_integers(KIND, G, MR, NB, m, row, codes, ldc, begin, steps, lds, scales, blocks, out);                    \
+    }
+#define SHAPES(KIND, G) ONE(KIND, G, 1, 1) ONE(KIND, G, 4, 1) ONE(KIND, G, 1, 4) ONE(KIND, G, 4, 4)
+SHAPES(INT8, 0) SHAPES(INT8, 1) SHAPES(INT4, 0) SHAPES(INT4, 1)
+#define ROW(K, G) {integers_##K##_##G##_1_1, integers_##K##_##G##_4_1, integers_##K##_##G##_1_4, integers_##K##_##G##_4_4}
+static tile_of_integers *const INTEGERS[2][2][4] = {{ROW(INT8, 0), ROW(INT8, 1)}, {ROW(INT4, 0), ROW(INT4, 1)}};
+#undef ONE
+#undef SHAPES
+#undef ROW
+
+INLINE int in_integers(const matrix *m) {
+    return (m->kind == INT8 || m->kind == INT4) && m->span >= 0 &&
+           (m->span == 0 || m->span >= m->columns || m->span % 32 == 0);
+}
+
+/* Rows [from, to) of y = x @ W.T, from x laid out in `o`. */
+static void multiply_integers(const room *o, const matrix *m, int64_t rows, int64_t from, int64_t to, float *y, int64_t ldy,
+                              int add, const float *sums, int64_t ldsums) {
+    const int64_t columns = m->columns, step = step_columns((int)m->kind), steps = (columns + step - 1) / step;
+    const int64_t ldc = steps * step, lds = steps * LANES, blocks = steps * step / 32;
+    const int64_t span = m->span > 0 && m->span < columns ? m->span : columns, groups = (columns + span - 1) / span;
+    const int grouped = groups > 1, one = m->span == 0, half = (int)m->half_scales;
+    tile_of_integers *const *f = INTEGERS[m->kind == INT4][grouped];
+    for (int64_t r = from; r < to;) {
+        const int64_t mr = r + 4 <= to ? 4 : 1;
+        float *own = o->scales, *line = o->scales + 4 * blocks; /* by blocks, and one row's as they are stored */
+        for (int64_t i = 0; i < mr; i++) {
+            if (!grouped) {
+                widen(m->scales, half, one ? 0 : r + i, 1, line);
+                own[i] = line[0];
+                continue;
+            }
+            float *at = own + i * blocks;
+            widen(m->scales, half, (r + i) * groups, groups, span == 32 ? at : line);
+            if (span > 32)
+                for (int64_t g = 0, b = 0; g < groups; g++)
+                    for (int64_t k = 0; k < span / 32 && b < blocks; k++, b++) at[b] = line[g];
+            for (int64_t b = (columns + 31) / 32; b < blocks; b++) at[b] = 0;
+        }
+        for (int64_t b = 0; b < rows;) {
+            const int64_t nb = rows - b >= 4 ? 4 : 1;
+            float out[16];
+            f[(nb == 4) * 2 + (mr == 4)](m, r, o->codes + b * ldc, ldc, o->begin + b * lds, o->steps + b * lds, lds, own,
+                                         blocks, out);
+            for (int64_t i = 0; i < mr; i++)
+                for (int64_t k = 0; k < nb; k++) {
+                    float value = out[i * nb + k] * (grouped ? 1 : own[i]) + (m->bias ? m->bias[r + i] : 0);
+                    float *place = y + (b + k) * ldy + r + i;
+                    *place = add ? *place + value : value;
+                }
+            b += nb;
+        }
+        if (m->zeros)
+            for (int64_t i = 0; i < mr; i++) {
+                widen(m->zeros, half, one ? 0 : (r + i) * groups, groups, line);
+                for (int64_t b = 0; b < rows; b++)
+                    for (int64_t g = 0; g < groups; g++) y[b * ldy + r + i] += line[g] * sums[b * ldsums + g];
+            }
+        r += mr;
+    }
+}
+#endif
+
 /* Rows [from, to) of y = x @ W.T + bias, or y += that. */
 static void share(const room *o, const matrix *m, int64_t rows, const float *x, int64_t ldx, float *y, int64_t ldy,
                   int add, int64_t from, int64_t to) {
@@ -373,6 +531,18 @@ static void share(const room *o, const matrix *m, int64_t rows, const float *x, 
                 memcpy(o->halves + b * w + c, &half, sizeof half);
             }
         multiply_bf16(m, from, to, rows, o->halves, w, y, ldy, add);
+        return;
+    }
+#endif
+#ifdef __AVX512VNNI__
+    if (in_integers(m)) {
+        const int64_t step = step_columns((int)m->kind), steps = (m->columns + step - 1) / step;
+        const int offset = m->kind == INT8 ? 128 : m->zeros ? 0 : 8;
+        if (m->zeros) memset(o->sums, 0, rows * lds * sizeof(float));
+        for (int64_t b = 0; b < rows; b++)
+            lay_integers((int)m->kind, offset, x + b * ldx, m->columns, span, o->codes + b * steps * step,
+                         o->begin + b * steps * LANES, o->steps + b * steps * LANES, m->zeros ? o->sums + b * lds : 0);
+        multiply_integers(o, m, rows, from, to, y, ldy, add, o->sums, lds);
         return;
     }
 #endif

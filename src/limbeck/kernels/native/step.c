@@ -180,13 +180,18 @@ int64_t limbeck_widest(const model *m) {
     return up_to(q > most ? q : most, UNIT);
 }
 
+/* Floats of one thread; the last part is for integers: a quarter for codes, two halves for what goes with them. */
+static int64_t limbeck_own(const model *m, int64_t rows, int64_t slots) {
+    const int64_t widest = limbeck_widest(m), integers = rows * (up_to(widest, 128) / 4 + up_to(widest, 128) / 2 + 64);
+    return up_to(3 * rows * widest + 8 * widest + slots + 2 * up_to(m->head_width, UNIT) + 12 * UNIT + integers, UNIT);
+}
+
 /* Floats of scratch that ``limbeck_step`` wants, for ``rows`` sequences, ``threads`` and at most ``slots``. */
 int64_t limbeck_scratch(const model *m, int64_t rows, int64_t slots, int64_t threads) {
     const int64_t widest = limbeck_widest(m), qkv = (m->heads + 2 * m->kv_heads) * m->head_width;
     const int64_t shared = rows * (up_to(qkv, UNIT) + up_to(m->heads * m->head_width, UNIT) +
                                    2 * up_to(m->ffn, UNIT));
-    const int64_t own = 3 * rows * widest + 8 * widest + slots + 2 * up_to(m->head_width, UNIT) + 4 * UNIT;
-    return shared + threads * up_to(own, UNIT);
+    return shared + threads * limbeck_own(m, rows, slots);
 }
 
 /* Run ``each`` tokens of every sequence, one after the other; ``rows`` counts all of them.
@@ -201,7 +206,7 @@ void limbeck_step(const model *m, int64_t rows, int64_t each, const int64_t *tok
     const int64_t ldf = up_to(m->ffn, UNIT), widest = limbeck_widest(m), group = m->heads / m->kv_heads;
     const float factor = (float)(1 / sqrt((double)d));
     float *qkv = scratch, *mixed = qkv + rows * ldqkv, *inner = mixed + rows * lda, *gates = inner + rows * ldf;
-    const int64_t own = up_to(3 * rows * widest + 8 * widest + slots + 2 * up_to(d, UNIT) + 4 * UNIT, UNIT);
+    const int64_t own = limbeck_own(m, rows, slots);
     for (int64_t b = 0; b < rows; b++) {
         memset(x + b * ldx, 0, m->width * sizeof(float));
         add_row(&m->embed, tokens[b], x + b * ldx);
@@ -212,10 +217,14 @@ void limbeck_step(const model *m, int64_t rows, int64_t each, const int64_t *tok
         const int64_t t = omp_get_thread_num(), n = omp_get_num_threads();
         float *p = gates + rows * ldf + t * own;
         float *normed = p, *turned = normed + rows * widest;
-        room o = {turned, turned + rows * widest, 0, 0};
+        room o = {turned, turned + rows * widest, 0, 0, 0, 0, 0};
         o.scales = o.sums + rows * (widest / 2);
         o.halves = (uint16_t *)(o.sums); /* never both: halves are for bf16 codes, sums for integers */
         float *query = o.sums + rows * widest + 8 * widest, *scores = query + 2 * up_to(d, UNIT);
+        const int64_t laid = up_to(widest, 128);
+        o.steps = scores + slots + UNIT;
+        o.begin = (int32_t *)(o.steps + rows * (laid / 4));
+        o.codes = (int8_t *)(o.begin + rows * (laid / 4));
         int64_t from, to;
         for (int64_t i = 0; i < m->layers; i++) {
             const layer *l = m->layer + i;

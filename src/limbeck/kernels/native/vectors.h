@@ -171,4 +171,16 @@ INLINE f32x16 exponential(f32x16 x) {
     y = (f32x16)((i32x16)y + (power << 23));
     return pick(x == x, pick(tiny, fill(0), y), x); /* what is no number stays none */
 }
+
+#ifdef __AVX512VNNI__
+/* 32 numbers to int8, two halves of sixteen, as dwords: returns the scale; what is no number stays none. */
+INLINE float round_block(const f32x16 v[2], __m512i codes[2]) {
+    const __m512 most = _mm512_max_ps(_mm512_abs_ps((__m512)v[0]), _mm512_abs_ps((__m512)v[1]));
+    const __mmask16 none = _mm512_cmp_ps_mask((__m512)v[0], (__m512)v[1], _CMP_UNORD_Q);
+    const float largest = none ? NAN : _mm512_reduce_max_ps(most);
+    const float inverse = largest > 0 ? 127.0f / largest : 0.0f;
+    for (int i = 0; i < 2; i++) codes[i] = _mm512_cvtps_epi32((__m512)(v[i] * inverse));
+    return largest / 127.0f;
+}
+#endif
 #endif
