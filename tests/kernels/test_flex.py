@@ -81,6 +81,18 @@ def test_a_layer_takes_it_but_with_dropout(dropout: float, monkeypatch: pytest.M
         torch.testing.assert_close(flexible, plain, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(("width", "dtype"), [(8, torch.float32), (32, torch.float64)])
+def test_a_layer_its_kernels_cannot_serve_takes_the_mask(
+    width: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = Attention(DecoderConfig(vocab_size=9, width=width, layers=1, heads=2, context=200), 0).to(dtype)
+    view, x = view_of(ROWS["packed"]), torch.randn(2, 140, width, dtype=dtype)
+    monkeypatch.setattr(View, "spans", lambda *_: None)
+    plain = layer(x, view)
+    monkeypatch.setattr(View, "blocks", lambda *_: pytest.fail("no blocks for these"))
+    assert torch.equal(layer(x, view), plain)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("pattern", PATTERNS, ids=repr)
 @pytest.mark.parametrize("rows", ROWS)

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from limbeck.config import Config
 from limbeck.data.batch import Batch
 from limbeck.errors import ConfigError
 from limbeck.model import decoder
 from limbeck.model.config import DecoderConfig
 from limbeck.model.decoder import Block, Decoder
 from limbeck.objectives.next_token import NextToken
+from limbeck.run import Run
 from limbeck.techniques.lora import LoRA
+from limbeck.train import loop
+from limbeck.train.compiling import WarmUp
+from limbeck.train.distributed import World
 from limbeck.train.loop import train
 from limbeck.train.settings import TrainSettings
 
@@ -27,6 +35,10 @@ CONFIGS = {
         activation="silu", gated=True,
     ),
 }  # fmt: skip
+
+
+class Recipe(Config):
+    name: str = "x"
 
 
 class Batches:
@@ -106,3 +118,65 @@ def test_a_model_without_blocks_is_refused() -> None:
     model = nn.Linear(2, 2)
     with pytest.raises(ConfigError, match="Linear has no blocks to compile"):
         train(model, NextToken(), Batches(False), TrainSettings(steps=1, compile=True, monitor="", precision="fp32"))
+
+
+def test_what_compiling_took_is_told_once() -> None:
+    warm_up = WarmUp(True)
+    told = [warm_up.after(seconds, last=False) for seconds in (9.0, 1.0, 4.0, 1.0, 1.0, 1.5, 1.0)]
+    assert told == [{}] * 5 + [{"compile_seconds": 8.0}, {}]
+    short = WarmUp(True)
+    assert [short.after(5.0, last=False), short.after(2.0, last=True)] == [{}, {"compile_seconds": 3.0}]
+    assert WarmUp(True).after(5.0, last=True) == {}  # nothing to compare it with
+    assert WarmUp(False).after(5.0, last=True) == {}
+
+
+@pytest.mark.usefixtures("eager")
+def test_the_metrics_hold_what_compiling_took(tmp_path: Path) -> None:
+    chosen = TrainSettings(steps=7, precision="fp32", monitor="", compile=True)
+    with Run.create(tmp_path, Recipe()) as run:
+        train(Decoder(CONFIGS["gpt2"]), NextToken(), Batches(False), chosen, run=run, progress=False)
+    told = [line for line in run.metrics() if "compile_seconds" in line]
+    assert [line["step"] for line in told] == [6] and told[0]["compile_seconds"] > 0
+
+
+@pytest.mark.usefixtures("eager")
+def test_a_third_width_compiles_nothing() -> None:
+    model, counters = Decoder(CONFIGS["gpt2"]).train(), torch._dynamo.utils.counters
+    counters.clear()
+    graphs: list[int] = []
+    with model.compiled():
+        for index in range(6):
+            model(Batches(False).at(index)).sum().backward()
+            graphs.append(counters["stats"]["unique_graphs"])
+    assert graphs[1] == graphs[-1]
+
+
+@pytest.mark.usefixtures("eager")
+def test_what_is_compiled_is_what_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sharding trains a copy."""
+    copies: list[Decoder] = []
+
+    def shard(model: Decoder, bf16: bool) -> Decoder:
+        copies.append(copy.deepcopy(model))
+        return copies[0]
+
+    class Two(World):
+        def gather(self, values: Tensor) -> Tensor:
+            return torch.stack((values, values))
+
+        def share(self, value: object) -> object:
+            return value
+
+        def on_main(self, work: Callable[[], object]) -> object:
+            return work()
+
+    monkeypatch.setattr(loop, "shard", shard)
+    monkeypatch.setattr(loop, "world", lambda: Two(0, 2))
+    model, seen = Decoder(CONFIGS["gpt2"]), []
+    chosen = TrainSettings(steps=1, precision="fp32", monitor="", compile=True, shard=True)
+
+    def look(*_: object) -> None:
+        seen.extend((m.blocks[0]._compiled_call_impl is not None) for m in (model, copies[0]))
+
+    train(model, NextToken(), Batches(False), chosen, progress=False, on_step=look)
+    assert seen == [False, True] and copies[0].blocks[0]._compiled_call_impl is None

@@ -5,13 +5,23 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from limbeck.data.batch import Batch, PairBatch
+from limbeck.train import step
+from limbeck.train.distributed import World
 from limbeck.train.feed import Feed
+from limbeck.train.loop import train
+from limbeck.train.settings import TrainSettings
+from tests.reference import resumable
+from tests.reference.training import PlainNextToken, Random, same, tiny, weights
 
 CPU = torch.device("cpu")
 
@@ -101,6 +111,64 @@ def test_closing_waits_for_what_runs_and_drops_the_rest():
     began = time.perf_counter()
     feed.close()
     assert time.perf_counter() - began < 1 and len(stream.made) < 10 and not feeding()
+
+
+def learned(stream: Any = None, accumulation: int = 1, on_step: Any = None) -> dict[str, Tensor]:
+    model = tiny(dropout=0.1)
+    chosen = TrainSettings(steps=6, precision="fp32", learning_rate=1e-2, accumulation=accumulation)
+    train(model, PlainNextToken(0.1), stream or Random(), chosen, progress=False, on_step=on_step)
+    return weights(model)
+
+
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_a_training_fed_ahead_learns_the_same(accumulation: int, monkeypatch: pytest.MonkeyPatch):
+    plain, during = learned(accumulation=accumulation), []
+    monkeypatch.setattr(step, "Feed", partial(Feed, ahead=True))
+    fed = learned(accumulation=accumulation, on_step=lambda *_: during.append(len(feeding())))
+    assert same(plain, fed) and during == [1] * 6 and not feeding()
+
+
+@pytest.mark.parametrize("killed_at", [1, 2, 7])
+def test_it_resumes_at_any_step(killed_at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    whole, *_ = resumable.fit(tmp_path / "whole")
+    monkeypatch.setattr(step, "Feed", partial(Feed, ahead=True))
+
+    def kill(number: int, _: object) -> None:
+        if number == killed_at:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        resumable.fit(tmp_path / "cut", on_step=kill)
+    assert not feeding()
+    again, *_ = resumable.fit(tmp_path / "cut")
+    assert same(whole, again) and not feeding()
+
+
+class Broken(Random):
+    def at(self, index: int) -> Batch:
+        if index == 3:
+            raise OSError("the disk is gone")
+        return super().at(index)
+
+
+def test_what_fails_ahead_fails_in_its_own_step(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(step, "Feed", partial(Feed, ahead=True))
+    done: list[int] = []
+    with pytest.raises(OSError, match="the disk is gone"):
+        learned(Broken(), on_step=lambda number, _: done.append(number))
+    assert done == [1, 2, 3] and not feeding()
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_each_rank_gets_its_own(ranks: int):
+    taken: list[list[int]] = []
+    for rank in range(ranks):
+        parts: Any = SimpleNamespace(settings=SimpleNamespace(accumulation=2), world=World(rank, ranks))
+        wanted = [step.Stepper.indices(parts, s) for s in range(4)]
+        feed, plan = Feed(Numbers(), CPU, True), zip(wanted, [*wanted[1:], []], strict=True)
+        taken.append([i for now, then in plan for i in numbers(feed.take(now, then))])
+        feed.close()
+    assert [i for turn in zip(*taken, strict=True) for i in turn] == list(range(8 * ranks)) and not feeding()
 
 
 @pytest.mark.gpu

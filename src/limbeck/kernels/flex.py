@@ -13,9 +13,15 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
-__all__ = ["BlockMask", "block_mask", "flex_attend"]
+__all__ = ["BlockMask", "block_mask", "flex_attend", "serves"]
 
 Allows = Callable[[Tensor, Tensor], Tensor]
+_LEAST_WIDTH = 16  # of a head: of fewer columns a GPU has no product
+
+
+def serves(q: Tensor) -> bool:
+    """Is ``flex_attend`` for queries (B, H, T, D) like these? Its kernels sum in float32, too narrow for float64."""
+    return q.shape[-1] >= _LEAST_WIDTH and q.dtype != torch.float64
 
 
 def block_mask(documents: Tensor, positions: Tensor, allows: Allows) -> BlockMask:

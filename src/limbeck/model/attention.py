@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from limbeck.kernels.attention import Span, document_attention, document_spans
-from limbeck.kernels.flex import BlockMask, block_mask, flex_attend
+from limbeck.kernels.flex import BlockMask, block_mask, flex_attend, serves
 from limbeck.model.cache import KVCache, Slots
 from limbeck.model.config import DecoderConfig
 from limbeck.model.linear import Linear, project
@@ -166,7 +166,7 @@ class Attention(nn.Module):
         spans = None if dropout else view.spans(self.pattern, q.shape[1], q.dtype == torch.bfloat16)
         if spans is not None:
             return document_attention(q, k, v, spans)
-        blocks = None if dropout else view.blocks(self.pattern)
+        blocks = view.blocks(self.pattern) if not dropout and serves(q) else None
         if blocks is not None:
             return flex_attend(q, k, v, blocks)
         return attend(q, k, v, view.mask(self.pattern), dropout=dropout)

@@ -77,8 +77,8 @@ class Feed:
         batch = self.stream.at(index)
         if self._copies is None:
             return Fed(batch)
-        batch = batch.pin()  # only from pinned memory does a copy run beside the work
-        with torch.cuda.stream(self._copies):
+        with torch.cuda.stream(self._copies):  # its device too: a new thread would pin by the first GPU on every rank
+            batch = batch.pin()  # only from pinned memory does a copy run beside the work
             copy = batch.to(self.device)
             return Fed(batch, copy, self._copies.record_event())
 

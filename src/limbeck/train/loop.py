@@ -6,10 +6,10 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from limbeck.errors import ConfigError, Interrupted
 from limbeck.objectives.objective import Objective
 from limbeck.run import Run
 from limbeck.train.checkpoint import Checkpoints
+from limbeck.train.compiling import WarmUp, compiled
 from limbeck.train.distributed import World, shard, world, wrap
 from limbeck.train.evaluation import Evaluation, evaluate
 from limbeck.train.optim import adamw, decayed, state_tensors
@@ -122,7 +123,7 @@ def train(
             loop = _Loop(model, objective, stream, settings, run, here, device, seed, hooks)
             loop.utilisation = utilisation
             try:
-                with _compiled(model, settings):
+                with compiled(loop.working, settings.compile):  # the copy that is sharded, if one is
                     return loop.go(progress and here.main)
             finally:
                 loop.stepper.feed.close()
@@ -130,14 +131,6 @@ def train(
         finally:
             for module, mode in modes.items():
                 module.training = mode
-
-
-@runtime_checkable
-class _Compilable(Protocol):
-    """A model that knows which of its parts to compile."""
-
-    def compiled(self) -> AbstractContextManager[None]:
-        """Compile them until the end of the block."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +165,7 @@ class _Loop:
         self.plain, self.sharded = model, settings.shard and here.size > 1
         self.best_in_memory: dict[str, Tensor] | None = None
         self.unsaved = True
-        self.utilisation = 0.0
+        self.utilisation, self.warm_up = 0.0, WarmUp(settings.compile)
         self.state = State(settings=settings.model_dump(mode="json") | {"ranks": here.size})
         self.timings = self._choose_precision(model, objective, stream)
         self.working = shard(model, self.state.precision == "bf16") if self.sharded else model
@@ -266,7 +259,10 @@ class _Loop:
             self.weights.clear_gradients(keep=False)
         self.unsaved = True
         state.step += 1
-        state.step_seconds += time.perf_counter() - start
+        seconds = time.perf_counter() - start
+        state.step_seconds += seconds
+        if took := self.warm_up.after(seconds, state.step == self.total):
+            self._log(took)
         state.real_tokens += seen.real_tokens
         state.target_tokens += seen.target_tokens
         state.tally.add(seen.sums, seen.counts, seen.weights)
@@ -404,15 +400,6 @@ def _checkpointing(model: nn.Module, settings: TrainSettings) -> Iterator[None]:
     finally:
         for module, value in zip(able, before, strict=True):
             module.checkpointing = value
-
-
-def _compiled(model: nn.Module, settings: TrainSettings) -> AbstractContextManager[None]:
-    """Compile the parts of the model that can be, where that is asked for, until the end."""
-    if not settings.compile:
-        return nullcontext()
-    if not isinstance(model, _Compilable):
-        raise ConfigError(f"{type(model).__name__} has no blocks to compile: set compile=false")
-    return model.compiled()
 
 
 def _peak_memory_bytes(device: torch.device) -> int:
