@@ -41,7 +41,7 @@ def test_loading_a_quantized_model_makes_no_full_precision_copy(tmp_path: Path) 
     assert plain.use_bytes >= 0.7 * full_bytes
     # 76 MB of weights are 11 MB of codes and scales
     assert 0.3 * small_bytes <= packed.load_bytes <= 1.5 * small_bytes, "a matrix written out even once would show"
-    assert small_bytes <= packed.use_bytes < plain.use_bytes
+    assert 0.7 * small_bytes <= packed.use_bytes < plain.use_bytes
 
 
 def test_what_fails_there_is_told_here(tmp_path: Path) -> None:
