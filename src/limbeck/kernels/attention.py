@@ -131,7 +131,7 @@ class _Compiled:
     def __init__(
         self, library: ctypes.CDLL, q: Tensor, k: Tensor, v: Tensor, spans: Sequence[Span], scale: float
     ) -> None:
-        self.library, self.spans, self.threads = library, spans, torch.get_num_threads()
+        self.kernels, self.spans, self.threads = library, spans, torch.get_num_threads()
         # kept as long as the description points into them
         self.q, self.k, self.v = (_columns_together(x) for x in (q, k, v))
         self.heads = native.Heads(
@@ -153,25 +153,25 @@ class _Compiled:
 
     def forward(self, out: Tensor, sums: Tensor | None) -> None:
         """Fill ``out``, laid out (B, T, H, D), and the log-sums (B, H, T)."""
-        heads, library = self.heads, self.library
+        heads, kernels = self.heads, self.kernels
         heads.out, heads.sums = out.data_ptr(), None if sums is None else sums.data_ptr()
-        most = max(1, _LAID_OUT // library.limbeck_attend_room(heads, 1, 0))
+        most = max(1, _LAID_OUT // kernels.limbeck_attend_room(heads, 1, 0))
         for documents, tiles in _documents(self.spans, most):
-            room = kept(library.limbeck_attend_room(heads, tiles, self.threads), torch.uint8, out.device)
+            room = kept(kernels.limbeck_attend_room(heads, tiles, self.threads), torch.uint8, out.device)
             listed = (native.Document * len(documents))(*documents)
-            library.limbeck_attend(heads, len(documents), listed, room.data_ptr(), self.threads)
+            kernels.limbeck_attend(heads, len(documents), listed, room.data_ptr(), self.threads)
 
     def backward(self, grad: Tensor, out: Tensor, sums: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Gradients of queries, keys and values, laid out (B, T, heads, D)."""
-        heads, library, grad = self.heads, self.library, _columns_together(grad)
+        heads, kernels, grad = self.heads, self.kernels, _columns_together(grad)
         heads.out, heads.sums = out.data_ptr(), sums.data_ptr()
         dq, dk, dv = (_beside(x, self.spans) for x in (self.q, self.k, self.v))
         wanted = native.HeadGradients(*grad.stride()[:3], grad.data_ptr(), dq.data_ptr(), dk.data_ptr(), dv.data_ptr())
         ((documents, _),) = _documents(self.spans, 1 << 62)
         longest = max(d.stop - d.start for d in documents)
-        room = kept(library.limbeck_attend_backward_room(heads, longest, self.threads), torch.uint8, grad.device)
+        room = kept(kernels.limbeck_attend_backward_room(heads, longest, self.threads), torch.uint8, grad.device)
         listed = (native.Document * len(documents))(*documents)
-        library.limbeck_attend_backward(heads, wanted, len(documents), listed, longest, room.data_ptr(), self.threads)
+        kernels.limbeck_attend_backward(heads, wanted, len(documents), listed, longest, room.data_ptr(), self.threads)
         return dq, dk, dv
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,13 +13,14 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from limbeck.errors import ConfigError, Interrupted
+from limbeck.errors import Interrupted
 from limbeck.objectives.objective import Objective
 from limbeck.run import Run
 from limbeck.train.checkpoint import Checkpoints
 from limbeck.train.compiling import WarmUp, compiled
 from limbeck.train.distributed import World, shard, world, wrap
 from limbeck.train.evaluation import Evaluation, evaluate
+from limbeck.train.modes import checkpointing, random_state
 from limbeck.train.optim import adamw, decayed, state_tensors
 from limbeck.train.precision import Precision, Weights, fastest
 from limbeck.train.progress import Bar
@@ -117,7 +117,7 @@ def train(
     here = world()
     modes = {module: module.training for module in model.modules()}
     model.to(device)
-    with _random_state(device), _checkpointing(model, settings), StopRequest() as stop:
+    with random_state(device), checkpointing(model, settings), StopRequest() as stop:
         try:
             hooks = _Hooks(tuple(evaluations), on_step, save_extra, stop)
             loop = _Loop(model, objective, stream, settings, run, here, device, seed, hooks)
@@ -376,30 +376,6 @@ def _means(seen: Outcome) -> dict[str, float]:
     tally = Tally()
     tally.add(seen.sums, seen.counts, seen.weights)
     return tally.means()
-
-
-@contextmanager
-def _random_state(device: torch.device) -> Iterator[None]:
-    """Give the caller's generators back as they were."""
-    devices = [device.index or 0] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
-        yield
-
-
-@contextmanager
-def _checkpointing(model: nn.Module, settings: TrainSettings) -> Iterator[None]:
-    """Switch activation checkpointing on in every module that knows of it, and back at the end."""
-    able: list[Any] = [m for m in model.modules() if hasattr(m, "checkpointing")]
-    if settings.checkpointing and not able:
-        raise ConfigError(f"{type(model).__name__} has no activation checkpointing: switch it off")
-    before = [m.checkpointing for m in able]
-    for module in able:
-        module.checkpointing = settings.checkpointing
-    try:
-        yield
-    finally:
-        for module, value in zip(able, before, strict=True):
-            module.checkpointing = value
 
 
 def _peak_memory_bytes(device: torch.device) -> int:
