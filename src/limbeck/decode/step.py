@@ -1,10 +1,10 @@
 """One token of every sequence by the compiled kernels: what a session runs in place of the decoder's own forward.
 
 The compiled step (``kernels/native/step.c``) reads weights where they lie, in fp32, bf16, fp16 or the neutral layout of
-quantized matrices, keeps activations in fp32 (rounded to int8 in blocks of 32 for a product with int8 or int4 codes where
-the processor multiplies eight-bit integers, as ``kernels/packed.py`` does) and allocates nothing. It serves decoders made of plain or quantized
-linear layers on a CPU; anything else (adapters not merged, fake quantization, fp64, other devices, autocast, a pinned
-dispatch) runs through torch.
+quantized matrices, and allocates nothing. Activations are fp32, but rounded to int8 in blocks of 32 for a product with
+int8 or int4 codes where the processor multiplies eight-bit integers, as in ``kernels/packed.py``. It serves decoders made
+of plain or quantized linear layers on a CPU; anything else (adapters not merged, fake quantization, fp64, other devices,
+autocast, a pinned dispatch) runs through torch.
 """
 
 from __future__ import annotations
