@@ -2,9 +2,9 @@
 
 The compiled step (``kernels/native/step.c``) reads weights where they lie, in fp32, bf16, fp16 or the neutral layout of
 quantized matrices, and allocates nothing. Activations are fp32, but rounded to int8 in blocks of 32 for a product with
-int8 or int4 codes where the processor multiplies eight-bit integers, as in ``kernels/packed.py``. It serves decoders made
-of plain or quantized linear layers on a CPU; anything else (adapters not merged, fake quantization, fp64, other devices,
-autocast, a pinned dispatch) runs through torch.
+int8 or int4 codes where the processor multiplies eight-bit integers, as in ``kernels/packed.py``. It serves decoders
+made of plain or quantized linear layers on a CPU; anything else (adapters not merged, fake quantization, fp64, other
+devices, autocast, a pinned dispatch) runs through torch.
 """
 
 from __future__ import annotations
