@@ -54,11 +54,13 @@ INLINE __m512i codes_of(const matrix *m, int64_t row, int64_t c) {
     return _mm512_xor_si512(bytes, _mm512_set1_epi8((char)0x80));
 }
 
-/* Columns [from, to) of PANEL rows: (columns / 4, PANEL, 4); from is a multiple of 64. Rows past the end are zeros. */
-static void fill_panel(const matrix *m, int64_t row, int64_t from, int64_t to, uint8_t *panel) {
+/* Columns [from, to) of PANEL rows: (columns / 4, PANEL, 4); from is a multiple of 64. Rows past the end are zeros. far: what this
+ * thread will turn next, asked for meanwhile. */
+static void fill_panel(const matrix *m, int64_t row, int64_t from, int64_t to, uint8_t *panel, const uint8_t *far) {
     for (int64_t c = from; c < to; c += 64)
         for (int half = 0; half < PANEL / 16; half++) {
             __m512i v[16];
+            far = ask(far, bytes_of((int)m->kind, 64) * 16);
             UNROLL
             for (int i = 0; i < 16; i++) {
                 const int64_t r = row + half * 16 + i;
@@ -216,11 +218,12 @@ void limbeck_many(const matrix *m, const float *bias, int64_t rows, int64_t kind
 #pragma omp for schedule(dynamic)
         for (int64_t n = 0; n < panels; n++) {
             const int64_t row = n * PANEL, count = m->rows - row < PANEL ? m->rows - row : PANEL;
+            const uint8_t *next = m->codes + (row + threads * PANEL) * bytes_of((int)m->kind, columns);
             fill_scales(m, m->scales, row, p.groups, p.places, scales, line);
             if (m->zeros) fill_scales(m, m->zeros, row, p.groups, p.places, zeros, line);
             for (int64_t c = 0; c < columns; c += DEPTH) {
                 const int64_t end = c + DEPTH < ldx ? c + DEPTH : ldx, first = c / BLOCK;
-                fill_panel(m, row, c, end, panel);
+                fill_panel(m, row, c, end, panel, next + PANEL * bytes_of((int)m->kind, c));
                 for (int64_t t = 0; t < rows; t += TOKENS) {
                     const int64_t nb = rows - t < TOKENS ? rows - t : TOKENS, at = t * ldb + first;
                     BLOCKS[nb - 1][form]((end - c) / BLOCK, p.per, first, panel, codes + t * ldx + c, ldx, steps + at,

@@ -7,7 +7,7 @@
 #include "vectors.h"
 
 #ifndef AHEAD
-#define AHEAD 1 /* tiles: rows are short, so that the processor does not see the next one coming */
+#define AHEAD 8192 /* bytes: how much later a tile reads what it asks for */
 #endif
 #define UNIT 32 /* columns at a time: sixteen bytes of int4 */
 
@@ -31,6 +31,14 @@ typedef struct {
 
 static const int SIZE[] = {4, 2, 2, 1, 0, 1, 1};
 enum { WHOLE, GROUPS, UNITS };
+
+/* Ask for `bytes` that are read later, into the second cache; returns their end. A tile takes its rows side by side, but
+ * they lie one behind the other: asked for in that order, memory is one stream (docs/lab-notes.md). */
+INLINE const uint8_t *ask(const uint8_t *far, int64_t bytes) {
+    UNROLL
+    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(far + i, 0, 2);
+    return far + bytes;
+}
 
 INLINE int64_t up_to(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 INLINE int64_t bytes_of(int kind, int64_t columns) { return kind == INT4 ? (columns + 1) / 2 : columns * SIZE[kind]; }
@@ -160,16 +168,12 @@ INLINE void tile(int kind, int mode, int mr, int nb, const matrix *m, int64_t ro
         if (m->span >= 0) widen(m->scales, m->half_scales, one ? 0 : (row + i) * groups, groups, scales + i * groups);
     }
     const f32x16 nibbles = nibbles_of(m);
-    for (int64_t c = 0; c < mr * width; c += 64) __builtin_prefetch(p[0] + AHEAD * mr * width + c);
-    if (mode != WHOLE) {
-        const int64_t beside = mr * groups * (m->half_scales ? 2 : 4);
-        const uint8_t *next = (const uint8_t *)m->scales + (row + AHEAD * mr) * groups * (m->half_scales ? 2 : 4);
-        for (int64_t c = 0; c < beside; c += 64) __builtin_prefetch(next + c);
-    }
+    const uint8_t *far = p[0] + AHEAD;
     int64_t u = 0, g = 0;
     if (mode == UNITS) /* a scale every 32 columns: no sums between */
         for (; g < units; g++) {
             f32x16 even[4], odd[4];
+            far = ask(far, mr * step);
             UNROLL
             for (int b = 0; b < nb; b++) {
                 even[b] = load(x + b * ldx + g * UNIT);
@@ -200,7 +204,10 @@ INLINE void tile(int kind, int mode, int mr, int nb, const matrix *m, int64_t ro
             add_rest(kind, mr, nb, p, g * step, width, x + g * UNIT, ldx, nibbles, part, other);
         } else {
             const int64_t end = g + 1 < groups ? (g + 1) * (span / UNIT) : units;
-            for (; u < end; u++) add_unit(kind, mr, nb, p, u * step, x + u * UNIT, ldx, nibbles, part, other);
+            for (; u < end; u++) {
+                far = ask(far, mr * step);
+                add_unit(kind, mr, nb, p, u * step, x + u * UNIT, ldx, nibbles, part, other);
+            }
             if (rest && g + 1 == groups) add_rest(kind, mr, nb, p, u * step, width, x + u * UNIT, ldx, nibbles, part, other);
         }
         UNROLL
@@ -302,8 +309,9 @@ INLINE void tile_bf16(int mr, int nb, const matrix *m, int64_t row, const uint16
     __m512 total[16];
     UNROLL
     for (int i = 0; i < mr * nb; i++) total[i] = _mm512_setzero_ps();
-    for (int64_t c = 0; c < mr * columns; c += 32) __builtin_prefetch(w + AHEAD * mr * columns + c);
+    const uint8_t *far = (const uint8_t *)w + AHEAD;
     for (int64_t c = 0; c < columns; c += UNIT) {
+        far = ask(far, mr * 64);
         const __mmask32 keep = columns - c >= UNIT ? 0xffffffffu : (1u << (columns - c)) - 1;
         __m512bh rows[4];
         UNROLL
@@ -428,10 +436,12 @@ INLINE void tile_integers(int kind, int grouped, int mr, int nb, const matrix *m
     __m512 total[16];
     UNROLL
     for (int i = 0; i < mr * nb; i++) total[i] = _mm512_setzero_ps();
-    for (int64_t c = 0; c < mr * width; c += 64) __builtin_prefetch(p + AHEAD * mr * width + c);
-    for (int64_t s = 0; s < whole; s++)
+    const uint8_t *far = p + AHEAD;
+    for (int64_t s = 0; s < whole; s++) {
+        far = ask(far, mr * 64);
         step_integers(kind, grouped, mr, nb, p + s * 64, width, ~0ull, codes + s * each, ldc, begin + s * LANES,
                       steps + s * LANES, lds, scales + s * per, blocks, total);
+    }
     if (whole * 64 < width)
         step_integers(kind, grouped, mr, nb, p + whole * 64, width, (1ull << (width - whole * 64)) - 1,
                       codes + whole * each, ldc, begin + whole * LANES, steps + whole * LANES, lds, scales + whole * per,
