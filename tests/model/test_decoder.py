@@ -47,6 +47,66 @@ def test_read_gets_hidden_and_head_inside_the_forward(name):
     assert gradient.abs().sum() > 0
 
 
+PATTERNS = {"causal": Causal(), "sliding": Sliding(window=3)}
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_one_column_a_row_is_that_of_the_whole(name, pattern):
+    config = CONFIGS[name].model_copy(update={"pattern": PATTERNS[pattern]})
+    model, b, at = random_decoder(config, dtype=torch.float64), batch(rows=3), torch.tensor([8, 2, 6])
+    rows = torch.arange(3)
+    whole, seen = model(b), []
+    assert torch.allclose(model(b, at=at)[:, 0], whole[rows, at], rtol=1e-12, atol=1e-12)
+    hidden = model(b, at=at, read=lambda h, head: h)
+    assert torch.allclose(hidden[:, 0], model(b, read=lambda h, head: h)[rows, at], rtol=1e-12, atol=1e-12)
+
+    parameters = list(model.parameters())
+    ours = torch.autograd.grad(model(b, at=at).square().sum(), parameters)
+    theirs = torch.autograd.grad(model(b)[rows, at].square().sum(), parameters)
+    for a, c in zip(ours, theirs, strict=True):
+        assert torch.allclose(a, c, rtol=1e-10, atol=1e-12)
+    model.checkpointing = True
+    again = torch.autograd.grad(model.train()(b, at=at).square().sum(), parameters)
+    for a, c in zip(again, theirs, strict=True):
+        assert torch.allclose(a, c, rtol=1e-10, atol=1e-12)
+
+    model.eval()
+    hook = model.blocks[-1].ffn.register_forward_hook(lambda m, given, out: seen.append(out.shape[1]))
+    assert torch.allclose(model(b, at=at)[:, 0], whole[rows, at], rtol=1e-12, atol=1e-12)
+    hook.remove()
+    assert seen == [9], "who listens gets every token"
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_one_column_a_row_leaves_the_cache_as_the_whole_does(pattern):
+    config = gpt2_config(V).model_copy(update={"pattern": PATTERNS[pattern]})
+    model, first = random_decoder(config, dtype=torch.float64).eval(), batch(5)
+    more = Batch.of_ids(torch.tensor([[3, 4, 5], [6, 7, 8]]), [3, 2])
+    caches = [KVCache(config, 2, 12, torch.float64, torch.device("cpu")) for _ in range(2)]
+    with torch.no_grad():
+        for b, at in ((first, torch.tensor([4, 2])), (more, torch.tensor([2, 1]))):
+            whole = model(b, cache=caches[0])[torch.arange(2), at]
+            assert torch.allclose(model(b, at=at, cache=caches[1])[:, 0], whole, rtol=1e-12, atol=1e-12)
+    for i in range(config.layers):
+        assert torch.allclose(caches[0].keys[i], caches[1].keys[i], rtol=1e-12, atol=1e-12)
+        assert torch.allclose(caches[0].values[i], caches[1].values[i], rtol=1e-12, atol=1e-12)
+
+
+def test_one_column_a_row_costs_the_last_layer_one_token():
+    model, b, widths = random_decoder(gpt2_config(V)).eval(), batch(), []
+
+    def counted(x):
+        widths.append(x.shape[1])
+        return nn.functional.linear(x, down.weight, down.bias)
+
+    down = model.blocks[-1].ffn.down
+    down.forward = counted
+    with torch.no_grad():
+        model(b, at=torch.tensor([8, 6]))
+    assert widths == [1]
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_checkpointing_gives_the_same_gradients_and_keeps_fewer_activations(name):
     plain = random_decoder(CONFIGS[name], dtype=torch.float64).train()

@@ -48,7 +48,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """Shapes of what the stack sees."""
     seen: list[tuple[int, ...]] = []
     stack = Decoder._stack
-    monkeypatch.setattr(Decoder, "_stack", lambda self, b, c: seen.append(tuple(b.ids.shape)) or stack(self, b, c))
+    monkeypatch.setattr(Decoder, "_stack", lambda self, b, *a: seen.append(tuple(b.ids.shape)) or stack(self, b, *a))
     return seen
 
 

@@ -60,14 +60,8 @@ class Session:
         padded = [p + [self.pad_id] * (width - len(p)) for p in self._prompts]
         batch = Batch.of_ids(torch.tensor(padded, device=self.model.device), lengths)
         last = torch.tensor(lengths, device=self.model.device) - 1
-        rows = torch.arange(self.rows, device=self.model.device)
-
-        def read(hidden: Tensor, head: nn.Module) -> Tensor:
-            at_last: Tensor = head(hidden[rows, last])  # the head is the dearest layer: only where it is needed
-            return at_last
-
-        logits: Tensor = self.model(batch, read=read, cache=self._cache)
-        return logits
+        logits: Tensor = self.model(batch, at=last, cache=self._cache)
+        return logits[:, 0]
 
     def step(self, tokens: Sequence[int], alive: Sequence[bool] | None = None) -> Tensor:
         """Append one token to every row that is ``alive`` (None: all); returns the next logits (B, V).

@@ -106,13 +106,7 @@ def _batch(model: Decoder, prompts: Sequence[Ids], answers: Sequence[Ids], pad_i
     width = batch.ids.shape[1]
     cache = KVCache(model.config, len(prompts), width + rest, model.dtype, device) if rest else None
     last = torch.tensor([len(p) - 1 for p in prompts], device=device)
-    rows = torch.arange(len(prompts), device=device)
-
-    def read(hidden: Tensor, head: nn.Module) -> Tensor:
-        logits: Tensor = head(hidden[rows, last])
-        return _log_softmax(logits)
-
-    first: Tensor = model(batch, read=read, cache=cache)  # (B, V)
+    first = _log_softmax(model(batch, at=last, cache=cache)[:, 0])  # (B, V)
     scores = first[:, torch.tensor([a[0] for a in answers], device=device)]
     if cache is not None:
         scores = scores + _continued(model, cache, len(prompts), answers, pad_id)

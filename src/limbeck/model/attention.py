@@ -17,7 +17,7 @@ from limbeck.model.linear import Linear, project
 from limbeck.model.patterns import AnyPattern, Causal
 from limbeck.model.positions import rotate
 
-__all__ = ["Attention", "View", "attend", "worth_apart"]
+__all__ = ["Attention", "View", "attend", "take", "worth_apart"]
 
 _SCORES_A_SPAN = 1 << 16  # of a dense mask: below, a handful of small operations a document costs more than the mask
 
@@ -126,6 +126,11 @@ def attend(
     )
 
 
+def take(x: Tensor, at: Tensor, dim: int) -> Tensor:
+    """Of every row of ``x`` (B, ...) the one place ``at`` (B,) along ``dim``, which stays, of size 1."""
+    return x.gather(dim, at.view(-1, *[1] * (x.ndim - 1)).expand(*x.shape[:dim], 1, *x.shape[dim + 1 :]))
+
+
 class Attention(nn.Module):
     """Self-attention with one fused projection for queries, keys and values."""
 
@@ -137,8 +142,13 @@ class Attention(nn.Module):
         self.qkv = Linear(config.width, {"q": q, "k": kv, "v": kv}, bias=config.qkv_bias)
         self.out = Linear(q, {"out": config.width}, bias=config.out_bias)
 
-    def forward(self, x: Tensor, view: View, again: Callable[[], Tensor] | None = None) -> Tensor:
-        """(B, T, width) -> (B, T, width); with ``again``, which computes ``x``, the backward does not keep it."""
+    def forward(
+        self, x: Tensor, view: View, again: Callable[[], Tensor] | None = None, at: Tensor | None = None
+    ) -> Tensor:
+        """(B, T, width) -> (B, T, width), or (B, 1, width) of the one token ``at`` (B,) of each row.
+
+        With ``again``, which computes ``x``, the backward does not keep it.
+        """
         c, (b, t, _) = self.config, x.shape
         # The layer's own sizes, not ``qkv.parts``: an adapter or a packed layer in its place need not have any.
         q, k, v = torch.split(project(self.qkv, x, again), self.sizes, dim=-1)
@@ -147,15 +157,19 @@ class Attention(nn.Module):
         v = v.view(b, t, c.kv_heads, c.head_width).transpose(1, 2)
         if view.rotary is not None:
             q, k = rotate(q, *view.rotary), rotate(k, *view.rotary)
-        y = self.core(q, k, v, view)
-        out: Tensor = self.out(y.transpose(1, 2).reshape(b, t, -1))
+        y = self.core(q, k, v, view, at)
+        out: Tensor = self.out(y.transpose(1, 2).flatten(2))
         return out
 
-    def core(self, q: Tensor, k: Tensor, v: Tensor, view: View) -> Tensor:
-        """(B, H, T, D), (B, KV, T, D) twice -> (B, H, T, D): what has kernels of its own, and no parameters."""
+    def core(self, q: Tensor, k: Tensor, v: Tensor, view: View, at: Tensor | None = None) -> Tensor:
+        """(B, H, T, D), (B, KV, T, D) twice -> (B, H, T, D): what has kernels of its own, and no parameters.
+
+        With ``at`` (B,) -> (B, H, 1, D), of that query of each row.
+        """
         if view.cache is not None and not view.fresh:
-            return self._behind(q, k, v, view, view.cache)
-        y = self._among(q, k, v, view)
+            y = self._behind(q, k, v, view, view.cache)
+            return y if at is None else take(y, at, 2)
+        y = self._among(q, k, v, view) if at is None else self._last(take(q, at, 2), k, v, view, at)
         if view.cache is not None:
             view.cache.write(self.layer, view.slots[self.pattern], k, v)
         return y
@@ -170,6 +184,14 @@ class Attention(nn.Module):
         if blocks is not None:
             return flex_attend(q, k, v, blocks)
         return attend(q, k, v, view.mask(self.pattern), dropout=dropout)
+
+    def _last(self, q: Tensor, k: Tensor, v: Tensor, view: View, at: Tensor) -> Tensor:
+        """Attend with one query (B, H, 1, D) a row, that of column ``at``, to this call's own tokens."""
+        column = torch.arange(k.shape[2], device=k.device)
+        same = view.documents == take(view.documents, at, 1)
+        seen = same & self.pattern.allows(take(view.positions, at, 1), view.positions)
+        mask = (seen | (column == at[:, None]))[:, None, None]
+        return attend(q, k, v, mask, dropout=self.dropout if self.training else 0.0)
 
     def _behind(self, q: Tensor, k: Tensor, v: Tensor, view: View, cache: KVCache) -> Tensor:
         """Attend to what the cache holds and to this call's own tokens, (B, H, T, D)."""

@@ -17,7 +17,7 @@ from limbeck.kernels.activation import activate, activated_linear
 from limbeck.kernels.attention import document_spans
 from limbeck.kernels.comparison import plain_linear
 from limbeck.kernels.hooks import hooked
-from limbeck.model.attention import Attention, View, worth_apart
+from limbeck.model.attention import Attention, View, take, worth_apart
 from limbeck.model.cache import KVCache
 from limbeck.model.config import DecoderConfig
 from limbeck.model.linear import Linear, project
@@ -67,10 +67,11 @@ class Block(nn.Module):
         self.ffn = FeedForward(config)
         self.dropout = config.dropout
 
-    def forward(self, x: Tensor, view: View) -> Tensor:
-        """(B, T, width) -> (B, T, width)."""
+    def forward(self, x: Tensor, view: View, at: Tensor | None = None) -> Tensor:
+        """(B, T, width) -> (B, T, width), or (B, 1, width) of the one token ``at`` (B,) of each row."""
         lean = view.lean and torch.is_grad_enabled()
-        x = x + self._drop(self.attention(self.attention_norm(x), view, _again(self.attention_norm, x, lean)))
+        y = self.attention(self.attention_norm(x), view, _again(self.attention_norm, x, lean), at)
+        x = (x if at is None else take(x, at, 1)) + self._drop(y)
         return x + self._drop(self.ffn(self.ffn_norm(x), _again(self.ffn_norm, x, lean)))
 
     def _drop(self, x: Tensor) -> Tensor:
@@ -129,15 +130,23 @@ class Decoder(nn.Module):
                     projection.weight.normal_(0.0, 0.02 / (2 * self.config.layers) ** 0.5, generator=generator)
 
     @overload
-    def forward(self, batch: Batch, *, cache: KVCache | None = None) -> Tensor: ...
+    def forward(self, batch: Batch, *, cache: KVCache | None = None, at: Tensor | None = None) -> Tensor: ...
     @overload
-    def forward(self, batch: Batch, *, read: Callable[[Tensor, nn.Module], R], cache: KVCache | None = None) -> R: ...
+    def forward(
+        self,
+        batch: Batch,
+        *,
+        read: Callable[[Tensor, nn.Module], R],
+        cache: KVCache | None = None,
+        at: Tensor | None = None,
+    ) -> R: ...
     def forward(
         self,
         batch: Batch,
         *,
         read: Callable[[Tensor, nn.Module], R] | None = None,
         cache: KVCache | None = None,
+        at: Tensor | None = None,
     ) -> Tensor | R:
         """Run the stack over ``batch``.
 
@@ -145,21 +154,24 @@ class Decoder(nn.Module):
             batch: (B, T) tokens; with a ``cache`` one document a row, whose tokens follow those held.
             read: what to make of the final hidden states and the head; None: the logits.
             cache: keys and values of earlier tokens; it is advanced.
+            at: (B,) the one column of each row that is wanted: hidden states and logits are of it alone, (B, 1, ...),
+                and the last layer computes no more than they need.
 
         Raises:
             DataError: a sequence is longer than learned positions reach.
             ValueError: the cache has no room for this call's tokens.
         """
-        hidden = self._hidden(batch, cache)
+        hidden = self._hidden(batch, cache, at)
         return self.head(hidden) if read is None else read(hidden, self.head)
 
-    def _hidden(self, batch: Batch, cache: KVCache | None) -> Tensor:
+    def _hidden(self, batch: Batch, cache: KVCache | None, at: Tensor | None) -> Tensor:
         if cache is not None or not self._pads(batch):
-            return self._stack(batch, cache)
+            return self._stack(batch, cache, at)
         joined, places = batch.joined()
         hidden = self._stack(joined, None)[0]
         out = hidden.new_zeros(batch.ids.numel(), hidden.shape[1]).index_copy(0, places, hidden)
-        return out.view(*batch.ids.shape, -1)
+        out = out.view(*batch.ids.shape, -1)
+        return out if at is None else take(out, at, 1)
 
     def _pads(self, batch: Batch) -> bool:
         """Is there padding that is better left out: on a CPU, where attention takes documents one by one?
@@ -177,7 +189,7 @@ class Decoder(nn.Module):
             return False
         return not any(hooked(m) for m in self.modules())
 
-    def _stack(self, batch: Batch, cache: KVCache | None) -> Tensor:
+    def _stack(self, batch: Batch, cache: KVCache | None, at: Tensor | None = None) -> Tensor:
         positions = batch.positions() if cache is None else cache.positions(batch)
         longest = batch.ids.shape[1] + (cache.longest if cache is not None else 0)
         if self.positions is not None:
@@ -192,12 +204,12 @@ class Decoder(nn.Module):
         rotary = self.rotary.tables(positions, longest, x.dtype) if self.rotary is not None else None
         whole = self.checkpointing and self.training
         view = View(positions, batch.document_ids, batch.plain, rotary, cache, slots, fresh, lean=not whole)
-        for block in self.blocks:
-            if whole:
-                x = checkpoint(block, x, view, use_reentrant=False)
-            else:
-                x = block(x, view)
-        hidden: Tensor = self.norm(x)
+        for i, block in enumerate(self.blocks):
+            # the last layer may leave tokens out, unless somebody listens to it who expects all of them
+            last = at is not None and i == len(self.blocks) - 1 and not any(map(hooked, block.modules()))
+            given = (view, at) if last else (view,)
+            x = checkpoint(block, x, *given, use_reentrant=False) if whole else block(x, *given)
+        hidden: Tensor = self.norm(x if at is None or x.shape[1] == 1 else take(x, at, 1))
         return hidden
 
     @contextmanager

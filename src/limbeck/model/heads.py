@@ -13,24 +13,20 @@ from limbeck.model.config import Classes
 from limbeck.model.decoder import Decoder
 from limbeck.model.linear import Linear
 
-__all__ = ["class_logits", "classes_of", "pool", "with_classes"]
+__all__ = ["class_logits", "classes_of", "last_column", "mean_pool", "with_classes"]
 
 
-def pool(hidden: Tensor, batch: Batch, how: Literal["last", "mean"]) -> Tensor:
-    """One vector a document: (B, T, width) -> (B, width), padding on either side left out.
-
-    Args:
-        hidden: final hidden states.
-        batch: the tokens they belong to, one document a row.
-        how: ``last``: of the last token, which alone has seen them all (Radford et al. 2018); ``mean``: over all.
-    """
+def mean_pool(hidden: Tensor, batch: Batch) -> Tensor:
+    """One vector a document, the mean of its final hidden states: (B, T, width) -> (B, width), padding left out."""
     real = batch.real
-    if how == "mean":
-        share = real.to(hidden.dtype) / real.sum(dim=1, keepdim=True).clamp(min=1).to(hidden.dtype)
-        return torch.einsum("btd,bt->bd", hidden, share)
-    column = torch.arange(real.shape[1], device=real.device)
-    last = torch.where(real, column, -1).amax(dim=1).clamp(min=0)
-    return hidden[torch.arange(real.shape[0], device=real.device), last]
+    share = real.to(hidden.dtype) / real.sum(dim=1, keepdim=True).clamp(min=1).to(hidden.dtype)
+    return torch.einsum("btd,bt->bd", hidden, share)
+
+
+def last_column(batch: Batch) -> Tensor:
+    """(B,) column of each row's last token, padding on either side left out."""
+    column = torch.arange(batch.ids.shape[1], device=batch.ids.device)
+    return torch.where(batch.real, column, -1).amax(dim=1).clamp(min=0)
 
 
 def class_logits(model: nn.Module, batch: Batch, how: Literal["last", "mean"]) -> Tensor:
@@ -39,11 +35,14 @@ def class_logits(model: nn.Module, batch: Batch, how: Literal["last", "mean"]) -
     Args:
         model: a decoder with a head of classes, or what wraps one for many devices.
         batch: (B, T) tokens, one document a row.
-        how: see ``pool``.
+        how: read ``last``: the last token, which alone has seen them all (Radford et al. 2018); ``mean``: all of them.
     """
+    if how == "last":
+        at_last: Tensor = model(batch, at=last_column(batch))
+        return at_last[:, 0]
 
     def read(hidden: Tensor, head: nn.Module) -> Tensor:
-        logits: Tensor = head(pool(hidden, batch, how))
+        logits: Tensor = head(mean_pool(hidden, batch))
         return logits
 
     out: Tensor = model(batch, read=read)
