@@ -109,7 +109,7 @@ def test_every_grid_as_torch_decodes_it(name: str, grid: Grid, said: list[bool])
     integers = any(m.prepared().supports_integer() for m in model.modules() if isinstance(m, QuantizedWeight))
     for rows in (1, 3 if grid.format == "bf16" else 6):  # from four rows on bf16 codes round activations to bf16 too
         found, exact = steps(model, rows=rows), torch_steps(model, rows=rows)
-        assert_near(found, exact, 3e-2 if integers else 1e-5)
+        assert_near(found, exact, 5e-2 if integers else 1e-5)  # inputs are rounded to int8
     assert said == [True, False] * 2
 
 

@@ -186,12 +186,13 @@ INTEGERS = [grid for grid in GRIDS if grid.format in ("int8", "int4", "q8_0", "q
 
 
 def rounded(x: torch.Tensor) -> torch.Tensor:
-    """(M, C) as the product of integers sees it: int8 in blocks of 32 columns, fp64."""
+    """(M, C) as the product of integers sees it: int8 in blocks of 32 columns whose step is a power of two, fp64."""
     columns = x.shape[1]
-    blocks = torch.nn.functional.pad(x.float(), (0, -columns % 32)).view(x.shape[0], -1, 32)
+    blocks = torch.nn.functional.pad(x.double(), (0, -columns % 32)).view(x.shape[0], -1, 32)
     most = blocks.abs().amax(-1, keepdim=True)
-    codes = (blocks * torch.where(most > 0, 127 / most, torch.zeros(()))).round()
-    return (codes * (most / 127)).flatten(1)[:, :columns].double()
+    steps = 2 ** (most.clamp(min=1e-300) / 127.49).log2().ceil()
+    steps = torch.maximum(steps, (steps.amax(1, keepdim=True) * 2**-30).clamp(min=2**-126))
+    return ((blocks / steps).round() * steps).flatten(1)[:, :columns]
 
 
 def need_integers():
@@ -215,6 +216,26 @@ def test_integers_multiply_what_they_round_to(grid: Grid, rows: int, columns: in
     limit = {torch.float32: 2e-6, torch.bfloat16: 3e-3}[dtype]
     scale = (x.double().abs() @ weight.codes.decode(torch.float64).abs().t() + bias.double().abs()).max()
     assert float((got.double() - wanted).abs().max()) < limit * float(scale)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", [1e-30, 1e-3, 1.0, 1e30])
+def test_integers_keep_small_blocks_beside_large_ones(dtype: torch.dtype, size: float):
+    """Every block has a step of its own, down to 2^-30 of the row's largest; 127 of them hold all of it."""
+    need_integers()
+    weight = Prepared(encode(torch.eye(320), Grid(format="int8", granularity="tensor")))
+    ladder = torch.tensor([1.0, 1e-2, 1e-5, 1e-8, 1e-12, 0.0, 127.4, 127.6, 63.9, 255 / 256]).repeat_interleave(32)
+    x = (size * ladder * torch.linspace(-1, 1, 32).repeat(10) * torch.tensor([[1.0], [0.7]])).to(dtype)
+    with dispatch("integer"), torch.no_grad():
+        got = linear(x, weight)
+    limit = {torch.float32: 3e-7, torch.bfloat16: 4e-3}[dtype]
+    wanted = rounded(x)
+    assert torch.allclose(got.double(), wanted, rtol=limit, atol=2.0**-85 * size)
+    error = (x.double() - wanted).abs().view(2, 10, 32).amax(-1)
+    most = x.double().abs().view(2, 10, 32).amax(-1)
+    least = (most.amax(1, keepdim=True) * 2**-37).clamp(min=2**-127)
+    bound = torch.maximum(most / 127, least)  # half a step is at most a 127th of the largest
+    assert (error <= bound * 1.01).all()
 
 
 def test_integers_serve_half_precision_through_fp32():

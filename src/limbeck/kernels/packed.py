@@ -51,8 +51,8 @@ def dispatch(path: Dispatch) -> Iterator[None]:
     Args:
         path: "reference" multiplies by the decoded weight in the input's own dtype: the same result whatever the number
             of rows (I13, I26); "dequantize" decodes to bf16; "packed" uses torch's packed kernel and "integer" the
-            product of eight-bit integers, to which it rounds the input in blocks of 32 columns, both for any number of
-            rows; "auto" chooses by machine and number of rows.
+            product of eight-bit integers, to which it rounds the input in blocks of 32 columns whose step is a power of
+            two, both for any number of rows; "auto" chooses by machine and number of rows.
 
     Raises:
         ValueError: no such path.

@@ -173,14 +173,22 @@ INLINE f32x16 exponential(f32x16 x) {
 }
 
 #ifdef __AVX512VNNI__
-/* 32 numbers to int8, two halves of sixteen, as dwords: returns the scale; what is no number stays none. */
+/* By bits of magnitudes: the exponent, as fp32 has it, of the smallest power of two whose 127 multiples hold it. */
+INLINE __m512i step_exponent(__m512i largest) {
+    const __m512 above = _mm512_mul_ps((__m512)largest, _mm512_set1_ps(128 / 127.49f)); /* 127.5 would round to 128 */
+    return _mm512_sub_epi32(_mm512_srli_epi32((__m512i)above, 23), _mm512_set1_epi32(6));
+}
+
+/* 32 numbers to int8, two halves of sixteen, as dwords: returns the step; what is no number stays none. */
 INLINE float round_block(const f32x16 v[2], __m512i codes[2]) {
-    const __m512 most = _mm512_max_ps(_mm512_abs_ps((__m512)v[0]), _mm512_abs_ps((__m512)v[1]));
-    const __mmask16 none = _mm512_cmp_ps_mask((__m512)v[0], (__m512)v[1], _CMP_UNORD_Q);
-    const float largest = none ? NAN : _mm512_reduce_max_ps(most);
-    const float inverse = largest > 0 ? 127.0f / largest : 0.0f;
-    for (int i = 0; i < 2; i++) codes[i] = _mm512_cvtps_epi32((__m512)(v[i] * inverse));
-    return largest / 127.0f;
+    const __m512i a = (__m512i)_mm512_abs_ps((__m512)v[0]), b = (__m512i)_mm512_abs_ps((__m512)v[1]);
+    const uint32_t largest = _mm512_reduce_max_epu32(_mm512_max_epu32(a, b)); /* magnitudes order as their bits */
+    const int32_t e = _mm512_cvtsi512_si32(step_exponent(_mm512_set1_epi32((int32_t)largest)));
+    const int32_t bits[2] = {(254 - (e > 1 ? e : 1)) << 23, largest < 0x7f800000 ? (e > 1 ? e : 1) << 23 : 0x7fc00000};
+    float scale[2];
+    memcpy(scale, bits, sizeof scale);
+    for (int i = 0; i < 2; i++) codes[i] = _mm512_cvtps_epi32((__m512)(v[i] * scale[0]));
+    return scale[1];
 }
 #endif
 #endif
