@@ -103,7 +103,7 @@ def claim(quick: bool) -> Claim:
             )
             for bar in (Bar("Limbeck", against, "speed", 2.0), Bar("Limbeck", against, "peak", 0.7))
         ),
-        equal={"preference": 5e-3},
+        equal={"preference": 1e-2},  # bf16: on the steep part of the descent half a percent apart (fp32: tests/peers)
     )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 import pytest
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
-OF_ITS_OWN_KIND = ("decode_speed", "decode_speculative")  # no arms against a peer
+OF_ITS_OWN_KIND = ("decode_speed", "decode_speculative", "input_rounding", "products")  # no arms against a peer
 CLAIMS = sorted(f.stem for f in FOLDER.glob("*.py") if f.stem not in OF_ITS_OWN_KIND)
 
 TOY = """
@@ -185,6 +185,16 @@ def test_the_page_tells_bars_machines_and_remarks(tmp_path: Path) -> None:
     assert page.index("## Full") < page.index("Missed since the sun shone.") < page.index("## Growth")
     assert "![Growth: tokens/s and peak memory](performance/growth_toy.svg)" in page
     assert ElementTree.parse(folder / "growth_toy.svg").getroot().tag.endswith("svg")
+
+
+@pytest.mark.parametrize("name", OF_ITS_OWN_KIND)
+def test_benchmarks_without_a_peer_run_and_write_their_figures(name: str, tmp_path: Path) -> None:
+    file = tmp_path / "figures.json"
+    command = [sys.executable, str(FOLDER / f"{name}.py"), "--quick", "--json", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(file.read_text())
+    assert told["stamp"]["command"] == f"python benchmarks/{name}.py --quick" and len(told) > 1 and done.stdout
 
 
 def test_a_plot_places_its_points_by_the_logarithm() -> None:
