@@ -4,8 +4,10 @@ Usage: python benchmarks/decode_speculative.py [MODEL DRAFT] [--rounds 7] [--pro
 [--temperature 0] [--quick] [--json FILE]
 
 Plain and speculative generation take turns on the same prompts. The prediction is made of the share of proposals that
-was kept and of three costs, each measured by itself: a step of the model, its forward over all proposals, a step of the
-draft. Without models the preset 10m on random weights drafts with its own first half, which tries the benchmark alone.
+was kept and of what forwards alone cost: each prompt's, a step of the model after another, and, in turn as speculation
+runs them, as the weights of one push those of the other out of the caches, the model's over all proposals and a step of
+the draft. Without models the preset 10m on random weights drafts with its own first half, which tries the benchmark
+alone.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from typing import Any
 
 import torch
 from harness.stamp import stamp
+from torch import Tensor
 
 from limbeck.data.tokenizer import Tokenizer
 from limbeck.decode.generate import generate
@@ -36,23 +39,33 @@ PROMPTS = ("The history of the", "In the morning she", "A small town", "After th
 NEW = 96
 
 
-def costs(model: Decoder, draft: Decoder, proposals: int) -> dict[str, float]:
-    """Median seconds of a model's step, of its check of all proposals, and of a draft's step, half way through."""
+def costs(model: Decoder, draft: Decoder, proposals: int, prompt: list[int]) -> dict[str, float]:
+    """Median seconds of forwards: a prompt by either, a model's step, its check of all proposals, a draft's step."""
+    taken: dict[str, list[float]] = {name: [] for name in ("start", "draft_start", "step", "check", "draft")}
 
-    def timed(one: Decoder, many: int) -> float:
-        with evaluating(one):
-            session = Session(one, [[1] * (NEW // 2)], NEW)
-            session.start()
-            held, taken = session.lengths, []
-            for _ in range(20):
-                began = time.perf_counter()
-                logits = session.extend([[3] * many])
-                logits[0, -1].argmax().item()
-                taken.append(time.perf_counter() - began)
-                session.rewind(held)
-        return statistics.median(taken)
+    def timed(name: str, work: Callable[[], Tensor]) -> None:
+        began = time.perf_counter()
+        work().argmax().item()
+        taken[name].append(time.perf_counter() - began)
 
-    return {"step": timed(model, 1), "check": timed(model, proposals + 1), "draft": timed(draft, 1)}
+    with evaluating(model), evaluating(draft):
+        for _ in range(5):
+            timed("start", lambda: Session(model, [prompt], NEW).start())
+            timed("draft_start", lambda: Session(draft, [prompt], NEW).start())
+        ours, its = (Session(one, [[1] * (NEW // 2)], NEW) for one in (model, draft))
+        ours.start()
+        its.start()
+        held = ours.lengths
+        for _ in range(20):
+            timed("step", lambda: ours.step([3]))
+            ours.rewind(held)
+        for _ in range(20):
+            for _ in range(proposals):
+                timed("draft", lambda: its.step([3]))
+            timed("check", lambda: ours.extend([[3] * (proposals + 1)]))
+            its.rewind(held)
+            ours.rewind(held)
+    return {name: statistics.median(seconds) for name, seconds in taken.items()}
 
 
 def loaded(model: str, draft: str, dtype: torch.dtype) -> tuple[Decoder, Decoder, Tokenizer]:
@@ -97,9 +110,10 @@ def main() -> None:
         fast, (_, worth) = rate(
             lambda: speculate(model, draft, tokenizer, prompts, how, proposals=given.proposals, end_ids=())
         )
-        c = costs(model, draft, given.proposals)
-        a_round = worth.tokens / worth.rounds
-        predicted = a_round * c["step"] / (c["check"] + given.proposals * c["draft"])
+        c = costs(model, draft, given.proposals, prompts[0])
+        a_round, each = worth.tokens / worth.rounds, worth.rounds / len(prompts)
+        alone = c["start"] + (NEW - 1) * c["step"]
+        predicted = alone / (c["start"] + c["draft_start"] + each * (c["check"] + given.proposals * c["draft"]))
         rounds.append(
             {"plain": plain, "speculative": fast, "acceptance": worth.acceptance, "tokens_a_round": a_round,
              "speedup": fast / plain, "predicted": predicted, "share": fast / plain / predicted, **c}
@@ -112,7 +126,8 @@ def main() -> None:
     )
     print(f"tokens/s: {told['plain']:.0f} alone, {told['speculative']:.0f} with the draft")
     print(f"kept: {told['acceptance']:.1%} of the proposals, {told['tokens_a_round']:.2f} tokens a round")
-    print(f"ms: step {told['step'] * 1e3:.2f}, check {told['check'] * 1e3:.2f}, draft's step {told['draft'] * 1e3:.2f}")
+    print(f"ms: prompt {told['start'] * 1e3:.2f}, the draft's {told['draft_start'] * 1e3:.2f}", end=", ")
+    print(f"step {told['step'] * 1e3:.2f}, check {told['check'] * 1e3:.2f}, draft's step {told['draft'] * 1e3:.2f}")
     print(
         f"speed-up {told['speedup']:.2f}, predicted {told['predicted']:.2f}: {told['share']:.2f} of it "
         f"({min(spread):.2f} to {max(spread):.2f}; bar: at least 0.8)"

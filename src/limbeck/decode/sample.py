@@ -15,6 +15,7 @@ __all__ = [
     "choose",
     "distribution",
     "draw",
+    "invert",
     "keep_min_p",
     "keep_top_k",
     "keep_top_p",
@@ -85,7 +86,12 @@ def draw(logits: Tensor, uniform: Tensor) -> Tensor:
     Returns:
         (B,) int64 indices.
     """
-    cumulative = logits.double().softmax(dim=-1).cumsum(dim=-1)
+    return invert(logits.double().softmax(dim=-1), uniform)
+
+
+def invert(weights: Tensor, uniform: Tensor) -> Tensor:
+    """Draw one index a row in proportion to ``weights`` (B, N), fp64 and not all 0, by (B,) numbers in [0, 1)."""
+    cumulative = weights.cumsum(dim=-1)
     # The last sum is 1 only up to rounding: scale the uniform by it and stay below, so that no draw falls behind it.
     end = cumulative[..., -1:]
     place = torch.minimum(uniform.to(cumulative).unsqueeze(-1) * end, end.nextafter(torch.zeros_like(end)))

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from limbeck.data.tokenizer import Tokenizer
 from limbeck.decode.generate import Generation, OnText, Row, fit_prompts, occurrences
-from limbeck.decode.sample import distribution, draw, penalise_repeats, seen_tokens
+from limbeck.decode.pick import Picked, Picker
+from limbeck.decode.sample import distribution, invert, penalise_repeats, seen_tokens
 from limbeck.decode.session import Session, evaluating
 from limbeck.decode.settings import Decoding
 from limbeck.errors import ConfigError, RunError
@@ -131,12 +132,13 @@ class _Writer:
         room = decoding.max_new_tokens + proposals + 1
         self.checker = Session(model, [row.prompt], room, cache=decoding.cache)
         self.drafter = Session(draft, [row.prompt], room, cache=decoding.cache)
+        self.greedy, self.picker = decoding.temperature == 0, Picker(decoding)
         self.reach = min(m.config.context if m.positions is not None else 1 << 62 for m in (model, draft))
 
     def run(self) -> None:
         """Write until the row stops."""
         self.drafter.start()
-        self._take(self._scores(self.checker.start(), 0)[0], None)
+        self._judge(self.checker.start(), [], [])
         while self.row.stopped is None:
             self._round()
         self.worth.tokens += len(self.row.ids)
@@ -150,12 +152,11 @@ class _Writer:
         # what was decided since: the last token, and one more after a round that kept all
         ahead = self.drafter.extend([every[known:]])[:, -1]
         guesses: list[int] = []
-        beliefs: list[Tensor] = []
+        beliefs: list[Tensor] = []  # logits (1, V) of each; none where the likeliest is taken
         for i in range(count):
-            scores = self._penalised(ahead, [every + guesses])
-            q = distribution(scores, self.decoding)[0]
-            guesses.append(self._draw(q))
-            beliefs.append(q)
+            if not self.greedy:
+                beliefs.append(ahead.clone())
+            guesses += self._picked(ahead, [every + guesses]).tokens
             if i + 1 < count:
                 ahead = self.drafter.step([guesses[-1]])
         drafted = time.perf_counter()
@@ -172,56 +173,65 @@ class _Writer:
         self.worth.accepted += kept
 
     def _judge(self, logits: Tensor, guesses: Sequence[int], beliefs: Sequence[Tensor]) -> int:
-        """Take the guesses that pass, and one token of the model's own; returns how many passed."""
-        scores = self._scores(logits, len(guesses), guesses)
-        for i, (guess, q) in enumerate(zip(guesses, beliefs, strict=True)):
-            p = distribution(scores[i].scores[None], self.decoding)[0]
+        """Take the guesses that pass, and one token of the model's own; returns how many passed.
+
+        Args:
+            logits: (guesses + 1, V) of the model, at the place of each guess and behind the last.
+            guesses: what the draft proposed.
+            beliefs: its logits (1, V) that they were drawn from; none where the likeliest was taken.
+        """
+        every = [*self.row.prompt, *self.row.ids]
+        behind = [[*every, *guesses[:i]] for i in range(len(guesses) + 1)]
+        chosen = self._chosen(logits, guesses, beliefs, behind)
+        for i, (token, log_prob) in enumerate(zip(*chosen, strict=True)):
+            self._push(log_prob, token)
+            if self.row.stopped is not None:
+                return min(i + 1, len(chosen.tokens) - 1)
+        return len(chosen.tokens) - 1
+
+    def _chosen(
+        self, logits: Tensor, guesses: Sequence[int], beliefs: Sequence[Tensor], behind: Sequence[Sequence[int]]
+    ) -> Picked:
+        """The guesses that pass and one token of the model's own; ``behind``: the ids before each place."""
+        if self.greedy:
+            best = self._picked(logits, behind)
+            kept = next((i for i, guess in enumerate(guesses) if guess != best.tokens[i]), len(guesses))
+            return Picked(best.tokens[: kept + 1], best.log_probs[: kept + 1])
+        tokens: list[int] = []
+        for i, guess in enumerate(guesses):
+            p, q = (self._distribution(x, behind[i]) for x in (logits[i : i + 1], beliefs[i]))
             if self._uniform() * float(q[guess]) >= float(p[guess]):
                 rest = (p - q).clamp(min=0)
-                self._take(scores[i], rest if float(rest.sum()) > 0 else p)
-                return i
-            self._push(scores[i], guess)
-            if self.row.stopped is not None:
-                return i + 1
-        self._take(scores[-1], None)
-        return len(guesses)
+                weights = rest if float(rest.sum()) > 0 else p
+                tokens.append(int(invert(weights[None], torch.tensor([self._uniform()], dtype=torch.float64))))
+                break
+            tokens.append(guess)
+        else:
+            tokens += self._picked(logits[-1:], behind[-1:]).tokens
+        told = self._wide(logits[: len(tokens)]).log_softmax(dim=-1)
+        return Picked(tokens, told.gather(1, torch.tensor(tokens, device=told.device)[:, None]).squeeze(1).tolist())
 
-    def _take(self, after: _After, weights: Tensor | None) -> None:
-        """Draw the next token from ``weights`` (V,), None: from the model's distribution."""
-        p = distribution(after.scores[None], self.decoding)[0] if weights is None else weights
-        self._push(after, self._draw(p))
+    def _picked(self, logits: Tensor, behind: Sequence[Sequence[int]]) -> Picked:
+        """One token a row of ``logits`` (B, V): the likeliest, or drawn."""
+        return self.picker(logits, None if self.greedy else [self._uniform() for _ in behind], behind)
 
-    def _push(self, after: _After, token: int) -> None:
-        log_prob = float(after.logits[token] - after.logits.logsumexp(dim=-1))
+    def _distribution(self, logits: Tensor, behind: Sequence[int]) -> Tensor:
+        """(V,) fp64 from which ``_picked`` draws behind these ids, by ``logits`` (1, V)."""
+        scores = self._wide(logits)
+        if self.decoding.repetition_penalty != 1:
+            seen = seen_tokens([behind], logits.shape[-1], logits.device)
+            scores = penalise_repeats(scores, seen, self.decoding.repetition_penalty)
+        return distribution(scores, self.decoding)[0]
+
+    @staticmethod
+    def _wide(logits: Tensor) -> Tensor:
+        return logits.to(torch.float64 if logits.dtype == torch.float64 else torch.float32)
+
+    def _push(self, log_prob: float, token: int) -> None:
         if not -float("inf") < log_prob < float("inf"):
             raise RunError("the model's logits are not finite: its weights are damaged or its training diverged")
         self.row.push(token, log_prob, self.ends)
 
-    def _draw(self, weights: Tensor) -> int:
-        if self.decoding.temperature == 0:
-            return int(weights.argmax())
-        return int(draw(weights.log()[None], torch.tensor([self._uniform()], dtype=torch.float64)))
-
     def _uniform(self) -> float:
-        return 0.5 if self.row.random is None else self.row.random.random()
-
-    def _scores(self, logits: Tensor, count: int, guesses: Sequence[int] = ()) -> list[_After]:
-        """Of each of ``count + 1`` places the logits (V,), and the same with repeats penalised."""
-        wide = logits.to(torch.float64 if logits.dtype == torch.float64 else torch.float32)
-        every = [*self.row.prompt, *self.row.ids]
-        scores = self._penalised(wide, [[*every, *guesses[:i]] for i in range(count + 1)])
-        return [_After(a, b) for a, b in zip(wide, scores, strict=True)]
-
-    def _penalised(self, logits: Tensor, rows: Sequence[Sequence[int]]) -> Tensor:
-        if self.decoding.repetition_penalty == 1:
-            return logits
-        seen = seen_tokens(rows, logits.shape[-1], logits.device)
-        return penalise_repeats(logits, seen, self.decoding.repetition_penalty)
-
-
-@dataclass(frozen=True, slots=True)
-class _After:
-    """What the model says after one place: logits (V,), and scores (V,) to choose by."""
-
-    logits: Tensor
-    scores: Tensor
+        assert self.row.random is not None
+        return self.row.random.random()
