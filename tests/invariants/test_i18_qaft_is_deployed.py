@@ -69,7 +69,9 @@ def test_fast_paths_agree_with_the_plain_one(technique: QAFT, path: str):
     kl = (p.exp() * (p - q)).sum(-1)
     assert float(kl.mean()) <= 1e-4
     best = plain.topk(2, dim=-1)
-    clear = best.values[:, 0] - best.values[:, 1] > 0.05 * plain.std()  # bf16 moves logits by about 1 %
+    # a tie is what rounding may turn: bf16 moves logits by up to 4 % of their spread, inputs in eight bits by up to 10 %
+    tie = 0.1 if path == "auto" else 0.05
+    clear = best.values[:, 0] - best.values[:, 1] > tie * plain.std()
     assert float(clear.float().mean()) > 0.5
     assert torch.equal(fast.argmax(-1)[clear], best.indices[clear, 0])
 
