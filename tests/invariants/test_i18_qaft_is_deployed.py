@@ -69,7 +69,7 @@ def test_fast_paths_agree_with_the_plain_one(technique: QAFT, path: str):
     kl = (p.exp() * (p - q)).sum(-1)
     assert float(kl.mean()) <= 1e-4
     best = plain.topk(2, dim=-1)
-    # a tie is what rounding may turn: bf16 moves logits by up to 4 % of their spread, inputs in eight bits by up to 10 %
+    # a tie is what rounding may turn: bf16 moves logits by up to 4 % of their spread, inputs in int8 by up to 10 %
     tie = 0.1 if path == "auto" else 0.05
     clear = best.values[:, 0] - best.values[:, 1] > tie * plain.std()
     assert float(clear.float().mean()) > 0.5
