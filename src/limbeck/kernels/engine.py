@@ -1,8 +1,9 @@
 """The pass that the fused losses are made of: head projection, losses of every row, and gradients, chunk by chunk.
 
 Nothing here knows autograd. The logits exist for one chunk of rows at a time, in one buffer that every chunk reuses
-(new memory is slow to touch); within it the softmax arithmetic walks over tiles that stay in cache. A chunk's logits
-are then overwritten by their gradient, which goes straight into the matrix products for hidden states and weight.
+(new memory is slow to touch); within it the softmax arithmetic walks over tiles that stay in cache; a likelihood alone
+is one compiled pass on a CPU. A chunk's logits are then overwritten by their gradient, which goes straight into the
+matrix products for hidden states and weight.
 """
 
 from __future__ import annotations
@@ -14,7 +15,14 @@ import torch
 from torch import Tensor
 
 from limbeck.kernels.comparison import Comparison, Dense, plain_linear
-from limbeck.kernels.tiles import compare_dense, compare_topk, likelihood, scatter_rows
+from limbeck.kernels.tiles import (
+    compare_dense,
+    compare_topk,
+    compiled_likelihood,
+    likelihood,
+    likelihood_in_place,
+    scatter_rows,
+)
 from limbeck.losses.divergence import TopK
 from limbeck.losses.likelihood import IGNORE, wide
 
@@ -166,8 +174,13 @@ class _Pass:
         accelerator = self.device.type != "cpu"
         dense = p.comparison is not None and isinstance(p.comparison.teacher, Dense)
         elements = _TILE_ELEMENTS // 2 if dense else _TILE_ELEMENTS  # more tiles are alive beside a dense teacher's
-        self.tile = self.chunk if accelerator else max(1, min(self.chunk, elements // w.shape[0]))
         self.buffer = torch.empty((self.chunk, w.shape[0]), dtype=w.dtype, device=self.device)
+        # With one loss the gradient of a row is found up to a factor, which is applied where rows are short.
+        self.deferred = weights is not None and weights.z is None and weights.divergence is None
+        alone = p.comparison is None and wanted.bias is None and (weights is None or self.deferred)
+        self.compiled = compiled_likelihood(self.buffer) if alone else None
+        whole = accelerator or self.compiled is not None
+        self.tile = self.chunk if whole else max(1, min(self.chunk, elements // w.shape[0]))
         self.teacher = None
         if p.comparison is not None and isinstance(p.comparison.teacher, Dense):
             self.teacher = _Teacher(p.comparison.teacher, self.chunk, w.shape[0], w.dtype)
@@ -176,8 +189,6 @@ class _Pass:
             z=self._new(self.rows) if p.z else None,
             divergence=None if p.comparison is None else self._new(self.rows),
         )
-        # With one loss the gradient of a row is found up to a factor, which is applied where rows are short.
-        self.deferred = weights is not None and weights.z is None and weights.divergence is None
         self.factor = self._new(self.rows) if weights is not None else None
 
     def _new(self, *shape: int) -> Tensor:
@@ -241,8 +252,11 @@ class _Pass:
 
     def _likelihood(self, logits: Tensor, labels: Tensor, start: int, stop: int) -> Tensor | None:
         own = logits.dtype == self.wide and self.problem.comparison is None
-        tile = logits if own else self._tile(logits)
-        nll, log_partition, total = likelihood(tile, labels)
+        tile = logits if own or self.compiled is not None else self._tile(logits)
+        if self.compiled is not None:
+            nll, log_partition, total = likelihood_in_place(self.compiled, tile, labels, self.factor is not None)
+        else:
+            nll, log_partition, total = likelihood(tile, labels)
         assert self.losses.nll is not None
         self.losses.nll[start:stop] = nll
         real = (labels != IGNORE).to(self.wide)
@@ -252,7 +266,8 @@ class _Pass:
             return None
         nll_weight = torch.zeros_like(nll) if self.weights.nll is None else self.weights.nll[start:stop] * real
         if self.deferred:
-            scatter_rows(tile, labels, total * real)
+            if self.compiled is None:
+                scatter_rows(tile, labels, total * real)
             self.factor[start:stop] = nll_weight / total
             return tile
         softmax_weight = nll_weight

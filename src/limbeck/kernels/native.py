@@ -190,6 +190,8 @@ def _open(path: Path) -> ctypes.CDLL:
     lib.limbeck_activate.restype = _i64
     lib.limbeck_activate_backward.argtypes = (*[_i64] * 5, *[_pointer] * 3, _i64)
     lib.limbeck_activate_backward.restype = _i64
+    lib.limbeck_likelihood.argtypes = (*[_i64] * 4, *[_pointer] * 5, _i64)
+    lib.limbeck_likelihood.restype = _i64
     heads = ctypes.POINTER(Heads)
     lib.limbeck_attend_room.argtypes = (heads, _i64, _i64)
     lib.limbeck_attend_room.restype = _i64

@@ -1,19 +1,22 @@
 """Losses and logit gradients of a few rows of logits at a time, in place in scratch memory that fits a core's cache.
 
 A tile is (n, V) logits in wide arithmetic (float32 or float64). Each function turns it into the gradient with respect
-to the logits, and returns the losses.
+to the logits, and returns the losses. ``compiled_likelihood`` takes rows as they are.
 """
 
 from __future__ import annotations
 
+import ctypes
+
 import torch
 from torch import Tensor
 
+from limbeck.kernels import native
 from limbeck.kernels.comparison import Comparison
 from limbeck.losses.divergence import TopK
 from limbeck.losses.likelihood import IGNORE
 
-__all__ = ["compare_dense", "compare_topk", "likelihood", "scatter_rows"]
+__all__ = ["compare_dense", "compare_topk", "compiled_likelihood", "likelihood", "likelihood_in_place", "scatter_rows"]
 
 
 def likelihood(tile: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -34,6 +37,44 @@ def likelihood(tile: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     total = tile.exp_().sum(dim=1)
     log_total = total.log()
     return (log_total - chosen).masked_fill_(ignored, 0), log_total + top[:, 0], total
+
+
+def compiled_likelihood(logits: Tensor) -> ctypes.CDLL | None:
+    """The library whose pass serves ``logits`` here (``native/likelihood.c``), or None."""
+    if logits.device.type != "cpu" or logits.dtype not in (torch.float32, torch.bfloat16):
+        return None
+    library = native.load()
+    served = library is not None and library.limbeck_likelihood(0, 0, 0, 0, None, None, None, None, None, 1)
+    return library if served else None
+
+
+def likelihood_in_place(
+    library: ctypes.CDLL, logits: Tensor, labels: Tensor, gradient: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``likelihood`` in one compiled pass over rows of any number.
+
+    Args:
+        library: by ``compiled_likelihood``.
+        logits: (n, V), contiguous. Where ``gradient``, they become that of each row's nll, times the row's sum.
+        labels: (n,) ids, or ``IGNORE``.
+        gradient: else the logits are left as they are.
+
+    Returns:
+        nll, log-partition and sum, float32, as of ``likelihood``.
+
+    Raises:
+        IndexError: a label lies outside 0..V-1 and is not ``IGNORE``.
+    """
+    rows, vocabulary = logits.shape
+    labels = labels.contiguous()
+    if rows and not bool(((labels == IGNORE) | ((labels >= 0) & (labels < vocabulary))).all()):
+        raise IndexError(f"a label lies outside 0..{vocabulary - 1}, the vocabulary of the logits")
+    out = torch.empty(3, rows, dtype=torch.float32)
+    library.limbeck_likelihood(
+        logits.dtype == torch.bfloat16, gradient, rows, vocabulary, logits.data_ptr(), labels.data_ptr(),
+        *(row.data_ptr() for row in out), torch.get_num_threads(),
+    )  # fmt: skip
+    return out[0], out[1], out[2]
 
 
 def scatter_rows(tile: Tensor, labels: Tensor, amounts: Tensor) -> None:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from limbeck.data.batch import Batch
 from limbeck.errors import TechniqueError, nearest
+from limbeck.kernels.adapted import adapted_linear
+from limbeck.kernels.comparison import plain_linear
 from limbeck.model.decoder import Decoder
 from limbeck.model.surgery import find, matches, replace
 from limbeck.techniques.technique import Technique, train_everything, train_only
@@ -82,12 +84,16 @@ class LoRALinear(nn.Module):
 
     def _a(self) -> Tensor:
         """(ranks, in_features): every A, stacked, so that one matmul serves all groups."""
+        if len(self.groups) == 1:
+            return cast(Tensor, self.lora_a[self.groups[0].name])
         return torch.cat([self.lora_a[g.name] for g in self.groups])
 
     def _b(self, dtype: torch.dtype | None = None) -> Tensor:
         """(out_features, ranks): every B, scaled in ``dtype`` or its own, in its rows and columns; zero elsewhere."""
         ranks = sum(g.rank for g in self.groups)
         first: Tensor = self.lora_b[self.groups[0].name]
+        if len(self.groups) == 1 and self.groups[0].size == self.out_features:
+            return first.to(dtype or first.dtype) * self.groups[0].scale
         b, column = first.new_zeros(self.out_features, ranks, dtype=dtype), 0
         for g in self.groups:
             scaled, row = self.lora_b[g.name].to(b.dtype) * g.scale, 0
@@ -99,6 +105,9 @@ class LoRALinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features), in the base's dtype."""
+        plain = self._plain(x) if self.on else None
+        if plain is not None:
+            return adapted_linear(x, *plain, self._a().to(x.dtype), self._b().to(x.dtype))
         y: Tensor = self.base(x)
         if not self.on:
             return y
@@ -107,6 +116,17 @@ class LoRALinear(nn.Module):
         # multiplied in vain: little beside a pass over the output for each group at rank 8, a loss at rank 256.
         flat = torch.addmm(y.reshape(-1, self.out_features), z.reshape(-1, z.shape[-1]), self._b().to(y.dtype).t())
         return flat.view_as(y)
+
+    def _plain(self, x: Tensor) -> tuple[Tensor, Tensor | None] | None:
+        """Weight and bias of the base where base and adapter are one operation on ``x``."""
+        if (
+            (self.dropout and self.training)
+            or torch.is_autocast_enabled(x.device.type)
+            or torch.compiler.is_compiling()
+        ):
+            return None
+        plain = plain_linear(self.base)
+        return None if plain is None or any(p is not None and p.requires_grad for p in plain) else plain
 
     @torch.no_grad()
     def merged(self) -> Tensor:

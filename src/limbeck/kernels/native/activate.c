@@ -11,16 +11,6 @@
 
 enum { GELU_TANH, SILU };
 
-INLINE f32x16 get(int half, const uint8_t *p, int64_t at, __mmask16 keep) {
-    if (!half) return (f32x16)_mm512_maskz_loadu_ps(keep, (const float *)p + at);
-    return (f32x16)(widen_halves((u16x16)_mm256_maskz_loadu_epi16(keep, (const uint16_t *)p + at)) << 16);
-}
-
-INLINE void set(int half, uint8_t *p, int64_t at, __mmask16 keep, f32x16 v) {
-    if (half) _mm256_mask_storeu_epi16((uint16_t *)p + at, keep, to_bf16((__m512)v));
-    else _mm512_mask_storeu_ps((float *)p + at, keep, (__m512)v);
-}
-
 INLINE f32x16 sigmoid(int kind, f32x16 x) {
     const f32x16 a = kind == SILU ? x : x * (x * x * CUBIC + LINEAR);
     return 1.0f / (1.0f + exponential(-a));
@@ -34,22 +24,22 @@ INLINE f32x16 slope(int kind, f32x16 x, f32x16 s) {
 
 INLINE void forward(int kind, int half, int gated, const uint8_t *x, int64_t n, uint8_t *y) {
     for (int64_t i = 0; i < n; i += LANES) {
-        const __mmask16 keep = n - i >= LANES ? 0xffff : (__mmask16)((1u << (n - i)) - 1);
-        const f32x16 v = get(half, x, i, keep), f = v * sigmoid(kind, v);
-        set(half, y, i, keep, gated ? f * get(half, x, n + i, keep) : f);
+        const __mmask16 keep = first_lanes(n - i);
+        const f32x16 v = read_lanes(half, x, i, keep), f = v * sigmoid(kind, v);
+        write_lanes(half, y, i, keep, gated ? f * read_lanes(half, x, n + i, keep) : f);
     }
 }
 
 INLINE void backward(int kind, int half, int gated, const uint8_t *x, const uint8_t *grad, int64_t n, uint8_t *y) {
     for (int64_t i = 0; i < n; i += LANES) {
-        const __mmask16 keep = n - i >= LANES ? 0xffff : (__mmask16)((1u << (n - i)) - 1);
-        const f32x16 v = get(half, x, i, keep), s = sigmoid(kind, v), g = get(half, grad, i, keep);
+        const __mmask16 keep = first_lanes(n - i);
+        const f32x16 v = read_lanes(half, x, i, keep), s = sigmoid(kind, v), g = read_lanes(half, grad, i, keep);
         const f32x16 d = g * slope(kind, v, s);
         if (gated) {
-            const f32x16 up = get(half, x, n + i, keep);
-            set(half, y, n + i, keep, g * v * s);
-            set(half, y, i, keep, d * up);
-        } else set(half, y, i, keep, d);
+            const f32x16 up = read_lanes(half, x, n + i, keep);
+            write_lanes(half, y, n + i, keep, g * v * s);
+            write_lanes(half, y, i, keep, d * up);
+        } else write_lanes(half, y, i, keep, d);
     }
 }
 

@@ -277,7 +277,7 @@ static int64_t behind_bytes(const problem *p, int64_t longest) {
     const int64_t wide = padded(p->width), group = p->heads / p->kv_heads;
     const int64_t tiles = (longest + TILE - 1) / TILE * TILE, rows = (longest + BEHIND - 1) / BEHIND * BEHIND;
     const int64_t laid = tiles * (2 * p->width + wide) + group * rows * wide * 2; /* two bytes each */
-    return ((laid * 2 + group * rows * (wide + 1) * 4 + 2 * KEYS * wide * 4) + 63) / 64 * 64;
+    return ((laid * 2 + (group * rows * (wide + 1) + (TOGETHER + 2 * KEYS) * wide) * 4) + 63) / 64 * 64;
 }
 
 static behind divided(const problem *p, int64_t length, uint8_t *room) {
@@ -285,7 +285,7 @@ static behind divided(const problem *p, int64_t length, uint8_t *room) {
     const int64_t tiles = (length + TILE - 1) / TILE * TILE, rows = (length + BEHIND - 1) / BEHIND * BEHIND;
     behind o;
     o.dq = (float *)room;
-    o.dk = o.dq + group * rows * wide;
+    o.dk = o.dq + (group * rows + TOGETHER) * wide; /* the last product of queries may end past the last */
     o.dv = o.dk + KEYS * wide;
     o.keys = (uint32_t *)(o.dv + KEYS * wide);
     o.values = o.keys + tiles / 2 * p->width;
@@ -324,6 +324,10 @@ INLINE void slope_pair(exchange *e, int64_t i, int64_t seen, int64_t count, int6
         memcpy(e->weights[i / 2] + j * LANES, &both, sizeof both);
         memcpy(e->turned[i / 2] + j * LANES, &slopes, sizeof slopes);
     }
+    if (vectors < TILE / LANES) { /* a product of keys may end in the next vector */
+        memset(e->weights[i / 2] + vectors * LANES, 0, LANES * sizeof(uint32_t));
+        memset(e->turned[i / 2] + vectors * LANES, 0, LANES * sizeof(uint32_t));
+    }
 }
 
 /* Gradients of one head of keys of one document. */
@@ -343,7 +347,7 @@ static void attend_behind(const problem *p, const gradients *g, const document *
         lay_keys(&values, d, kv, t, o.values + t * TILE / 2 * width);
         lay_values(&values, d, kv, t, TILE, o.key_rows + t * TILE / 2 * wide);
     }
-    memset(o.dq, 0, group * rows * wide * sizeof(float));
+    memset(o.dq, 0, (group * rows + TOGETHER) * wide * sizeof(float));
     for (int64_t n = 0; n < group; n++) {
         const int64_t head = kv * group + n;
         for (int64_t b = 0; b < rows / BEHIND; b++) {
@@ -369,7 +373,6 @@ static void attend_behind(const problem *p, const gradients *g, const document *
     for (int64_t i = 0; i < BEHIND; i++) slopes[i] = e.rows[i];
     for (int64_t tile = 0; tile < tiles; tile++) {
         const int64_t first = tile * TILE, keys = length - first < TILE ? length - first : TILE;
-        const int64_t vectors = (keys + LANES - 1) / LANES;
         const uint32_t *k = o.keys + first / 2 * width, *v = o.values + first / 2 * width;
         memset(o.dk, 0, 2 * KEYS * wide * sizeof(float));
         for (int64_t n = 0; n < group; n++) {
@@ -377,8 +380,12 @@ static void attend_behind(const problem *p, const gradients *g, const document *
             const uint16_t *q = p->q + d->row * p->q_row + head * p->q_head + d->start * p->q_token;
             const uint16_t *grad = g->grad + d->row * g->row + head * g->head + d->start * g->token;
             const float *sums = p->sums + (d->row * p->heads + head) * p->length + d->start;
-            for (int64_t from = first / BEHIND * BEHIND; from < length; from += BEHIND) {
+            for (int64_t from = first; from < length; from += BEHIND) {
                 const int64_t count = length - from < BEHIND ? length - from : BEHIND;
+                const int64_t queries = (count + TOGETHER - 1) / TOGETHER * TOGETHER;
+                const int64_t seen = from + count - first < keys ? from + count - first : keys; /* by the last query */
+                const int64_t vectors = (seen + LANES - 1) / LANES;
+                const int64_t columns = (vectors * LANES + TOGETHER - 1) / TOGETHER * TOGETHER;
                 const uint16_t *queries_at[BEHIND], *grads_at[BEHIND];
                 for (int64_t i = 0; i < BEHIND; i++) {
                     const int64_t t = from + (i < count ? i : count - 1);
@@ -392,12 +399,12 @@ static void attend_behind(const problem *p, const gradients *g, const document *
                 float own[BEHIND] = {0}, share[BEHIND] = {0};
                 memcpy(own, sums + from, count * sizeof(float));
                 memcpy(share, o.share + n * rows + from, count * sizeof(float));
-                for (int64_t i = 0; i < BEHIND; i += 2)
+                for (int64_t i = 0; i < queries; i += 2)
                     slope_pair(&e, i, from + i + 1 - first, count, vectors, scale, own, share);
                 const int64_t at = (n * rows + from) / 2 * wide;
-                add_product(KEYS, wide, BEHIND / 2, weights, TILE + 2, o.grad_rows + at, o.dv);
-                add_product(KEYS, wide, BEHIND / 2, turned, TILE + 2, o.query_rows + at, o.dk);
-                add_product(BEHIND, wide, vectors * LANES / 2, slopes, 1, o.key_rows + first / 2 * wide,
+                add_product(columns, wide, (count + 1) / 2, weights, TILE + 2, o.grad_rows + at, o.dv);
+                add_product(columns, wide, (count + 1) / 2, turned, TILE + 2, o.query_rows + at, o.dk);
+                add_product(queries, wide, vectors * LANES / 2, slopes, 1, o.key_rows + first / 2 * wide,
                             o.dq + (n * rows + from) * wide);
             }
         }

@@ -150,6 +150,20 @@ INLINE __m256i to_bf16(__m512 v) {
     up = _mm512_mask_mov_epi32(up, _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q), _mm512_set1_epi32(0x7fc0));
     return _mm512_cvtepi32_epi16(up);
 }
+
+/* Lanes of the next sixteen numbers where ``left`` are left. */
+INLINE __mmask16 first_lanes(int64_t left) { return left >= LANES ? 0xffff : (__mmask16)((1u << left) - 1); }
+
+/* Sixteen numbers of fp32, or of bf16 where ``half``, those of ``keep``: others are read as 0 and not written. */
+INLINE f32x16 read_lanes(int half, const uint8_t *p, int64_t at, __mmask16 keep) {
+    if (!half) return (f32x16)_mm512_maskz_loadu_ps(keep, (const float *)p + at);
+    return (f32x16)(widen_halves((u16x16)_mm256_maskz_loadu_epi16(keep, (const uint16_t *)p + at)) << 16);
+}
+
+INLINE void write_lanes(int half, uint8_t *p, int64_t at, __mmask16 keep, f32x16 v) {
+    if (half) _mm256_mask_storeu_epi16((uint16_t *)p + at, keep, to_bf16((__m512)v));
+    else _mm512_mask_storeu_ps((float *)p + at, keep, (__m512)v);
+}
 #endif
 
 /* exp(x) to about one unit in the last place: 2^n times a polynomial on [-ln 2 / 2, ln 2 / 2]; 0 below -87. */
