@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from limbeck.errors import CheckpointError, StorageError, TechniqueError
 from limbeck.formats.peft import load_adapter, save_adapter
 from limbeck.formats.peft_names import places, shorten
-from limbeck.techniques.lora import LoRA, adapters
+from limbeck.techniques.lora import LoRA
+from limbeck.techniques.lora_layer import adapters
 from tests.reference.techniques import BASES, base, logits, shake
 from tests.reference.twins import gpt2_config, llama_config, random_decoder
 

@@ -16,7 +16,8 @@ from limbeck.data.pairs import collate_pairs
 from limbeck.losses.preference import preference_loss
 from limbeck.objectives.preference import Preference
 from limbeck.objectives.reference import AdapterOff, Frozen, Reference, pair_log_probs
-from limbeck.techniques.lora import LoRA, switched_off
+from limbeck.techniques.lora import LoRA
+from limbeck.techniques.lora_layer import switched_off
 from limbeck.train.loop import train
 from limbeck.train.settings import TrainSettings
 from tests.reference.pairs import RandomPairs, pairs, slow_log_prob

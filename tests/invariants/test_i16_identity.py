@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from limbeck.techniques.freeze import Freeze
-from limbeck.techniques.lora import LoRA, adapters
+from limbeck.techniques.lora import LoRA
+from limbeck.techniques.lora_layer import adapters
 from limbeck.techniques.technique import apply_all
 from tests.reference.fake_quantized import FakeQuantize
 from tests.reference.techniques import base, logits, plain_batch

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from limbeck.formats.peft import load_adapter, save_adapter
-from limbeck.techniques.lora import LoRA, adapters
+from limbeck.techniques.lora import LoRA
+from limbeck.techniques.lora_layer import adapters
 from limbeck.techniques.technique import trainable_share
 from tests.reference.fake_quantized import FakeQuantize
 from tests.reference.peft_twin import opened_by_peft, their_logits, trained_by_peft

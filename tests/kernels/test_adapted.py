@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from limbeck.kernels.adapted import adapted_linear
-from limbeck.techniques import lora
-from limbeck.techniques.lora import Group, LoRALinear
+from limbeck.techniques import lora_layer
+from limbeck.techniques.lora_layer import Group, LoRALinear
 
 SMALL = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 1.5e-2}
 
@@ -48,7 +48,7 @@ def adapted(dropout: float = 0.0) -> LoRALinear:
 
 def test_it_serves_a_plain_frozen_base(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    monkeypatch.setattr(lora, "adapted_linear", lambda *a: calls.append(1) or adapted_linear(*a))
+    monkeypatch.setattr(lora_layer, "adapted_linear", lambda *a: calls.append(1) or adapted_linear(*a))
     x = torch.randn(3, 6)
     layer = adapted()
     served = layer(x)

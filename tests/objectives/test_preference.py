@@ -17,7 +17,8 @@ from limbeck.errors import ConfigError, DataError
 from limbeck.losses.terms import add_counts, total
 from limbeck.objectives.preference import Preference
 from limbeck.objectives.reference import AdapterOff, Frozen, Stored, pair_log_probs
-from limbeck.techniques.lora import LoRA, switched_off, untouched
+from limbeck.techniques.lora import LoRA
+from limbeck.techniques.lora_layer import switched_off, untouched
 from tests.reference.pairs import pairs, slow_log_prob, slow_loss
 from tests.reference.training import tiny
 

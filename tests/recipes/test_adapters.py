@@ -17,7 +17,8 @@ from limbeck import cli
 from limbeck.data.batch import Batch
 from limbeck.formats.load import load_bundle
 from limbeck.formats.peft import load_adapter, save_adapter
-from limbeck.techniques.lora import LoRA, adapters
+from limbeck.techniques.lora import LoRA
+from limbeck.techniques.lora_layer import adapters
 from tests.reference.small_model import MODERN, saved
 
 Call = Callable[..., tuple[int, dict[str, Any], str]]

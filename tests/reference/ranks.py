@@ -24,7 +24,8 @@ from limbeck.objectives.next_token import NextToken
 from limbeck.objectives.preference import Preference
 from limbeck.objectives.reference import AdapterOff
 from limbeck.run import Run
-from limbeck.techniques.lora import LoRA, switched_off
+from limbeck.techniques.lora import LoRA
+from limbeck.techniques.lora_layer import switched_off
 from limbeck.train import step
 from limbeck.train.distributed import World, full, group
 from limbeck.train.loop import TrainResult, train

@@ -11,7 +11,8 @@ from limbeck.errors import ConfigError, TechniqueError
 from limbeck.model.cache import KVCache
 from limbeck.model.patterns import Causal, Sliding
 from limbeck.techniques.depth import Depth, block_influence
-from limbeck.techniques.lora import LoRA, adapters
+from limbeck.techniques.lora import LoRA
+from limbeck.techniques.lora_layer import adapters
 from tests.reference.techniques import base, calibration, logits, plain_batch
 from tests.reference.twins import gpt2_config, llama_config, random_decoder
 

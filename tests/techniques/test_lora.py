@@ -15,7 +15,8 @@ from limbeck.errors import ConfigError, TechniqueError
 from limbeck.model.config import DecoderConfig
 from limbeck.model.decoder import Decoder
 from limbeck.model.linear import Linear
-from limbeck.techniques.lora import Group, LoRA, LoRALinear, adapters
+from limbeck.techniques.lora import LoRA
+from limbeck.techniques.lora_layer import Group, LoRALinear, adapters
 from limbeck.techniques.technique import trainable_share
 from tests.reference.techniques import base, logits, plain_batch, shake
 

@@ -7,7 +7,8 @@ import torch
 
 from limbeck.errors import TechniqueError
 from limbeck.model.decoder import Decoder
-from limbeck.techniques.lora import LoRA, adapters
+from limbeck.techniques.lora import LoRA
+from limbeck.techniques.lora_layer import adapters
 from limbeck.techniques.technique import apply_all, deployed, finish_all, training
 from tests.reference.fake_quantized import FakeQuantize, FakeQuantizedLinear
 from tests.reference.techniques import base, logits, plain_batch, shake

@@ -28,7 +28,8 @@ from limbeck.formats.hub import ADAPTER
 from limbeck.formats.peft_names import Place, places, shorten
 from limbeck.formats.weights import read_json
 from limbeck.model.decoder import Decoder
-from limbeck.techniques.lora import LoRA, LoRALinear, adapters
+from limbeck.techniques.lora import LoRA
+from limbeck.techniques.lora_layer import LoRALinear, adapters
 
 __all__ = ["base_of", "load_adapter", "save_adapter"]
 

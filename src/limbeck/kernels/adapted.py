@@ -1,4 +1,4 @@
-"""A frozen linear layer and the low-rank change beside it, as one operation.
+"""A frozen linear layer and the low-rank change beside it (Hu et al. 2021), as one operation.
 
 Apart, as autograd has them, every adapter costs a copy of the wide result, a sum of two input gradients, and a product
 ``grad.T @ z`` that reads the wide gradient across: here the change is added within its product, both ways.

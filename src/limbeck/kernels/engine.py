@@ -251,11 +251,12 @@ class _Pass:
         return torch.empty(logits.shape, dtype=self.wide, device=self.device).copy_(logits)
 
     def _likelihood(self, logits: Tensor, labels: Tensor, start: int, stop: int) -> Tensor | None:
-        own = logits.dtype == self.wide and self.problem.comparison is None
-        tile = logits if own or self.compiled is not None else self._tile(logits)
         if self.compiled is not None:
-            nll, log_partition, total = likelihood_in_place(self.compiled, tile, labels, self.factor is not None)
+            tile, gradient = logits, self.factor is not None
+            nll, log_partition, total = likelihood_in_place(self.compiled, logits, labels, gradient)
         else:
+            own = logits.dtype == self.wide and self.problem.comparison is None
+            tile = logits if own else self._tile(logits)
             nll, log_partition, total = likelihood(tile, labels)
         assert self.losses.nll is not None
         self.losses.nll[start:stop] = nll

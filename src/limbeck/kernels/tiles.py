@@ -1,7 +1,7 @@
 """Losses and logit gradients of a few rows of logits at a time, in place in scratch memory that fits a core's cache.
 
 A tile is (n, V) logits in wide arithmetic (float32 or float64). Each function turns it into the gradient with respect
-to the logits, and returns the losses. ``compiled_likelihood`` takes rows as they are.
+to the logits, and returns the losses. ``likelihood_in_place`` takes rows as they are.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from limbeck.recipes.parts import Parts
 from limbeck.run import Run
 from limbeck.tasks.preferences import Preferences
 from limbeck.tasks.table import AnyTask
-from limbeck.techniques.lora import switched_off, untouched
+from limbeck.techniques.lora_layer import switched_off, untouched
 from limbeck.train.settings import TrainSettings
 
 __all__ = ["DPO", "PreferenceSettings"]

@@ -13,7 +13,8 @@ from limbeck.formats.load import Bundle, load_bundle, locate
 from limbeck.formats.peft import base_of, save_adapter
 from limbeck.model.decoder import Decoder
 from limbeck.run import Run
-from limbeck.techniques.lora import LoRA, adapters
+from limbeck.techniques.lora import LoRA
+from limbeck.techniques.lora_layer import adapters
 from limbeck.techniques.technique import Technique
 
 __all__ = ["adapter_dtype", "base_name", "merged", "write_adapter"]

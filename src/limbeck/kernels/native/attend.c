@@ -141,11 +141,8 @@ INLINE f32x16 power(f32x16 x) {
 
 /* One row of sums times a factor, rounded. */
 INLINE void put_row(const float *from, float factor, int64_t width, uint16_t *to) {
-    for (int64_t c = 0; c < width; c += LANES) {
-        const int64_t left = width - c;
-        const __mmask16 keep = left >= LANES ? 0xffff : (__mmask16)((1u << left) - 1);
-        _mm256_mask_storeu_epi16(to + c, keep, to_bf16((__m512)(load(from + c) * factor)));
-    }
+    for (int64_t c = 0; c < width; c += LANES)
+        write_lanes(1, (uint8_t *)to, c, first_lanes(width - c), load(from + c) * factor);
 }
 
 /* What a block of queries knows of itself; maxima are of scores times log2(e). */
@@ -161,10 +158,8 @@ INLINE void weigh(block *o, int64_t i, int64_t seen, int64_t vectors, float scal
     for (int64_t j = 0; j < vectors; j++) {
         s[j] = load(o->scores[i] + j * LANES) * scale;
         const int64_t left = seen - j * LANES;
-        if (left < LANES) {
-            const __mmask16 keep = left > 0 ? (__mmask16)((1u << left) - 1) : 0;
-            s[j] = (f32x16)_mm512_mask_mov_ps(_mm512_set1_ps(-INFINITY), keep, (__m512)s[j]);
-        }
+        if (left < LANES)
+            s[j] = (f32x16)_mm512_mask_mov_ps(_mm512_set1_ps(-INFINITY), first_lanes(left), (__m512)s[j]);
         most = (f32x16)_mm512_max_ps((__m512)most, (__m512)s[j]);
     }
     const float largest = _mm512_reduce_max_ps((__m512)most), before = o->most[i];
@@ -259,10 +254,7 @@ void limbeck_attend(const problem *p, int64_t count, const document *documents, 
 }
 
 /* Up to sixteen numbers, zeros behind them. */
-INLINE f32x16 some(const uint16_t *p, int64_t left) {
-    const __mmask16 keep = left >= LANES ? 0xffff : (__mmask16)((1u << left) - 1);
-    return (f32x16)(widen_halves((u16x16)_mm256_maskz_loadu_epi16(keep, p)) << 16);
-}
+INLINE f32x16 some(const uint16_t *p, int64_t left) { return read_lanes(1, (const uint8_t *)p, 0, first_lanes(left)); }
 
 #define BEHIND 48 /* queries of a block in the backward */
 #define KEYS 66   /* keys of a tile, padded to a multiple of TOGETHER */
@@ -310,7 +302,7 @@ INLINE void slope_pair(exchange *e, int64_t i, int64_t seen, int64_t count, int6
         u32x16 pair[2] = {{0}}, turned[2] = {{0}};
         for (int h = 0; h < 2; h++) {
             const int64_t left = i + h < count ? seen + h - j * LANES : 0;
-            const __mmask16 keep = left >= LANES ? 0xffff : left > 0 ? (__mmask16)((1u << left) - 1) : 0;
+            const __mmask16 keep = first_lanes(left);
             f32x16 w = power(load(e->scores[i + h] + j * LANES) * scale - sums[i + h]);
             w = (f32x16)_mm512_maskz_mov_ps(keep, (__m512)w);
             f32x16 g = w * (load(e->slopes[i + h] + j * LANES) - share[i + h]);

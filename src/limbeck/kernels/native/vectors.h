@@ -151,8 +151,10 @@ INLINE __m256i to_bf16(__m512 v) {
     return _mm512_cvtepi32_epi16(up);
 }
 
-/* Lanes of the next sixteen numbers where ``left`` are left. */
-INLINE __mmask16 first_lanes(int64_t left) { return left >= LANES ? 0xffff : (__mmask16)((1u << left) - 1); }
+/* Lanes of the next sixteen numbers where ``left`` are left: none where that is not above 0. */
+INLINE __mmask16 first_lanes(int64_t left) {
+    return left >= LANES ? 0xffff : left > 0 ? (__mmask16)((1u << left) - 1) : 0;
+}
 
 /* Sixteen numbers of fp32, or of bf16 where ``half``, those of ``keep``: others are read as 0 and not written. */
 INLINE f32x16 read_lanes(int half, const uint8_t *p, int64_t at, __mmask16 keep) {
