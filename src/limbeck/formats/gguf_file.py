@@ -29,6 +29,7 @@ _MAGIC, _VERSIONS = b"GGUF", (2, 3)
 _STRING, _ARRAY = 8, 9
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _LONGEST = 1 << 24  # bytes of a string, items of an array: above any vocabulary or chat template
+_NAME = 256  # characters of a name; no model's come near
 _VALUES = 1 << 16  # entries of metadata, and of tensors
 _DIMENSIONS, _ELEMENTS = 4, 1 << 40
 _CHUNK = 1 << 20  # numbers decoded at a time
@@ -94,7 +95,7 @@ class GgufFile:
         h.check("tensors", tensors, least=24, most=_VALUES)
         h.check("metadata entries", entries, least=13, most=_VALUES)
         for _ in range(entries):
-            key = h.string("a key of the metadata")
+            key = h.name("a key of the metadata")
             if key in self.values:
                 raise h.wrong(f"gives '{key}' twice")
             self.values[key] = h.value(key)
@@ -174,6 +175,12 @@ class _Header:
         self.check(f"bytes in {what}", length, least=1, most=_LONGEST)
         return self.take(length).decode("utf-8", errors="replace")
 
+    def name(self, what: str) -> str:
+        value = self.string(what)
+        if not value.isprintable() or len(value) > _NAME:
+            raise self.wrong(f"has {what} that is no name ({value[:20]!a}): it is damaged")
+        return value
+
     def value(self, key: str) -> Any:
         kind = self.number("I")
         if kind == _STRING:
@@ -193,7 +200,7 @@ class _Header:
         return np.frombuffer(self.take(count * size), np.dtype(f"<{_SCALARS[inner]}"))
 
     def tensor(self) -> tuple[str, tuple[int, ...], gguf.GGMLQuantizationType, int]:
-        name = self.string("a tensor's name")
+        name = self.name("a tensor's name")
         dimensions = self.number("I")
         if not 1 <= dimensions <= _DIMENSIONS:
             raise self.wrong(f"gives '{name}' {dimensions} dimensions: 1 to {_DIMENSIONS} are possible")
