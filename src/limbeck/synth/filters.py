@@ -259,7 +259,7 @@ class English(RowFilter):
     """Drop texts that seem not to be English.
 
     A text is kept if at least ``letters`` of its letters are Latin without marks, and at least ``common`` of its
-    words are among the commonest of English. Texts of fewer than ``least_words`` words are judged by their letters alone.
+    words are among the commonest of English; below ``least_words`` words a text is judged by its letters alone.
     """
 
     name: ClassVar[str] = "language"
