@@ -14,6 +14,7 @@ from limbeck.formats.families import family_of
 from limbeck.formats.hub import resolve
 from limbeck.formats.load import Bundle, load_bundle
 from limbeck.formats.weights import Weights
+from limbeck.measure.cost import disk_bytes, folder_bytes
 from limbeck.model.pattern_cost import pattern_costs
 from limbeck.model.patterns import picture
 from limbeck.recipes.chat import describe_chat, show_chat
@@ -24,6 +25,7 @@ from limbeck.run import Run
 __all__ = ["Info", "best_of", "stored_dtypes"]
 
 _MB = 1e6
+_LEGEND = ("a row", "queries from first to last; a column: keys; # most are seen, + some, . none")
 
 
 class Info(Recipe):
@@ -81,7 +83,7 @@ def _pictures(bundle: Bundle, length: int | None) -> list[RenderableType]:
     """A drawing of each pattern that hides something; none of dense attention."""
     costs = pattern_costs(bundle.model.config, length or bundle.model.config.context)
     return [
-        facts(f"{c.pattern.kind} attention over {c.length:,} tokens", [("", line) for line in lines])
+        facts(f"{c.pattern.kind} attention over {c.length:,} tokens", [_LEGEND, *(("", line) for line in lines)])
         for c in costs
         if not c.pattern.is_causal(c.length)
         for lines in [picture(c.pattern, c.length).split("\n")]
@@ -101,8 +103,8 @@ def _model(bundle: Bundle, length: int | None = None) -> dict[str, Any]:
         "config": config.model_dump(mode="json"),
         "techniques": [r.model_dump(mode="json") for r in bundle.residues],
         "parameters": model.count_parameters(),
-        "weights_bytes": sum(f.stat().st_size for place in folders for f in place.glob("*.safetensors")),
-        "folder_bytes": sum(f.stat().st_size for place in folders for f in place.iterdir() if f.is_file()),
+        "weights_bytes": sum(map(disk_bytes, folders)),
+        "folder_bytes": sum(map(folder_bytes, folders)),
         "stored_dtypes": stored_dtypes(folder),
         "dtype": dtype,
         "memory_bytes": model.count_bytes(),
@@ -123,7 +125,11 @@ def _model(bundle: Bundle, length: int | None = None) -> dict[str, Any]:
 
 
 def stored_dtypes(folder: Path) -> dict[str, int]:
-    """Number of tensors of each dtype in a model folder, by safetensors' names such as ``F16``."""
+    """Number of tensors of each dtype in a model folder or GGUF file, by the format's names such as ``F16``."""
+    if folder.is_file():
+        from limbeck.formats.gguf_read import stored_kinds  # here, as the gguf package takes a while to import
+
+        return stored_kinds(folder)
     out: dict[str, int] = {}
     weights = Weights(folder)
     for header in weights.headers.values():
