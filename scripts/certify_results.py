@@ -80,8 +80,8 @@ def simulations(count: int) -> None:
             worse, none, used = stopped(random, count, 2 * two, discordant, harm, harm, planned)
             alarm, right, _ = stopped(random, count, 2 * two, discordant, 0.0, harm, planned)
             print(
-                f"| {discordant:.0%} | {harm:.1%} | {two:,}, {one:,} | {planned:.0%} | {worse:.1%} | {none:.1%} | {used:,.0f} | "
-                f"{used / two:.2f}, {used / one:.2f} | {alarm:.1%} | {right:.1%} |"
+                f"| {discordant:.0%} | {harm:.1%} | {two:,}, {one:,} | {planned:.0%} | {worse:.1%} | {none:.1%} "
+                f"| {used:,.0f} | {used / two:.2f}, {used / one:.2f} | {alarm:.1%} | {right:.1%} |"
             )
     print("\n## Smallest difference in right answers that a set can show\n")
     print("90 % power, 5 % error, one harm.\n")
