@@ -32,10 +32,8 @@ def main() -> None:
     commit, cpu = source()["commit"], machine()["cpu"]
     command = f"python scripts/certify_results.py {Path(asked.run).name} --replays {asked.replays}"
     print("# Error rates and power of `limbeck certify`\n")
-    print(
-        f"Made by `{command}` at commit {str(commit)[:12]} on {cpu}, one core. Seeds are fixed: the same command gives the"
-    )
-    print("same page. The test and its sources are described in `study/sequential.py`.\n")
+    print(f"Made by `{command}` at commit {str(commit)[:12]} on {cpu}, one core.")
+    print("The test and its sources are described in `study/sequential.py`; seeds are fixed.\n")
     replays(Run.open(Path(asked.run)), asked.replays)
     simulations(asked.replays)
 
@@ -70,8 +68,17 @@ def simulations(count: int) -> None:
         "exact McNemar test at 5 % needs for 90 % power, two-sided, and one-sided beside it. Items: mean until the test"
     )
     print("stops, of at most twice the fixed number. Planned rate: the true one, or the default of 5 %.\n")
-    print("| change | harm | fixed (2, 1) | planned | called worse | called harmless | items | of fixed (2, 1) | no harm: "
-          "called worse | no harm: called harmless |")  # fmt: skip
+    columns = (
+        "change",
+        "harm",
+        "fixed (2, 1)",
+        "planned",
+        "called worse",
+        "called harmless",
+        "items",
+        "of fixed (2, 1)",
+    )
+    print("| " + " | ".join([*columns, "no harm: called worse", "no harm: called harmless"]) + " |")
     print("|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|")
     random = np.random.default_rng(1)
     for discordant, harm in ((0.01, 0.005), (0.02, 0.01), (0.03, 0.01), (0.05, 0.01), (0.05, 0.02)):
