@@ -18,7 +18,7 @@ from limbeck.model.linear import Linear, project
 from limbeck.model.patterns import AnyPattern
 from limbeck.model.positions import rotate
 
-__all__ = ["Attention", "View", "attend", "take", "worth_apart"]
+__all__ = ["Attention", "View", "attend", "attend_apart", "take", "worth_apart"]
 
 _SCORES_A_SPAN = 1 << 16  # of a dense mask: below, a handful of small operations a document costs more than the mask
 
