@@ -14,6 +14,7 @@ from limbeck.formats.families import family_of
 from limbeck.formats.hub import resolve
 from limbeck.formats.load import Bundle, load_bundle
 from limbeck.formats.weights import Weights
+from limbeck.measure.cost import disk_bytes, folder_bytes
 from limbeck.recipes.chat import describe_chat, show_chat
 from limbeck.recipes.parts import device_of, dtype_of
 from limbeck.recipes.recipe import Recipe, Report, Session, facts
@@ -83,8 +84,8 @@ def _model(bundle: Bundle) -> dict[str, Any]:
         "config": config.model_dump(mode="json"),
         "techniques": [r.model_dump(mode="json") for r in bundle.residues],
         "parameters": model.count_parameters(),
-        "weights_bytes": sum(f.stat().st_size for place in folders for f in place.glob("*.safetensors")),
-        "folder_bytes": sum(f.stat().st_size for place in folders for f in place.iterdir() if f.is_file()),
+        "weights_bytes": sum(map(disk_bytes, folders)),
+        "folder_bytes": sum(map(folder_bytes, folders)),
         "stored_dtypes": stored_dtypes(folder),
         "dtype": dtype,
         "memory_bytes": model.count_bytes(),
@@ -104,7 +105,11 @@ def _model(bundle: Bundle) -> dict[str, Any]:
 
 
 def stored_dtypes(folder: Path) -> dict[str, int]:
-    """Number of tensors of each dtype in a model folder, by safetensors' names such as ``F16``."""
+    """Number of tensors of each dtype in a model folder or GGUF file, by the format's names such as ``F16``."""
+    if folder.is_file():
+        from limbeck.formats.gguf_read import stored_kinds  # here, as the gguf package takes a while to import
+
+        return stored_kinds(folder)
     out: dict[str, int] = {}
     weights = Weights(folder)
     for header in weights.headers.values():
