@@ -79,6 +79,7 @@ def test_loss_and_gradient_are_those_of_a_row_at_a_time(tok: Tokenizer, alignmen
         for a, b in zip(row[1].student, row[1].teacher, strict=True):
             if alignment == "text":
                 assert own.decode(mine[1 : a + 1]) == tok.decode(theirs[1 : b + 1])
+                texts.add(own.decode(mine[1 : a + 1]))
             x = q[a].softmax(-1).sort(descending=True).values
             y = p[b].softmax(-1).sort(descending=True).values.detach()
             width = max(len(x), len(y))
