@@ -23,7 +23,7 @@ from limbeck.synth.prompts import KINDS, Plan, answer_fields
 from limbeck.synth.teacher import Prices, Sampling
 from tests.reference.teacher_server import Server, serving
 
-PRICES = Prices(input=1.0, output=2.0)
+PRICES = Prices(input_price=1.0, output_price=2.0)
 QUICK = Asking(backoff=0.01, longest_wait=0.05)
 ALL = ("429", "500", "cut", "billed, then cut", "malformed", "prose", "slow")
 
@@ -198,7 +198,7 @@ asking = Asking(concurrency=6, backoff=0.01, longest_wait=0.05, unsure=unsure)
 print("ready", flush=True)
 from pathlib import Path
 with Ledger(Path(file), json.dumps(plan.describe()), honours_keys=asking.honours_keys) as ledger:
-    found = collect(plan, Endpoint(url, "poet", timeout=0.5), ledger, asking, Prices(input=1.0, output=2.0))
+    found = collect(plan, Endpoint(url, "poet", timeout=0.5), ledger, asking, Prices(input_price=1.0, output_price=2.0))
 print(found.stopped, flush=True)
 """
 

@@ -78,7 +78,8 @@ def test_a_local_model_is_a_teacher_through_the_same_interface(tmp_path: Path, c
     for folder in ("a", "b"):
         with Ledger(tmp_path / folder / "answers.sqlite", json.dumps(plan.describe())) as ledger:
             teacher = LocalTeacher(Bundle(small(), tok, {}, "small"), "small")
-            found = collect(plan, teacher, ledger, Asking(concurrency=1 if folder == "a" else 3), Prices(output=1.0))
+            asking = Asking(concurrency=1 if folder == "a" else 3)
+            found = collect(plan, teacher, ledger, asking, Prices(output_price=1.0))
             told.append(ledger.answers())
     assert told[0] == told[1] and len(told[0]) == 2  # the answers do not depend on the concurrency
     assert found.totals.refused == 1 and 0 < found.totals.answer_tokens <= 16 and found.totals.cost > 0

@@ -141,7 +141,7 @@ class MutualLikelihood(Filter):
 
     name: ClassVar[str] = "mutual likelihood"
     scorer: Scorer
-    least: float = 0.5
+    least: float = 0.38
     fields: tuple[str, str] = ("sentence1", "sentence2")
 
     def drops(self, rows: Rows) -> Mapping[str, str]:
@@ -160,7 +160,7 @@ class PooledStates(Filter):
 
     name: ClassVar[str] = "pooled states"
     scorer: Scorer
-    least: float = 0.5
+    least: float = 0.46
     fields: tuple[str, str] = ("sentence1", "sentence2")
 
     def drops(self, rows: Rows) -> Mapping[str, str]:

@@ -31,7 +31,16 @@ from limbeck.synth.yields import Yield, sift
 from limbeck.train.loop import train
 from limbeck.train.settings import TrainSettings
 
-__all__ = ["Proximity", "Round", "Rounds", "RoundsResult", "make_rounds", "proximity_filters", "tune_generator"]
+__all__ = [
+    "EarlierRounds",
+    "Proximity",
+    "Round",
+    "Rounds",
+    "RoundsResult",
+    "make_rounds",
+    "proximity_filters",
+    "tune_generator",
+]
 
 _PAIR: tuple[str, str] = ("sentence1", "sentence2")
 
@@ -39,8 +48,8 @@ _PAIR: tuple[str, str] = ("sentence1", "sentence2")
 class Proximity(Config):
     """When two generated sentences count as paraphrases."""
 
-    mutual: float = Field(0.5, description="least nats a token by which each sentence makes the other likelier")
-    cosine: float = Field(0.5, ge=-1, le=1, description="least cosine of the model's own pooled states, centred")
+    mutual: float = Field(0.38, description="least nats a token by which each sentence makes the other likelier")
+    cosine: float = Field(0.46, ge=-1, le=1, description="least cosine of the model's own pooled states, centred")
     length_ratio: float = Field(0.5, ge=0, le=1, description="least words of the shorter sentence by the longer's")
     edit_least: float = Field(0.15, ge=0, le=1, description="least edit distance in words; nearer is a copy")
     edit_most: float = Field(0.8, ge=0, le=1, description="largest edit distance in words")

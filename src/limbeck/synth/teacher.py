@@ -26,13 +26,13 @@ class Sampling(Config):
 class Prices(Config):
     """Price of a teacher's tokens."""
 
-    input: float = Field(0.0, ge=0, description="price of a million prompt tokens")
-    output: float = Field(0.0, ge=0, description="price of a million answer tokens")
+    input_price: float = Field(0.0, ge=0, description="price of a million prompt tokens")
+    output_price: float = Field(0.0, ge=0, description="price of a million answer tokens")
     currency: str = Field("USD", description="currency of the prices and the budget")
 
     def of(self, prompt_tokens: int, answer_tokens: int) -> float:
         """Return the price of so many tokens."""
-        return (self.input * prompt_tokens + self.output * answer_tokens) / 1e6
+        return (self.input_price * prompt_tokens + self.output_price * answer_tokens) / 1e6
 
 
 @dataclass(frozen=True, slots=True)
