@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.errors import CheckpointError
-from limbeck.formats.weights import Header, Weights
+from limbeck.formats.weights import TensorHeader, WeightFiles
 
-__all__ = ["Piece", "check", "check_dtype", "fill", "meta", "places", "write_order"]
+__all__ = ["TensorPiece", "check", "check_dtype", "fill", "meta", "places", "write_order"]
 
 _FLOATS = {"F64", "F32", "F16", "BF16"}
 _NAMES = {
@@ -28,7 +28,7 @@ _NAMES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class TensorPiece:
     """One tensor of a file and where it stands in the model.
 
     Attributes:
@@ -51,7 +51,7 @@ class Piece:
         return part.T if self.transposed else part
 
 
-def check(pieces: Iterable[Piece], weights: Weights, ignored: Callable[[str], bool]) -> None:
+def check(pieces: Iterable[TensorPiece], weights: WeightFiles, ignored: Callable[[str], bool]) -> None:
     """Compare what a model needs with what the headers say; nothing is read or allocated.
 
     ``pieces`` may be a long generator: it stops at the first that does not fit.
@@ -76,7 +76,7 @@ def check(pieces: Iterable[Piece], weights: Weights, ignored: Callable[[str], bo
         raise CheckpointError(f"{file} holds the key '{extra[0]}'{more} that its config.json has no place for")
 
 
-def check_dtype(key: str, header: Header, wanted: torch.dtype) -> None:
+def check_dtype(key: str, header: TensorHeader, wanted: torch.dtype) -> None:
     """Floats cast to floats; anything else, and codes of 8-bit floats, must be what the place is.
 
     Raises:
@@ -106,7 +106,7 @@ def places(model: nn.Module) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def fill(model: nn.Module, pieces: Sequence[Piece], weights: Weights, device: torch.device | str) -> None:
+def fill(model: nn.Module, pieces: Sequence[TensorPiece], weights: WeightFiles, device: torch.device | str) -> None:
     """Give a model built on the meta device its values, tensor by tensor, each cast to the dtype of its place.
 
     Beside the model itself at most one parameter's pages of the file are held. Tied parameters stay tied.
@@ -141,7 +141,7 @@ def _homes(model: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
     return homes
 
 
-def write_order(model: nn.Module, pieces: Iterable[Piece]) -> Iterator[tuple[str, Tensor]]:
+def write_order(model: nn.Module, pieces: Iterable[TensorPiece]) -> Iterator[tuple[str, Tensor]]:
     """Yield (key, tensor) of each piece, as views of the model's parameters."""
     held = places(model)
     for piece in pieces:

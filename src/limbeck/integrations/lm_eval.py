@@ -17,9 +17,9 @@ from lm_eval.api.registry import register_model
 
 from limbeck.errors import ConfigError
 from limbeck.formats.load import Bundle, load_bundle
-from limbeck.integrations.chat import ChatTemplate
+from limbeck.integrations.chat import JinjaTemplate
 from limbeck.integrations.requests import Answers
-from limbeck.recipes.parts import device_of, dtype_of
+from limbeck.jobs.source import device_of, dtype_of
 
 __all__ = ["LimbeckLM"]
 
@@ -74,7 +74,7 @@ class LimbeckLM(LM):  # type: ignore[misc]  # lm-eval has no types
     def _begin(self, bundle: Bundle, batch_size: int, max_length: int | None, seed: int, template: str) -> None:
         super().__init__()
         self._bundle = bundle
-        self._template = None if bundle.folder is None else ChatTemplate.read(bundle.folder, template)
+        self._template = None if bundle.folder is None else JinjaTemplate.read(bundle.folder, template)
         self.answers = Answers(
             bundle.model,
             bundle.tokenizer,
