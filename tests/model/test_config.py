@@ -55,7 +55,8 @@ def test_layers_are_chosen_with_their_patterns():
 def test_a_config_survives_its_own_json():
     scaling = {"factor": 8, "low_freq_factor": 1, "high_freq_factor": 4, "original_context": 8}
     config = DecoderConfig(
-        vocab_size=50, hidden_size=32, heads=4, layers=2, positions="rope", pattern=(Causal(), Sliding(window=2, sinks=1)),
+        vocab_size=50, hidden_size=32, heads=4, layers=2, positions="rope",
+        pattern=(Causal(), Sliding(window=2, sinks=1)),
         rope={"theta": 5e5, "scaling": scaling},
     )  # fmt: skip
     assert build(DecoderConfig, config.model_dump(mode="json")) == config == DecoderConfig.model_validate(config)
