@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from limbeck.data.audit import report as audits
 from limbeck.data.audit.report import WITHIN, audit
-from limbeck.data.audit.report import report as audits
 from limbeck.data.rows import Row, Rows
 from limbeck.errors import DataError
 from limbeck.jobs import corpora_audit

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from limbeck.data.splits import normalise
+from limbeck.data.toy import table as toy
 from limbeck.data.toy.answers import _FACTS, _world
 from limbeck.data.toy.judgements import _ADJECTIVES, _INTENTS
 from limbeck.data.toy.table import TOYS, toy_rows
-from limbeck.data.toy.table import table as toy
 from limbeck.data.toy.verse import RHYMES, SCHEME
 from limbeck.errors import DataError
 
