@@ -17,6 +17,7 @@ from limbeck.formats.stored import stored_dtypes
 from limbeck.jobs.recipe import Display, Recipe, Report, facts
 from limbeck.jobs.reports.chat import describe_chat, show_chat
 from limbeck.jobs.source import device_of, dtype_of
+from limbeck.measure.cost import disk_bytes, folder_bytes
 from limbeck.run import Run
 
 __all__ = ["Info", "best_of"]
@@ -83,8 +84,8 @@ def _model(bundle: Bundle) -> dict[str, Any]:
         "config": config.model_dump(mode="json"),
         "techniques": [r.model_dump(mode="json") for r in bundle.deployed_specs],
         "parameters": model.count_parameters(),
-        "weights_bytes": sum(f.stat().st_size for place in folders for f in place.glob("*.safetensors")),
-        "folder_bytes": sum(f.stat().st_size for place in folders for f in place.iterdir() if f.is_file()),
+        "weights_bytes": sum(map(disk_bytes, folders)),
+        "folder_bytes": sum(map(folder_bytes, folders)),
         "stored_dtypes": stored_dtypes(folder),
         "dtype": dtype,
         "memory_bytes": model.count_bytes(),
