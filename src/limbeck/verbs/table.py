@@ -14,6 +14,7 @@ RECIPES: dict[str, str] = {
     "finetune": "limbeck.verbs.finetune:Finetune",
     "distill": "limbeck.verbs.distill:Distill",
     "dpo": "limbeck.verbs.dpo:DPO",
+    "synthesize": "limbeck.verbs.synthesize:Synthesize",
     "quantize": "limbeck.verbs.quantize:Quantize",
     "evaluate": "limbeck.verbs.evaluate:Evaluate",
     "score": "limbeck.verbs.score:Score",
@@ -22,6 +23,7 @@ RECIPES: dict[str, str] = {
     "info": "limbeck.verbs.info:Info",
     "export": "limbeck.verbs.export:Export",
     "compare": "limbeck.verbs.compare:Compare",
+    "certify": "limbeck.study.certify:Certify",
     "study": "limbeck.study.study:Study",
 }
 """verb -> ``module:Class``: the registration line of a verb, in the order in which the help lists them."""
