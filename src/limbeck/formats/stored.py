@@ -14,7 +14,7 @@ _FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF
 
 
 def stored_dtypes(folder: Path) -> dict[str, int]:
-    """Return the number of tensors of each dtype in a folder or GGUF file, by the names of its format, such as ``F16``."""
+    """Return the number of tensors of each dtype in a folder or GGUF file, by its names of dtypes, such as ``F16``."""
     if folder.is_file():
         from limbeck.formats.gguf_read import stored_kinds  # here, as the gguf package takes a while to import
 
