@@ -161,7 +161,7 @@ class Ledger:
             self._db.execute(
                 "UPDATE requests SET state = 'done', cost = ?, prompt_tokens = ?, answer_tokens = ?, finish = ?, "
                 "text = ?, raw = ?, ended_at = ?, unsure = unsure * ? WHERE ordinal = ?",
-                (cost, answer.prompt_tokens, answer.answer_tokens, answer.convert, _plain(answer.text),
+                (cost, answer.prompt_tokens, answer.answer_tokens, answer.finish, _plain(answer.text),
                  _plain(answer.raw), _now(), int(not self._honours), request.ordinal),
             )  # fmt: skip
 
