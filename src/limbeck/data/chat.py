@@ -52,17 +52,20 @@ class Message:
 
     @classmethod
     def read(cls, value: Any, where: str) -> Message:
-        """Read ``{"role": ..., "content": ...}``.
+        """Read ``{"role": ..., "content": ...}``; an assistant's null content is empty.
 
         Raises:
             DataError: it is no such mapping, or the role is none of three.
         """
-        if not isinstance(value, Mapping) or not isinstance(value.get("content"), str):
+        content = value.get("content") if isinstance(value, Mapping) else None
+        role = value.get("role") if isinstance(value, Mapping) else None
+        if content is None and role == "assistant" and "content" in value:
+            content = ""
+        if not isinstance(content, str):
             raise DataError(f"a message in {where} is no mapping with a role and a text as content: {value!r:.80}")
-        role = value.get("role")
         if role not in ROLES:
             raise DataError(f"a message in {where} has the role {role!r}, which is none of {', '.join(ROLES)}")
-        return cls(role, value["content"])
+        return cls(role, content)
 
     def plain(self) -> dict[str, str]:
         """As a mapping, the way templates and files have it."""

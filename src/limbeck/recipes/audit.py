@@ -14,7 +14,7 @@ from rich.text import Text
 from limbeck.data.audit import WITHIN, AuditSettings, audit
 from limbeck.data.audit import Audit as Found
 from limbeck.data.audit_find import KINDS
-from limbeck.data.readers import Rows, read
+from limbeck.data.readers import Dialect, Rows, read
 from limbeck.recipes.recipe import Recipe, Report, Session, facts
 from limbeck.storage import plain, write_text
 from limbeck.tasks.table import AnyTask
@@ -49,6 +49,9 @@ class Audit(Recipe):
     separator: str = Field(
         "<|endoftext|>", description="line between documents of a text file", json_schema_extra=_DATA
     )
+    dialect: Dialect = Field(
+        default_factory=Dialect, description="delimiter and quotes of tables of text", json_schema_extra=_DATA
+    )
     limit: int | None = Field(None, ge=1, description="read only so many rows of each source", json_schema_extra=_DATA)
     on: Literal["list", "drop", "refuse"] = Field("list", description="what to do with overlapping training rows")
     task: AnyTask | None = Field(None, description="read as this kind of work does; none: any table or text")
@@ -68,7 +71,7 @@ class Audit(Recipe):
         """
         train = self._read(self.train)
         against = {source: self._read(source) for source in self.against}
-        session.say(f"auditing {len(train)} rows of {self.train}")
+        session.say(*train.notes, f"auditing {len(train)} rows of {self.train}")
         found = audit(train, against, within=self.within, fields=self.fields, settings=self.compare)
         if self.out is not None:
             lines = (json.dumps(plain(f), ensure_ascii=False) for f in found.findings)
@@ -84,7 +87,10 @@ class Audit(Recipe):
         return report
 
     def _read(self, source: str) -> Rows:
-        told: dict[str, Any] = {"columns": self.columns, "limit": self.limit, "separator": self.separator}
+        told: dict[str, Any] = {
+            "columns": self.columns, "limit": self.limit, "separator": self.separator,
+            "dialect": self.dialect,
+        }  # fmt: skip
         return read(source, **told) if self.task is None else self.task.read(source, **told)
 
 

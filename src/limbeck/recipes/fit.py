@@ -114,7 +114,7 @@ class Fit(Choices):
         with self._open(here) as run:
             hashes = {k: v["hash"] for k, v in parts.describe().items()}
             here.on_main(lambda: run.provenance(seed=self.seed, data=hashes))
-            session.say(f"{self.verb}: {run.describe()}")
+            session.say(f"{self.verb}: {run.describe()}", *parts.train.notes)
             objective = here.in_turn(lambda: self.objective(model, start, data, parts, run))
             result = self._train(model, objective, stream, data, start, checks, run, device, session)
             report = here.first(
