@@ -191,11 +191,14 @@ def _places(
     source: str, split: str | None, separator: str, dialect: Dialect | None, only: Sequence[str] = ()
 ) -> _Source:
     """A file or Hub set to read; of parquet the columns ``only``."""
-    path = Path(source).expanduser()
+    if not source.strip():
+        raise DataError("a data source has an empty name; name a file (is a shell variable unset?)")
+    path = Path(source)
     kind = path.suffix.lower()
     try:
+        path = path.expanduser()
         is_folder, is_file, there = path.is_dir(), path.is_file(), path.exists()
-    except (OSError, ValueError) as error:  # a name that is too long, or holds a zero byte
+    except (OSError, ValueError, RuntimeError) as error:  # too long a name, one with a zero byte, ~nobody
         reason = error.strerror if isinstance(error, OSError) else error
         raise DataError(f"data file {source[:80]!r} cannot be opened: {reason}") from None
     if is_folder:
@@ -215,7 +218,8 @@ def _places(
     if there:
         raise DataError(f"{source} is no regular file; write its content to one")
     if kind in _TEXTS or kind in _ENDINGS or not _HUB_ID.fullmatch(source):
-        raise DataError(f"data file {source} does not exist; check the path")
+        hint = " (a recipe fills in no variables)" if "$" in source else ""
+        raise DataError(f"data file {source} does not exist; check the path{hint}")
     return _Source(_hub(source, split or "train"), source)
 
 

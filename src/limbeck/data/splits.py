@@ -56,6 +56,14 @@ def split_rows(rows: Rows, by: str | None, fractions: Mapping[str, float], salt:
     for name, part in parts.items():
         if not part:
             share = fractions[name] / total
+            distinct = len({_key(row, by, rows.source) for row in rows})
+            if distinct < max(len(parts), 2):
+                alike = f"in '{by}'" if by is not None else "in all fields"
+                raise DataError(
+                    f"the {len(rows)} rows of {rows.source} hold {distinct} different value{'s' * (distinct != 1)} "
+                    f"{alike}, which cannot be parted into {len(parts)} without a leak; name other "
+                    "rows for validation and test"
+                )
             raise DataError(
                 f"the part '{name}' ({share:.0%}) of {rows.source} got none of its {len(rows)} rows; "
                 "give it a larger share or more data"

@@ -34,6 +34,7 @@ class Audit(Recipe):
 
     verb: ClassVar[str] = "audit"
     summary: ClassVar[str] = "look for evaluation text in training text, and for duplicates"
+    files: ClassVar[tuple[str, ...] | None] = ("findings.jsonl", "audit.json", "kept.jsonl")
 
     train: str = Field(
         description="training rows: a path, toy:NAME or a Hub id", json_schema_extra={"positional": True}

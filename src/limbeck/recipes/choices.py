@@ -19,6 +19,7 @@ from limbeck.recipes.checks import OnOverlap, ProbeLevel, encoded
 from limbeck.recipes.parts import DataSource
 from limbeck.recipes.recipe import Recipe
 from limbeck.recipes.zero_shot import ZeroShotRows
+from limbeck.run import Run
 from limbeck.tasks.table import AnyTask
 from limbeck.tasks.task import Measuring
 from limbeck.tasks.text import Text
@@ -98,6 +99,11 @@ class Choices(ZeroShotRows, DataSource, Recipe):
             return []
         text = Text()
         return encoded(text, self.rows(self.general, text), tokenizer, context, level)
+
+    def claim(self) -> None:
+        """Refuse a run folder that holds something else, its default name included; a dry run writes none."""
+        if not self.dry_run:
+            Run.check(self.folder, self)
 
     @property
     def folder(self) -> Path:

@@ -32,6 +32,7 @@ class Generate(Recipe):
 
     verb: ClassVar[str] = "generate"
     summary: ClassVar[str] = "continue prompts with a model"
+    files: ClassVar[tuple[str, ...] | None] = ("generations.json",)
 
     model: str = Field(description="a folder, a run or a Hub id", json_schema_extra={"positional": True})
     prompt: str = Field(

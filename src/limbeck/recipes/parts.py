@@ -77,9 +77,7 @@ class DataSource(Config):
 
     def rows(self, source: str, task: Task) -> Rows:
         """Read one source for ``task``."""
-        return task.read(
-            source, columns=self.columns, limit=self.limit, separator=self.separator, dialect=self.dialect
-        )
+        return task.read(source, columns=self.columns, limit=self.limit, separator=self.separator, dialect=self.dialect)
 
     def parts(self, task: Task) -> Parts:
         """Read every part; without ``valid`` and ``test`` the data is split by the hash of a field.

@@ -109,9 +109,7 @@ class GSM8K(Task):
             **self._scoring(rows),
         }
         shown = [
-            (self.template.render_prompt(r), predictions[r.id], r.text("answer"))
-            for r in rows.rows[:2]
-            if predictions
+            (self.template.render_prompt(r), predictions[r.id], r.text("answer")) for r in rows.rows[:2] if predictions
         ]
         return Result(Scores.of([r.id for r in rows], **columns), protocol, shown, notes, predictions)
 

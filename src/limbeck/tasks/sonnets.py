@@ -49,6 +49,7 @@ _FIGURES = (
     MEMORISED,
 )
 
+
 class Sonnets(Task):
     """Poems in a field ``text``, or in the course's format: a title page, then number and poem in turn."""
 
