@@ -13,7 +13,7 @@ from limbeck.data.border import as_text, settle
 from limbeck.data.dialect import Dialect
 from limbeck.data.rows import Row, Rows
 from limbeck.data.tables import iter_jsonl, iter_parquet, iter_text, read_csv, read_json
-from limbeck.data.toy import toy_rows
+from limbeck.data.toy.table import toy_rows
 from limbeck.errors import DataError, LimbeckWarning, nearest
 
 __all__ = ["Dialect", "RepairedWarning", "Row", "Rows", "documents", "read"]

@@ -74,9 +74,7 @@ class Rows(Sequence[Row]):
     notes: tuple[str, ...] = ()
 
     @classmethod
-    def of(
-        cls, rows: Iterable[Row], source: str, dropped: tuple[str, ...] = (), notes: tuple[str, ...] = ()
-    ) -> Rows:
+    def of(cls, rows: Iterable[Row], source: str, dropped: tuple[str, ...] = (), notes: tuple[str, ...] = ()) -> Rows:
         """Gather ``rows`` and hash their content."""
         kept = tuple(rows)
         digest = hashlib.sha256()
