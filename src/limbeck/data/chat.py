@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import jinja2
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from limbeck.data.template_sandbox import LimitedEnvironment
 from limbeck.data.tokenizer import Tokenizer
 from limbeck.errors import ConfigError, DataError, nearest
 
@@ -107,10 +107,13 @@ class ChatTemplate:
 
     def __init__(self, text: str, tokenizer: Tokenizer, *, end: bool = True) -> None:
         self.text, self.tokenizer, self.end = text, tokenizer, end
+        self._environment = sandbox()
         try:
-            self._jinja = sandbox().from_string(text)
+            self._jinja = self._environment.from_string(text)
         except jinja2.TemplateSyntaxError as error:
-            raise ConfigError(f"the chat template is no Jinja: line {error.lineno}: {error.message}") from None
+            raise ConfigError(f"the chat template is no Jinja: line {error.lineno}: {_line(error.message)}") from None
+        except (jinja2.TemplateError, RecursionError, SyntaxError, ValueError, TypeError) as error:
+            raise ConfigError(f"the chat template cannot be compiled: {_line(error)}") from None
         names = sorted({_OPEN, *(tokenizer.piece(i) for i in tokenizer.special_ids)}, key=len, reverse=True)
         self._specials = tuple(names)
         self._spelled = re.compile("|".join(map(re.escape, names)))
@@ -219,6 +222,7 @@ class ChatTemplate:
     def _render(self, messages: Turns, answer: bool) -> str:
         held = [{"role": m.role, "content": self._hold(m.content)} for m in messages]
         t = self.tokenizer
+        self._environment.begin()
         try:
             return self._jinja.render(
                 messages=held,
@@ -226,8 +230,8 @@ class ChatTemplate:
                 eos_token=t.piece(t.eos_id) if self.end else "",
                 bos_token="" if t.bos_id is None else t.piece(t.bos_id),
             )
-        except (jinja2.TemplateError, TypeError) as error:
-            raise DataError(f"the chat template refuses a conversation: {' '.join(str(error).split())}") from None
+        except Exception as error:  # what a template does wrong can be any error of Python's
+            raise DataError(f"the chat template refuses a conversation: {_line(error)}") from None
 
     def _hold(self, content: str) -> str:
         """Put special-token strings of a content aside, so that the template's own can be told from them."""
@@ -282,12 +286,12 @@ def merged(messages: Iterable[Message]) -> tuple[Message, ...]:
 
 
 @lru_cache(maxsize=1)
-def sandbox() -> jinja2.Environment:
+def sandbox() -> LimitedEnvironment:
     """Where templates run, with transformers' settings, so that published ones read alike.
 
     ``strftime_now`` is left out: what is trained on does not depend on the day.
     """
-    environment = ImmutableSandboxedEnvironment(
+    environment = LimitedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
     )
     environment.globals["raise_exception"] = _refuse
@@ -300,6 +304,10 @@ def _tojson(
 ) -> str:
     """As transformers' templates have it: no HTML escapes."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _line(error: object) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def _refuse(message: str) -> NoReturn:
