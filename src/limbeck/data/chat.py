@@ -291,9 +291,7 @@ def sandbox() -> LimitedEnvironment:
 
     ``strftime_now`` is left out: what is trained on does not depend on the day.
     """
-    environment = LimitedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
+    environment = LimitedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
     environment.globals["raise_exception"] = _refuse
     environment.filters["tojson"] = _tojson
     return environment
