@@ -48,7 +48,7 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
 
     def join(self, *parts: Any) -> str:
         """Concatenate as ``~`` does."""
-        return _measured("".join(map(str, parts)))
+        return str(_measured("".join(map(str, parts))))
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         """Apply an operator whose result may be large."""
@@ -71,21 +71,19 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
         if isinstance(getattr(function, "__self__", None), str):
             if function.__name__ == "replace" and len(args) > 1 and isinstance(args[1], str):
                 _check((len(function.__self__) + 1) * (len(args[1]) + 1))
+            if function.__name__ in ("format", "format_map"):
+                _check_format(function.__self__)
             if function.__name__ in ("join", "expandtabs", "translate"):
                 _check(len(function.__self__) * max(map(_size, args), default=1))
-        return _measured(super().call(context, function, *args, **kwargs))  # type: ignore[misc]
-
-    def format_string(self, s: str, *args: Any, **kwargs: Any) -> str:
-        """``str.format`` with widths of a few digits."""
-        _check_format(s)
-        return str(_measured(super().format_string(s, *args, **kwargs)))
+        return _measured(super().call(context, function, *args, **kwargs))
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         """Put a count into each loop and macro, and measure what ``~`` joins."""
         if len(source) > _LONGEST_TEMPLATE:
             raise jinja2.TemplateSyntaxError(f"it has more than {_LONGEST_TEMPLATE:,} characters", 1)
         template = super()._parse(source, name, filename)
-        for node in template.find_all((nodes.For, nodes.Macro, nodes.CallBlock)):
+        found: list[Any] = list(template.find_all((nodes.For, nodes.Macro, nodes.CallBlock)))
+        for node in found:
             tick = nodes.Call(nodes.EnvironmentAttribute("tick"), [], [], None, None)
             node.body.insert(0, nodes.ExprStmt(tick).set_lineno(node.lineno))
         for parent in [template, *template.find_all(nodes.Node)]:
@@ -101,7 +99,7 @@ def _replace_joins(parent: nodes.Node) -> None:
             value[:] = [_join(v) if isinstance(v, nodes.Concat) else v for v in value]
 
 
-def _join(concat: nodes.Concat) -> nodes.Call:
+def _join(concat: nodes.Concat) -> nodes.Node:
     call = nodes.Call(nodes.EnvironmentAttribute("join"), concat.nodes, [], None, None)
     return call.set_lineno(concat.lineno)
 
