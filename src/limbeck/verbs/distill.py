@@ -200,7 +200,8 @@ class Distill(TrainingJob):
         decoding = Decoding(max_new_tokens=self.answer_tokens, temperature=self.answer_temperature, seed=self.seed)
         train = teacher_answers(
             start.teacher.model, start.teacher.tokenizer, data.train, decoding, context=data.context,
-            file=run.path / "teacher_answers.jsonl", key=fingerprint(start.teacher.model), batch_size=self.measuring.batch_size,
+            file=run.path / "teacher_answers.jsonl", key=fingerprint(start.teacher.model),
+            batch_size=self.measuring.batch_size,
         )  # fmt: skip
         return replace(data, train=train)
 
