@@ -41,7 +41,6 @@ class Score(Recipe):
     )
     limit: int | None = Field(None, ge=1, description="read only so many rows", json_schema_extra=_DATA)
     task: AnyTask = Field(description="kind of work")
-    resamples: int = Field(2000, ge=100, description="bootstrap resamples of every interval")
     level: float = Field(0.95, gt=0.5, lt=1, description="level of the intervals")
 
     def run(self, session: Session) -> Report:
@@ -71,5 +70,5 @@ class Score(Recipe):
     def _scored(self, values: dict[str, Any], rows: Rows, scores: Path | None) -> Report:
         predictions = self.task.read_predictions(Path(self.predictions), rows)
         found = self.task.score(predictions, rows)
-        values = plain(values | told(found, self.task, _PART, self.level, self.resamples, scores))
+        values = plain(values | told(found, self.task, _PART, self.level, scores))
         return Report(values, show_report(values))
