@@ -14,7 +14,8 @@ from limbeck.config import build
 from limbeck.data.batch import Batch
 from limbeck.data.tokenizer import Tokenizer
 from limbeck.errors import RunError
-from limbeck.formats.gguf import read_gguf, write_gguf
+from limbeck.formats.gguf import write_gguf
+from limbeck.formats.gguf_read import read_gguf
 from limbeck.kernels.packed import dispatch
 from limbeck.model.decoder import Decoder
 from limbeck.recipes.export import Export
@@ -80,7 +81,7 @@ def sequence(length: int = 40) -> list[int]:
 def test_f16_gives_the_same_greedy_tokens(tmp_path: Path, opened: Callable[[Path], Any], name: str) -> None:
     model = decoder(**{**SHAPE, **MODELS[name]})
     write_gguf(model, byte_level(), tmp_path / "m.gguf", kind="f16")
-    llama, rounded = opened(tmp_path / "m.gguf"), read_gguf(tmp_path / "m.gguf", model.config)
+    llama, rounded = opened(tmp_path / "m.gguf"), read_gguf(tmp_path / "m.gguf").model
     ids = sequence(8)
     compared = 0
     for _ in range(32):
@@ -107,7 +108,7 @@ def test_logits_are_near_those_of_the_files_numbers(
     if kind.startswith("q"):
         RTN(grid=Grid(format=kind)).apply(model)
     written = write_gguf(model, byte_level(), tmp_path / "m.gguf", kind=kind)
-    back = read_gguf(tmp_path / "m.gguf", model.config)
+    back = read_gguf(tmp_path / "m.gguf").model
     assert written.exact is (kind != "f16")
     found = agreement(ours(back, sequence())[None], theirs(opened(tmp_path / "m.gguf"), sequence())[None])
     for key, value in found.items():

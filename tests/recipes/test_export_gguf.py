@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -100,17 +99,9 @@ def test_options_of_other_layouts_are_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "a").exists()
 
 
-def test_without_the_package_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [n for n in sys.modules if n.startswith(("limbeck.formats.gguf", "limbeck.recipes.export_gguf"))]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "gguf", None)
-    with pytest.raises(ConfigError, match=r"GGUF needs the package gguf: pip install 'limbeck\[export\]'"):
-        exported(saved(tmp_path / "m"), tmp_path / "a")
-
-
 def test_a_wrong_file_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, other = saved(tmp_path / "m"), saved(tmp_path / "o")
-    monkeypatch.setattr(export_gguf, "read_gguf", lambda *_: load_bundle(str(other)).model)
+    monkeypatch.setattr(export_gguf, "read_gguf", lambda *_: load_bundle(str(other)))
     with pytest.raises(RunError, match="differs from"):
         exported(source, tmp_path / "a", type="f32")
 

@@ -7,7 +7,7 @@ since March 2025, its pull request 12456).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,22 +22,23 @@ from limbeck import storage
 from limbeck.data.tokenizer import Tokenizer
 from limbeck.errors import ModelError
 from limbeck.formats.families import family_of
+from limbeck.formats.gguf_config import ROPE_FACTORS
 from limbeck.formats.gguf_tokenizer import add_vocabulary
 from limbeck.kernels.packed_layout import Codes, unpack_int4
-from limbeck.model.config import DecoderConfig
+from limbeck.model.config import DecoderConfig, Llama3Scaling
 from limbeck.model.decoder import Decoder
 from limbeck.model.linear import Linear
 from limbeck.model.patterns import Causal
 from limbeck.model.positions import interleaved_rows, inverse_frequencies
 from limbeck.model.quantized import QuantizedEmbedding, QuantizedLinear
 
-__all__ = ["Place", "Type", "Written", "architecture", "blocks", "places", "read_gguf", "weight_error", "write_gguf"]
+__all__ = ["Place", "Type", "Written", "architecture", "blocks", "places", "weight_error", "write_gguf"]
 
 Type = Literal["auto", "f32", "f16", "q8_0", "q4_0", "q4_1"]
 
 _Kind = gguf.GGMLQuantizationType
 _BLOCK = 32  # columns of a block of Q8_0, Q4_0 and Q4_1
-_ROPE_FACTORS = "rope_freqs.weight"
+_ROPE_LLAMA3 = "limbeck.rope.llama3"
 _FILE_TYPES = {
     "f32": gguf.LlamaFileType.ALL_F32,
     "f16": gguf.LlamaFileType.MOSTLY_F16,
@@ -75,6 +76,7 @@ class Written:
         copied: keys of matrices whose codes and scales went over bit for bit.
         rounded_twice: keys of quantized matrices that were decoded and rounded to another type.
         unfit: keys of matrices whose columns do not divide into blocks, decoded and written as F16.
+        lost: settings of the source that the file cannot hold, a sentence each.
     """
 
     architecture: str
@@ -82,6 +84,7 @@ class Written:
     copied: tuple[str, ...]
     rounded_twice: tuple[str, ...]
     unfit: tuple[str, ...]
+    lost: tuple[str, ...] = ()
 
     @property
     def exact(self) -> bool:
@@ -181,7 +184,13 @@ def blocks(codes: Codes) -> tuple[NDArray[np.uint8], gguf.GGMLQuantizationType] 
 
 
 def write_gguf(
-    model: Decoder, tokenizer: Tokenizer, file: Path, *, kind: Type = "auto", name: str = "model"
+    model: Decoder,
+    tokenizer: Tokenizer,
+    file: Path,
+    *,
+    kind: Type = "auto",
+    name: str = "model",
+    generation: Mapping[str, Any] | None = None,
 ) -> Written:
     """Write ``model``, on the CPU, with its tokenizer; a file that was there before is replaced at the end.
 
@@ -192,6 +201,7 @@ def write_gguf(
         file: where to.
         kind: type of the matrices; ``auto``: of its own for a weight on such a grid, F16 for every other.
         name: of the model, for people.
+        generation: values of generation_config.json: every end id goes into the file; the rest has no place in it.
 
     Raises:
         ModelError: GGUF cannot say the model or its tokenizer.
@@ -202,9 +212,10 @@ def write_gguf(
     writer = gguf.GGUFWriter(draft, arch)
     made = _Making(kind)
     try:
-        add_vocabulary(writer, tokenizer, config.vocab_size)
+        lost = add_vocabulary(writer, tokenizer, config.vocab_size, generation or {})
         if config.positions == "rope" and config.rope.scaling is not None:
-            made.add(writer, _ROPE_FACTORS, _rope_factors(config).numpy(), _Kind.F32)
+            made.add(writer, ROPE_FACTORS, _rope_factors(config).numpy(), _Kind.F32)
+            writer.add_array(_ROPE_LLAMA3, _llama3(config.rope.scaling))
         for place in places(config):
             made.place(writer, place, _values(model, place))
         _settings(writer, config, name, made.commonest())
@@ -218,7 +229,7 @@ def write_gguf(
     finally:
         writer.close()
         draft.unlink(missing_ok=True)
-    return Written(arch, made.types, tuple(made.copied), tuple(made.rounded_twice), tuple(made.unfit))
+    return Written(arch, made.types, tuple(made.copied), tuple(made.rounded_twice), tuple(made.unfit), lost)
 
 
 class _Making:
@@ -311,6 +322,11 @@ def _rope_factors(c: DecoderConfig) -> Tensor:
     return (plain / inverse_frequencies(c.rope, c.head_width)).float()
 
 
+def _llama3(s: Llama3Scaling) -> list[float]:
+    """What the factors were made of, so that they can be read back; llama.cpp passes the entry over."""
+    return [s.factor, s.low_freq_factor, s.high_freq_factor, float(s.original_context)]
+
+
 def weight_error(a: Decoder, b: Decoder) -> float:
     """The largest absolute difference of two models of one config in any weight, read as fp32."""
 
@@ -319,24 +335,3 @@ def weight_error(a: Decoder, b: Decoder) -> float:
         return values.decode() if isinstance(values, Codes) else values.float()
 
     return max(float((numbers(a, p) - numbers(b, p)).abs().max()) for p in places(a.config))
-
-
-@torch.no_grad()
-def read_gguf(file: Path, config: DecoderConfig) -> Decoder:
-    """Read a file that ``write_gguf`` wrote for a model of ``config`` back, every tensor decoded to fp32.
-
-    Raises:
-        ModelError: its tensors are not those of ``config``.
-    """
-    found = {t.name: t for t in gguf.GGUFReader(file).tensors if t.name != _ROPE_FACTORS}
-    wanted = {place.key: place for place in places(config)}
-    if found.keys() != wanted.keys():
-        odd = sorted(found.keys() ^ wanted.keys())[0]
-        raise ModelError(f"{file} and the model differ in the tensor '{odd}': export it anew")
-    model = Decoder(config).eval()
-    parameters = dict(model.named_parameters())
-    for key, place in wanted.items():
-        values = torch.from_numpy(gguf.quants.dequantize(found[key].data, found[key].tensor_type).copy())
-        into = parameters[place.name]
-        into[slice(None) if place.rows is None else place.rows] = values
-    return model

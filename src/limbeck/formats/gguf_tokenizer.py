@@ -15,7 +15,7 @@ import gguf
 from limbeck.data.tokenizer import Tokenizer
 from limbeck.errors import ModelError
 
-__all__ = ["Vocabulary", "add_vocabulary", "vocabulary"]
+__all__ = ["SPACE", "Vocabulary", "add_vocabulary", "pre_tokenizer", "vocabulary"]
 
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
 _REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -31,8 +31,17 @@ _NAMES: Mapping[tuple[Any, ...], str] = {
 }
 """Steps of a pre-tokenizer -> what llama.cpp calls it."""
 
+_ALIASES: Mapping[str, tuple[str, ...]] = {
+    "gpt-2": ("gpt2", "phi-2", "mpt", "olmo"),
+    "smollm": ("starcoder", "refact", "command-r", "codeshell"),
+    "llama-bpe": ("llama3", "llama-v3", "falcon3", "smaug-bpe"),
+    "qwen2": ("stablelm2", "deepseek-r1-qwen"),
+}
+"""Names under which llama.cpp cuts texts in the same way."""
+
 _IGNORES_MERGES = {"llama-bpe"}  # takes a word that is in the vocabulary whole, as llama.cpp does under this name
-_SPACE = "\u2581"  # SentencePiece's mark of a space
+SPACE = "\u2581"
+"""SentencePiece's mark of a space."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +155,29 @@ def _named(structure: Mapping[str, Any]) -> str:
     return pre
 
 
+def pre_tokenizer(name: str) -> tuple[dict[str, Any], dict[str, Any] | None, bool] | None:
+    """Return what llama.cpp calls ``name``, as ``tokenizer.json`` says it.
+
+    Returns:
+        The pre-tokenizer, the normalizer and whether merges are ignored for whole words; None for an unknown name.
+    """
+    usual = next((known for known, others in _ALIASES.items() if name in (known, *others)), None)
+    steps = next((steps for steps, known in _NAMES.items() if known == usual), None)
+    if steps is None:
+        return None
+    parts = [_described(kind, value) for kind, value in steps]
+    whole = parts[0] if len(parts) == 1 else {"type": "Sequence", "pretokenizers": parts}
+    return whole, {"type": "NFC"} if usual == "qwen2" else None, usual in _IGNORES_MERGES
+
+
+def _described(kind: str, value: Any) -> dict[str, Any]:
+    if kind == "bytes":
+        return {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": value}
+    if kind == "digits":
+        return {"type": "Digits", "individual_digits": value}
+    return {"type": "Split", "pattern": {"Regex": value}, "behavior": "Isolated", "invert": False}
+
+
 def _steps(described: Mapping[str, Any] | None) -> Iterator[tuple[str, Any]]:
     """A pre-tokenizer as plain steps; what is not known here comes out under its own type, and matches no name."""
     if described is None:
@@ -172,17 +204,28 @@ def _space_prefix(structure: Mapping[str, Any]) -> bool:
     """
     normalizer, pre = structure["normalizer"], structure["pre_tokenizer"]
     steps = normalizer["normalizers"] if (normalizer or {}).get("type") == "Sequence" else [normalizer]
-    replaced = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
-    if pre is None and steps in ([{"type": "Prepend", "prepend": _SPACE}, replaced], [replaced]):
+    replaced = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+    if pre is None and steps in ([{"type": "Prepend", "prepend": SPACE}, replaced], [replaced]):
         return len(steps) == 2
-    if normalizer is None and (pre or {}).get("type") == "Metaspace" and pre["replacement"] == _SPACE:
+    if normalizer is None and (pre or {}).get("type") == "Metaspace" and pre["replacement"] == SPACE:
         if not pre.get("split", True):
             return bool(pre["prepend_scheme"] != "never")
     raise ModelError("this tokenizer treats spaces in a way that llama.cpp has no name for: export to huggingface")
 
 
-def add_vocabulary(writer: gguf.GGUFWriter, tokenizer: Tokenizer, rows: int) -> None:
-    """Write every key of the tokenizer.
+def add_vocabulary(
+    writer: gguf.GGUFWriter, tokenizer: Tokenizer, rows: int, generation: Mapping[str, Any]
+) -> tuple[str, ...]:
+    """Write every key of the tokenizer, the chat template and the end ids.
+
+    Args:
+        writer: of the file.
+        tokenizer: the tokenizer.
+        rows: of the embedding.
+        generation: values of generation_config.json.
+
+    Returns:
+        What the file cannot hold, a sentence each.
 
     Raises:
         ModelError: llama.cpp has no name for the way it cuts a text.
@@ -199,9 +242,31 @@ def add_vocabulary(writer: gguf.GGUFWriter, tokenizer: Tokenizer, rows: int) -> 
         writer.add_add_space_prefix(v.space_prefix)
     # without a begin token llama.cpp would take GPT-2's id 11 for one
     writer.add_bos_token_id(tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id)
-    writer.add_eos_token_id(tokenizer.eos_id)
     writer.add_pad_token_id(tokenizer.pad_id)
     if v.unknown is not None:
         writer.add_unk_token_id(v.unknown)
     writer.add_add_bos_token(tokenizer.begins_with_bos)
     writer.add_add_eos_token(False)
+    if tokenizer.chat_template is not None:
+        writer.add_chat_template(tokenizer.chat_template)
+    return (*_add_ends(writer, tokenizer, generation), *_unsaid(generation))
+
+
+def _add_ends(writer: gguf.GGUFWriter, tokenizer: Tokenizer, generation: Mapping[str, Any]) -> tuple[str, ...]:
+    """Write up to three end ids: llama.cpp stops at the end of a text, of a turn and of a message."""
+    said = generation.get("eos_token_id")
+    wanted = [tokenizer.eos_id, *(said if isinstance(said, list) else [said] if isinstance(said, int) else [])]
+    ends = list(dict.fromkeys(wanted))
+    for add, i in zip((writer.add_eos_token_id, writer.add_eot_token_id, writer.add_eom_token_id), ends, strict=False):
+        add(i)
+    over = ", ".join(str(i) for i in ends[3:])
+    told = f"the end ids {over} are not in the file, which holds three: generation does not stop at them"
+    return (told,) if over else ()
+
+
+def _unsaid(generation: Mapping[str, Any]) -> tuple[str, ...]:
+    """Name the defaults of sampling, which each program that runs the file sets for itself."""
+    ids = ("bos_token_id", "eos_token_id", "pad_token_id")
+    left = sorted(k for k, value in generation.items() if k not in ids and value not in (None, False))
+    told = f"the generation settings {', '.join(left)} have no place in the file: set them where it is run"
+    return (told,) if left else ()

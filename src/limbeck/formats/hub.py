@@ -12,10 +12,13 @@ from limbeck import storage
 from limbeck.data.tokenizer import BPE_FILES
 from limbeck.errors import ModelError, nearest
 
-__all__ = ["ADAPTER", "resolve", "resolve_tokenizer"]
+__all__ = ["ADAPTER", "GGUF", "resolve", "resolve_tokenizer"]
 
 ADAPTER = "adapter_config.json"
 """What tells a PEFT adapter's folder."""
+
+GGUF = ".gguf"
+"""Suffix of a file that is a model with its tokenizer."""
 
 ALLOWED = ["*.json", "*.safetensors", "*.txt", "*.model"]
 """What is fetched from the Hub; never a pickle."""
@@ -27,12 +30,12 @@ def resolve(name: str) -> Path:
     """Find the folder of a model.
 
     Args:
-        name: a folder of a model or of a PEFT adapter; a run folder, whose ``model/`` is taken; or a Hub id such as
-            ``gpt2`` or ``owner/name``, which is fetched into the Hub's cache (``HF_HUB_OFFLINE=1``: read from there
-            alone).
+        name: a GGUF file; a folder of a model or of a PEFT adapter; a run folder, whose ``model/`` is taken; or a Hub
+            id such as ``gpt2`` or ``owner/name``, which is fetched into the Hub's cache (``HF_HUB_OFFLINE=1``: read
+            from there alone).
 
     Returns:
-        A folder with a config.json, or with a PEFT adapter's adapter_config.json.
+        A folder with a config.json, or with a PEFT adapter's adapter_config.json; or a GGUF file.
 
     Raises:
         ModelError: there is no such folder or Hub model, it is gated, it has no safetensors, or the Hub cannot be
@@ -43,8 +46,10 @@ def resolve(name: str) -> Path:
         storage.settle(place)  # where a kill cut short the replacement of an earlier model
     if folder.is_dir():
         return _in_folder(folder)
+    if folder.suffix == GGUF and folder.is_file():
+        return folder
     if folder.exists():
-        raise ModelError(f"{name} is a file: name the folder of the model")
+        raise ModelError(f"{name} is a file, but no {GGUF}: name the folder of the model")
     siblings = [str(p) for p in folder.parent.iterdir() if p.is_dir()] if folder.parent.is_dir() else []
     if not _ID.fullmatch(name) or name.endswith((".", "-")):
         raise ModelError(f"the model folder {name} does not exist{nearest(name, siblings)}")

@@ -37,7 +37,7 @@ class Bundle:
         tokenizer: its tokenizer.
         generation: values of generation_config.json, or the special tokens of config.json where there is none.
         source: the name it was loaded by.
-        folder: where its weights lie on disk, those of the base under an adapter; None for one that was never saved.
+        folder: the folder or GGUF file of its weights, those of the base under an adapter; None for one never saved.
         residues: the techniques whose deployed structure the model has.
         adapter: the PEFT folder whose adapter stands beside the weights, described by the last of ``residues``.
     """
@@ -85,14 +85,17 @@ def load_bundle(
     device: torch.device | str = "cpu",
     *,
     adapter: str | None = None,
+    keep_codes: bool = False,
 ) -> Bundle:
     """Load a model by name, weights strictly and tensor by tensor.
 
     Args:
-        name: a model folder, a run folder or a Hub id; or a PEFT adapter's folder, for its base with the adapter.
+        name: a model folder, a GGUF file, a run folder or a Hub id; or a PEFT adapter's folder, for its base with the
+            adapter.
         dtype: what the weights are cast to, whatever the file holds; an adapter has float32 at least.
         device: where they go.
         adapter: a PEFT adapter to put beside the weights, whatever base its config names; only it takes gradients.
+        keep_codes: keep the matrices of a GGUF file that are in Q8_0, Q4_0 or Q4_1 as codes, without a float copy.
 
     Raises:
         ModelError: the name leads nowhere, or to a family or setting that is not supported, or to pickles alone.
@@ -101,18 +104,31 @@ def load_bundle(
         VocabularyError: the tokenizer knows ids for which the embedding has no row.
     """
     folder, beside = locate(name, adapter)
+    if folder.is_file():
+        from limbeck.formats.gguf_read import read_gguf  # here, as the gguf package takes a while to import
+
+        model, tokenizer, generation, residues = read_gguf(folder, dtype, device, keep_codes=keep_codes)
+    else:
+        if keep_codes:
+            raise ModelError(f"{name} is a folder, whose weights keep their form by themselves: leave keep_codes out")
+        model, tokenizer, generation, residues = _read_folder(folder, dtype, device)
+    _check_rows(model, tokenizer, str(folder))
+    if beside is not None:
+        model, lora = load_adapter(model, beside)
+        model, residues = model.eval(), (*residues, lora)
+    return Bundle(model, tokenizer, generation, name, folder, residues, beside)
+
+
+def _read_folder(
+    folder: Path, dtype: torch.dtype, device: torch.device | str
+) -> tuple[Decoder, Tokenizer, dict[str, Any], tuple[Technique, ...]]:
     values = read_json(folder / "config.json")
     residues: tuple[Technique, ...] = ()
     if values.get("model_type") == native.MODEL_TYPE:
         model, residues = native.read_model(folder, values, dtype, device)
     else:
         model = huggingface.read_model(folder, values, dtype, device)
-    tokenizer = Tokenizer.load(folder)
-    _check_rows(model, tokenizer, str(folder))
-    if beside is not None:
-        model, lora = load_adapter(model, beside)
-        model, residues = model.eval(), (*residues, lora)
-    return Bundle(model, tokenizer, _read_generation(folder, values), name, folder, residues, beside)
+    return model, Tokenizer.load(folder), _read_generation(folder, values), residues
 
 
 def _check_rows(model: Decoder, tokenizer: Tokenizer, where: str) -> None:

@@ -61,7 +61,8 @@ def places(config: DecoderConfig) -> dict[str, Place]:
             continue
         outputs, inputs = piece.shape[::-1] if piece.transposed else piece.shape
         leaf = name.rpartition(".")[2]
-        out[key] = _place(name, piece.rows or slice(0, outputs), inputs, fused.get(leaf, {leaf: outputs}))
+        rows = piece.rows if isinstance(piece.rows, slice) else slice(0, outputs)
+        out[key] = _place(name, rows, inputs, fused.get(leaf, {leaf: outputs}))
     out["lm_head"] = _place("head", slice(0, config.vocab_size), config.width, {"head": config.vocab_size})
     return out
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from limbeck.errors import CheckpointError
-from limbeck.formats.weights import Header, Weights
+from limbeck.formats.weights import Header
 
-__all__ = ["Piece", "check", "check_dtype", "fill", "meta", "places", "write_order"]
+__all__ = ["Piece", "Source", "check", "check_dtype", "fill", "meta", "places", "write_order"]
 
 _FLOATS = {"F64", "F32", "F16", "BF16"}
 _NAMES = {
@@ -35,23 +36,67 @@ class Piece:
         key: the tensor's name in the file.
         name: dotted name of the parameter or buffer here.
         shape: its shape in the file.
-        rows: the rows of the parameter that it fills, where several are fused into one; None: all of it.
+        rows: the rows of the parameter that it fills, where several are fused into one, in the file's order; None: all.
         transposed: it lies as (in, out) in the file, as GPT-2's Conv1D does.
+        lead: rows of the file before the first that is kept; they are written as zeros.
+        shift: what the parameter holds beyond the file's numbers: 1 for gains that a family keeps as gain - 1.
     """
 
     key: str
     name: str
     shape: tuple[int, ...]
-    rows: slice | None = None
+    rows: slice | Tensor | None = None
     transposed: bool = False
+    lead: int = 0
+    shift: float = 0.0
 
     def take(self, parameter: Tensor) -> Tensor:
-        """The file's tensor, as a view of the parameter."""
+        """Return the file's tensor: a view of the parameter where the file has the same numbers in the same order."""
         part = parameter if self.rows is None else parameter[self.rows]
+        if self.shift:
+            part = part - self.shift
+        if self.lead:
+            part = torch.cat((part.new_zeros(self.lead, *part.shape[1:]), part))
         return part.T if self.transposed else part
 
+    def put(self, parameter: Tensor, values: Tensor, at: slice | Tensor = slice(None)) -> None:
+        """Write rows ``at`` of the file's tensor, with these ``values``, into the parameter."""
+        if self.transposed:
+            parameter = parameter.T
+        if self.lead or self.rows is not None:
+            index = torch.arange(self.shape[0], device="cpu")[at] - self.lead
+            if self.lead:
+                values, index = values[index >= 0], index[index >= 0]
+            at = _within(self.rows, index)
+        parameter[at] = (values + self.shift if self.shift else values).to(parameter.dtype)
 
-def check(pieces: Iterable[Piece], weights: Weights, ignored: Callable[[str], bool]) -> None:
+
+def _within(rows: slice | Tensor | None, index: Tensor) -> slice | Tensor:
+    """Return the rows of a parameter that rows ``index`` of a file are; a slice where they follow one another."""
+    if isinstance(rows, Tensor):
+        return rows[index]
+    index = index + (rows.start if rows is not None else 0)
+    follows = bool((index.diff() == 1).all()) and len(index) > 0
+    return slice(int(index[0]), int(index[-1]) + 1) if follows else index
+
+
+class Source(Protocol):
+    """Where tensors come from: a folder of safetensors, or a GGUF file.
+
+    Attributes:
+        where: its name, for messages.
+        headers: key -> file, shape and dtype of every tensor.
+    """
+
+    where: str
+    headers: dict[str, Header]
+
+    def parts(self, key: str) -> Iterator[tuple[slice | Tensor, Tensor]]:
+        """Yield rows of a tensor, and which they are, until all are told."""
+        ...
+
+
+def check(pieces: Iterable[Piece], weights: Source, ignored: Callable[[str], bool]) -> None:
     """Compare what a model needs with what the headers say; nothing is read or allocated.
 
     ``pieces`` may be a long generator: it stops at the first that does not fit.
@@ -106,10 +151,23 @@ def places(model: nn.Module) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def fill(model: nn.Module, pieces: Sequence[Piece], weights: Weights, device: torch.device | str) -> None:
+def fill(
+    model: nn.Module,
+    pieces: Sequence[Piece],
+    weights: Source,
+    device: torch.device | str,
+    later: Callable[[str], bool] = lambda name: False,
+) -> None:
     """Give a model built on the meta device its values, tensor by tensor, each cast to the dtype of its place.
 
     Beside the model itself at most one parameter's pages of the file are held. Tied parameters stay tied.
+
+    Args:
+        model: the model.
+        pieces: what fills it.
+        weights: where the values are.
+        device: where they go.
+        later: does the caller fill the parameter or buffer of this name?
 
     Raises:
         CheckpointError: a tensor's dtype does not fit its place.
@@ -122,11 +180,13 @@ def fill(model: nn.Module, pieces: Sequence[Piece], weights: Weights, device: to
         old = targets[name]
         new = torch.empty(old.shape, dtype=old.dtype, device=device)
         for piece in group:
-            piece.take(new).copy_(weights.read(piece.key))
+            for at, values in weights.parts(piece.key):
+                piece.put(new, values, at)
         value = nn.Parameter(new, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else new
         for module, leaf in homes[id(old)]:
             setattr(module, leaf, value)
-    left = [name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if tensor.is_meta]
+    every = (*model.named_parameters(), *model.named_buffers())
+    left = [name for name, tensor in every if tensor.is_meta and not later(name)]
     if left:
         raise TypeError(f"nothing fills {', '.join(left)}: a skeleton keeps all its values in its state_dict")
 
@@ -142,7 +202,7 @@ def _homes(model: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
 
 
 def write_order(model: nn.Module, pieces: Iterable[Piece]) -> Iterator[tuple[str, Tensor]]:
-    """Yield (key, tensor) of each piece, as views of the model's parameters."""
+    """Yield (key, tensor) of each piece, as views of the model's parameters where the numbers are the same."""
     held = places(model)
     for piece in pieces:
         yield piece.key, piece.take(held[piece.name].detach())

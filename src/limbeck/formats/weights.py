@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,10 @@ class Weights:
         """
         tensor: Tensor = _handle(self.headers[key].file).get_tensor(key)
         return tensor
+
+    def parts(self, key: str) -> Iterator[tuple[slice | Tensor, Tensor]]:
+        """Yield the whole tensor, which is a view of the file."""
+        yield slice(None), self.read(key)
 
 
 def _is_single(folder: Path) -> bool:

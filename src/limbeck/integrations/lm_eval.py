@@ -74,7 +74,7 @@ class LimbeckLM(LM):  # type: ignore[misc]  # lm-eval has no types
     def _begin(self, bundle: Bundle, batch_size: int, max_length: int | None, seed: int, template: str) -> None:
         super().__init__()
         self._bundle = bundle
-        self._template = None if bundle.folder is None else ChatTemplate.read(bundle.folder, template)
+        self._template = _template(bundle, template)
         self.answers = Answers(
             bundle.model,
             bundle.tokenizer,
@@ -136,6 +136,16 @@ class LimbeckLM(LM):  # type: ignore[misc]  # lm-eval has no types
         """What lm-eval writes beside its results."""
         model = self._bundle.model
         return {"model_num_parameters": model.count_parameters(), "model_dtype": str(model.dtype)}
+
+
+def _template(bundle: Bundle, name: str) -> ChatTemplate | None:
+    """Return the template of the model's folder, or of its GGUF file, which has one at most."""
+    if bundle.folder is None or bundle.folder.is_dir():
+        return None if bundle.folder is None else ChatTemplate.read(bundle.folder, name)
+    t = bundle.tokenizer
+    ids = {"bos_token": t.bos_id, "eos_token": t.eos_id, "pad_token": t.pad_id}
+    tokens = {key: t.piece(i) for key, i in ids.items() if i is not None}
+    return None if t.chat_template is None else ChatTemplate(t.chat_template, tokens)
 
 
 def _device(name: str | None) -> str:

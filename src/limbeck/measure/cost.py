@@ -129,11 +129,13 @@ def cost(
 
 
 def disk_bytes(folder: Path) -> int:
-    """Bytes of the weight files in a model folder, as the file system has them (I19).
+    """Bytes of the weight files in a model folder, or of a GGUF file, as the file system has them (I19).
 
     Raises:
         DataError: there is no such folder, or no weight file in it.
     """
+    if folder.is_file():
+        return folder.stat().st_size
     if not folder.is_dir():
         raise DataError(f"there is no model folder {folder} to measure")
     files = [f for f in folder.iterdir() if f.is_file() and f.suffix in _WEIGHTS]
@@ -143,7 +145,9 @@ def disk_bytes(folder: Path) -> int:
 
 
 def folder_bytes(folder: Path) -> int:
-    """Bytes of every file in a model folder: tokenizer and configs too."""
+    """Bytes of every file in a model folder, tokenizer and configs too; or of a GGUF file."""
+    if folder.is_file():
+        return folder.stat().st_size
     return sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
 
 

@@ -42,6 +42,15 @@ class QuantizedWeight(nn.Module):
         """The matrix as a value."""
         return Codes(self.layout, self.codes, self.scales, self.zeros)
 
+    def take_codes(self, codes: Codes, device: torch.device | str = "cpu") -> None:
+        """Hold ``codes`` of the same layout in place of what is held."""
+        if codes.layout != self.layout:
+            raise ValueError(f"codes of the layout {codes.layout} do not fit a matrix of the layout {self.layout}")
+        self._prepared = None
+        for name in ("codes", "scales", "zeros"):
+            value = getattr(codes, name)
+            self._buffers[name] = None if value is None else value.to(device)
+
     def prepared(self) -> Prepared:
         """The matrix with its backends' packed forms, made once for the codes that it holds now."""
         if self._prepared is None:
@@ -95,6 +104,11 @@ class QuantizedLinear(nn.Module):
         self._borrowed: tuple[QuantizedWeight, ...] = (quantized,) if borrowed else ()
         if not borrowed:
             self.own = quantized
+
+    @property
+    def borrowed(self) -> bool:
+        """Is the matrix another module's?"""
+        return bool(self._borrowed)
 
     @property
     def quantized(self) -> QuantizedWeight:

@@ -98,10 +98,8 @@ class Export(Recipe):
     def _gguf(self) -> Report:
         if self.dtype != "auto":
             raise ConfigError("a GGUF file's matrices take --type (f32, f16, q8_0, q4_0, q4_1): leave --dtype out")
-        try:
-            from limbeck.recipes.export_gguf import export_gguf  # here, as it needs a package that is an extra
-        except ImportError as error:
-            raise ConfigError(f"GGUF needs the package {error.name}: pip install 'limbeck[export]'") from None
+        from limbeck.recipes.export_gguf import export_gguf  # here, as the gguf package takes a while to import
+
         return export_gguf(self.model, self.adapter, Path(self.out).expanduser(), self.type, self.overwrite, self.seed)
 
     def _report(self, folder: Path, model: Decoder, dtype: torch.dtype, found: Agreement, tokens: int) -> Report:

@@ -10,7 +10,8 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from limbeck.errors import ConfigError, RunError
-from limbeck.formats.gguf import Type, Written, read_gguf, weight_error, write_gguf
+from limbeck.formats.gguf import Type, Written, weight_error, write_gguf
+from limbeck.formats.gguf_read import read_gguf
 from limbeck.formats.load import load_bundle
 from limbeck.kernels.packed import dispatch
 from limbeck.recipes.export_adapter import merged
@@ -38,8 +39,10 @@ def export_gguf(model: str, adapter: str | None, out: Path, kind: Type, overwrit
     if not overwrite and (file.exists() or (file != out and out.is_dir() and any(out.iterdir()))):
         raise ConfigError(f"{out} is not empty: give another --out, or --overwrite to replace the model in it")
     source = merged(load_bundle(model, adapter=adapter), model)
-    written = write_gguf(source.model, source.tokenizer, file, kind=kind, name=Path(model).name)
-    back = read_gguf(file, source.model.config)
+    written = write_gguf(
+        source.model, source.tokenizer, file, kind=kind, name=Path(model).name, generation=source.generation
+    )
+    back = read_gguf(file).model
     batch = probe(source.model, seed)
     with dispatch("reference"):  # the file is compared, not the kernels that run it
         wanted = logits(source.model, batch)
@@ -97,8 +100,8 @@ def _near(found: Agreement, tokens: int) -> str:
 
 
 def _told(written: Written) -> list[str]:
-    """What became of matrices that could not be taken as they were."""
-    told = []
+    """What the file cannot hold, and what became of matrices that could not be taken as they were."""
+    told = list(written.lost)
     if written.rounded_twice:
         told.append(
             f"{len(written.rounded_twice)} quantized matrices are on a grid that this type has no blocks for and were "

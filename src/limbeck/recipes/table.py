@@ -22,6 +22,7 @@ RECIPES: dict[str, str] = {
     "info": "limbeck.recipes.info:Info",
     "export": "limbeck.recipes.export:Export",
     "compare": "limbeck.recipes.compare:Compare",
+    "certify": "limbeck.study.certify:Certify",
     "study": "limbeck.study.study:Study",
 }
 """verb -> ``module:Class``: the registration line of a verb, in the order in which the help lists them."""

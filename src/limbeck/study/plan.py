@@ -29,6 +29,9 @@ class Arm(Config):
     over: dict[str, list[Any]] = Field(default_factory=dict, description="key -> values: one arm for each combination")
     once: bool = Field(False, description="run under the first seed alone and share it among all")
     label: str | None = Field(None, description="how the table calls it")
+    knobs: dict[str, Any] = Field(
+        default_factory=dict, description="knob -> level; arms of a grid have those of 'over'"
+    )
 
 
 class Figure(Config):
@@ -61,6 +64,7 @@ class StudyPlan(Config):
     compare: tuple[tuple[str, str], ...] = Field((), description="pairs of arms: the first against the second")
     show: tuple[str, ...] = Field((), description="arms of the table, in order; none named: all")
     metric: str | None = Field(None, description="main figure of the table; none: the task's own")
+    margin: float = Field(0.01, gt=0, lt=1, description="share of the main figure that may be lost: 'kept within 1 %'")
     plots: tuple[tuple[str, str], ...] = Field((), description="charts of two figures: one along, the other up")
     models: dict[str, str | Stage] = Field(
         default_factory=dict,
@@ -85,7 +89,7 @@ class StudyPlan(Config):
                 tag = ",".join(f"{k}={v}" for k, v in chosen.items())
                 label = f"{arm.get('label') or name} {tag}"
                 filled = _fill(arm.get("values", {}), chosen)
-                arms[f"{name}/{tag}"] = {**arm, "over": {}, "values": filled, "label": label}
+                arms[f"{name}/{tag}"] = {**arm, "over": {}, "values": filled, "label": label, "knobs": chosen}
         models, figures = values.get("models") or {}, values.get("figures") or {}
         if isinstance(models, Mapping) and isinstance(figures, Mapping):
             for (model, stage), (figure, of) in product(models.items(), figures.items()):

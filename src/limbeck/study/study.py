@@ -19,6 +19,7 @@ from limbeck.recipes.recipe import Recipe, Report, Session
 from limbeck.recipes.table import recipe
 from limbeck.run import Run
 from limbeck.storage import plain, write_json, write_text
+from limbeck.study.analysis import analyse, analysis_tables
 from limbeck.study.page import page
 from limbeck.study.plan import StudyPlan
 from limbeck.study.stages import stage_markdown, stage_tables, versus
@@ -105,6 +106,11 @@ def run_plan(plan: StudyPlan, folder: Path, session: Session) -> Report:
     }
     write_json(folder / "study.json", plain(values))
     grouped = groups(shown, compared, plan.metric)
+    knobs = {name: arm.knobs for name, arm in plan.arms.items()}
+    analyses = [analyse(group, knobs, margin=plan.margin) for group in grouped if len(group.lines) > 1]
+    values["analysis"] = [a.to_json() for a in analyses]
+    write_json(folder / "study.json", plain(values))
+    analysed = analysis_tables(analyses, {f.name: f.label for f in shown})
     staged, stages = versus(plan, done), []
     if staged:
         first = next(iter(plan.figures))
@@ -114,8 +120,10 @@ def run_plan(plan: StudyPlan, folder: Path, session: Session) -> Report:
         stages = stage_tables(plan, done, staged, trained)
         write_text(folder / "stages.md", stage_markdown(stages))
         session.say(f"stage table: {folder / 'stages.md'}")
-    write_text(folder / "study.md", markdown(plan.title, grouped, compared))
-    write_text(folder / "study.html", page(plan.title, grouped, compared, list(done.values()), plan.plots, stages))
+    told = [markdown(plan.title, grouped, compared), stage_markdown(analysed)]
+    write_text(folder / "study.md", "\n".join(part for part in told if part))
+    both = [*stages, *analysed]
+    write_text(folder / "study.html", page(plan.title, grouped, compared, list(done.values()), plan.plots, both))
     return Report(values, tables(plan.title, grouped, compared))
 
 

@@ -1,0 +1,1 @@
+"""Training data made by models: teachers, self-distillation, filters and their accounting."""
