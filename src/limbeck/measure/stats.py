@@ -15,7 +15,7 @@ from limbeck.errors import DataError
 from limbeck.measure import resample
 from limbeck.measure.scores import Scores, align
 from limbeck.measure.statistic import Statistic
-from limbeck.measure.uncertainty import Difference, Seeds, Share, item_error, of_difference, of_figure, p_of
+from limbeck.measure.uncertainty import Difference, ExactShare, Seeds, item_error, of_difference, of_figure, p_of
 
 __all__ = [
     "Comparison",
@@ -200,7 +200,7 @@ def interval(scores: Scores | Sequence[Scores], statistic: Statistic, *, level: 
         level,
         len(runs[0]),
         len(runs),
-        "exact" if isinstance(found, Share) else "t",
+        "exact" if isinstance(found, ExactShare) else "t",
         statistic.unit,
         found.caution(level),
     )

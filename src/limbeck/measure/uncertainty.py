@@ -15,10 +15,10 @@ from limbeck.measure.statistic import Statistic
 
 __all__ = [
     "Difference",
-    "Pair",
+    "ShareDifference",
     "Seeds",
-    "Share",
-    "Spread",
+    "ExactShare",
+    "VarianceEstimate",
     "Uncertainty",
     "item_error",
     "items_for",
@@ -47,7 +47,7 @@ class Uncertainty(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
+class ExactShare:
     """A share of items that are right or wrong: the exact interval (Clopper and Pearson 1934).
 
     Attributes:
@@ -71,7 +71,7 @@ class Share:
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
+class ShareDifference:
     """The difference of two shares, by adjusted Wald intervals.
 
     Of the same items Bonett and Price (2012), of different ones Agresti and Caffo (2000): both add observations before
@@ -107,7 +107,7 @@ class Pair:
 
 
 @dataclass(frozen=True, slots=True)
-class Spread:
+class VarianceEstimate:
     """A mean, ratio or difference with its variance over items and over seeds.
 
     The item part is Student's t on the transformed scale of Hall (1992), which removes skewness, and no narrower than
@@ -174,7 +174,7 @@ class Spread:
         return ""
 
 
-Difference = Pair | Spread
+Difference = ShareDifference | VarianceEstimate
 
 
 def of_figure(tables: Sequence[Floats], statistic: Statistic) -> Uncertainty:
@@ -186,7 +186,7 @@ def of_figure(tables: Sequence[Floats], statistic: Statistic) -> Uncertainty:
     """
     table = tables[0]
     if len(tables) == 1 and statistic.is_share(table):
-        return Share(int(table[:, 0].sum()), len(table))
+        return ExactShare(int(table[:, 0].sum()), len(table))
     low, high = statistic.bounds
     value = float(np.mean([statistic.of_sums(t.sum(axis=0)) for t in tables]))
     if statistic.log:
@@ -217,8 +217,8 @@ def of_difference(
     if len(tables_a) == len(tables_b) == 1 and all(statistic.is_share(t) for t in (tables_a[0], tables_b[0])):
         a, b = tables_a[0][:, 0], tables_b[0][:, 0]
         if paired_items:
-            return Pair(int((b > a).sum()), int((a > b).sum()), (len(b), len(a)), True)
-        return Pair(int(b.sum()), int(a.sum()), (len(b), len(a)), False)
+            return ShareDifference(int((b > a).sum()), int((a > b).sum()), (len(b), len(a)), True)
+        return ShareDifference(int(b.sum()), int(a.sum()), (len(b), len(a)), False)
     first, second = _Runs.of(tables_a, statistic), _Runs.of(tables_b, statistic)
     value = float(second.figures.mean() - first.figures.mean())
     if paired_items:
@@ -258,7 +258,7 @@ def p_of(uncertainty: Uncertainty) -> float:
 
 def item_error(difference: Difference) -> float:
     """Return the standard error that the choice of items alone causes."""
-    if isinstance(difference, Spread):
+    if isinstance(difference, VarianceEstimate):
         return math.sqrt(difference.item_variance)
     n, m = difference.items
     b, a = difference.gained / n, difference.lost / m
@@ -311,11 +311,11 @@ def _spread(
     runs: Sequence[_Runs],
     reach: tuple[float, float],
     scale: float,
-) -> Spread:
+) -> VarianceEstimate:
     """Put item part and seed part together; ``deviations`` holds the items of one or two systems after each other."""
     items = min(sizes)
     if items < 2 or not np.isfinite(deviations).all():  # a perplexity may overflow
-        return Spread(value, items, math.inf, 1, 0.0, math.inf, 1, 0.0, reach)
+        return VarianceEstimate(value, items, math.inf, 1, 0.0, math.inf, 1, 0.0, reach)
     parts, third = [], 0.0
     for part in np.split(deviations, np.cumsum(sizes)[:-1]):
         n = len(part)
@@ -329,14 +329,16 @@ def _spread(
     skewness = third / item_variance**1.5 if item_variance > 0 else 0.0
     several = [r for r in runs if len(r.figures) > 1]
     if not several:
-        return Spread(value, items, item_variance, item_df, skewness, item_variance, item_df, 0.0, reach)
+        return VarianceEstimate(value, items, item_variance, item_df, skewness, item_variance, item_df, 0.0, reach)
     over_seeds = [(float(r.figures.var(ddof=1)) / len(r.figures), len(r.figures) - 1) for r in several]
     of_seeds = math.fsum(v for v, _ in over_seeds)
     noise = math.fsum(r.residual() / r.items.size for r in several)
     equal = len({df for _, df in over_seeds}) == 1
     seed_df = float(sum(df for _, df in over_seeds)) if equal else _satterthwaite(over_seeds)
     variance, df = _whole(item_variance, item_df, of_seeds, noise, seed_df)
-    return Spread(value, items, item_variance, item_df, skewness, variance, df, max(0.0, of_seeds - noise), reach)
+    return VarianceEstimate(
+        value, items, item_variance, item_df, skewness, variance, df, max(0.0, of_seeds - noise), reach
+    )
 
 
 def _whole(items: float, item_df: float, seeds: float, noise: float, seed_df: float) -> tuple[float, float]:

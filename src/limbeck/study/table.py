@@ -22,7 +22,7 @@ from limbeck.measure.stats import Comparison, Interval, Seeds, adjust, compare, 
 from limbeck.study.costs import costs
 
 __all__ = [
-    "Verdict",
+    "PairVerdict",
     "ArmTable",
     "Line",
     "ArmRow",
@@ -66,7 +66,7 @@ class ArmRow(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class PairVerdict:
     """One comparison, judged among all of them (Holm), with its words."""
 
     first: str
@@ -136,7 +136,7 @@ class ArmTable:
     reference: str
 
 
-def findings(rows: Sequence[ArmRow], pairs: Sequence[tuple[str, str]], metric: str | None) -> list[Verdict]:
+def findings(rows: Sequence[ArmRow], pairs: Sequence[tuple[str, str]], metric: str | None) -> list[PairVerdict]:
     """Compare arms pairwise on the items they share, every pair's p adjusted for their number.
 
     Raises:
@@ -154,12 +154,12 @@ def findings(rows: Sequence[ArmRow], pairs: Sequence[tuple[str, str]], metric: s
         compared.append((b, a, _against(b, a, metric)))
     judged = adjust({i: c for i, (_, _, c) in enumerate(compared)})
     return [
-        Verdict(f.name, s.name, (f.label, s.label), judged[i], verdict(judged[i], (s.label, f.label)))
+        PairVerdict(f.name, s.name, (f.label, s.label), judged[i], verdict(judged[i], (s.label, f.label)))
         for i, (f, s, _) in enumerate(compared)
     ]
 
 
-def groups(rows: Sequence[ArmRow], compared: Sequence[Verdict], metric: str | None) -> tuple[ArmTable, ...]:
+def groups(rows: Sequence[ArmRow], compared: Sequence[PairVerdict], metric: str | None) -> tuple[ArmTable, ...]:
     """Put arms together that were measured on the same rows, with their changes against one of them.
 
     The reference of a table is the arm that others are most often compared against; without comparisons, the first.
@@ -191,7 +191,7 @@ def groups(rows: Sequence[ArmRow], compared: Sequence[Verdict], metric: str | No
     return tuple(out)
 
 
-def tables(title: str, grouped: Sequence[ArmTable], compared: Sequence[Verdict]) -> tuple[RenderableType, ...]:
+def tables(title: str, grouped: Sequence[ArmTable], compared: Sequence[PairVerdict]) -> tuple[RenderableType, ...]:
     """Tables for a terminal of 80 columns: one for each set that arms were measured on, then verdicts and samples."""
     body: list[RenderableType] = [Text(title, style="bold")] if title else []
     for group in grouped:
@@ -206,7 +206,7 @@ def tables(title: str, grouped: Sequence[ArmTable], compared: Sequence[Verdict])
     return tuple(body)
 
 
-def markdown(title: str, grouped: Sequence[ArmTable], compared: Sequence[Verdict]) -> str:
+def markdown(title: str, grouped: Sequence[ArmTable], compared: Sequence[PairVerdict]) -> str:
     """The same as Markdown, with full figures and every arm's change against the reference."""
     lines = [f"# {_cell(title)}", ""] if title else []
     for group in grouped:
@@ -385,7 +385,7 @@ def _number(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:,.{digits if abs(value) < 100 else 0}f}"
 
 
-def _sentence(finding: Verdict) -> str:
+def _sentence(finding: PairVerdict) -> str:
     first, second = finding.labels
     return f"{first} against {second}: {finding.words}"
 
