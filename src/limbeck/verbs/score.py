@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -28,6 +29,7 @@ class Score(Recipe):
     ``compare`` takes.
     """
 
+    retired: ClassVar[Mapping[str, str]] = {"resamples": "intervals are computed without resampling"}
     verb: ClassVar[str] = "score"
     summary: ClassVar[str] = "score a predictions file against the truth, without a model"
 
