@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from limbeck.errors import DataError
 from limbeck.formats.load import Bundle
 from limbeck.measure.scores import Scores
 from limbeck.measure.stats import adjust, compare, interval, items_needed, verdict
+from limbeck.model.decoder import Decoder
 from limbeck.storage import plain, write_json
 from limbeck.synth.arms import ARMS, Arm, ArmResult, labelled, own_samples, train_arm
 from limbeck.synth.proximity import Scorer
@@ -63,11 +64,13 @@ class SelfDistilled:
         values: plain values for a report.
         pairs: kept pairs of the first seed.
         scores: arm -> one evaluation a seed.
+        generator: of the first seed; None where no arm needs one.
     """
 
     values: Mapping[str, Any]
     pairs: Rows
     scores: Mapping[Arm, Sequence[Scores]]
+    generator: Decoder | None = field(repr=False, default=None)
 
 
 def self_distill(
@@ -134,7 +137,8 @@ def self_distill(
         write_json(folder / "pairs.json", [dict(row.fields) | {"id": row.id} for row in made[0].pairs])
     values = _values(task, arms, made, measuring, final)
     pairs = made[0].pairs if made[0] is not None else Rows.of([], "self-distilled pairs")
-    return SelfDistilled(values, pairs, {arm: [one.result.scores for one in some] for arm, some in arms.items()})
+    scores = {arm: [one.result.scores for one in some] for arm, some in arms.items()}
+    return SelfDistilled(values, pairs, scores, None if made[0] is None else made[0].generator)
 
 
 def _positives(rows: Rows) -> Rows:

@@ -117,7 +117,7 @@ class Synthesize(Recipe):
             LimbeckError: no key, no server, a prompt with an unknown field, another plan's folder; or Ctrl-C.
         """
         kind = KINDS[self.kind]
-        against = {Path(source).name: self._read(kind, source) for source in self.against}
+        against = {source: self._read(kind, source) for source in self.against}
         if self.answers is not None:
             rows = self._read(kind, self.answers)
             return self._finish(kind, rows, against, None, session)
