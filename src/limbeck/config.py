@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar, get_origin
+from typing import Any, ClassVar, TypeVar, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
@@ -20,7 +20,12 @@ class Config(BaseModel):
     """Base of every frozen config: unknown keys are errors, values do not change after building.
 
     A field with ``json_schema_extra={"old_name": NAME}`` is also read, with a warning, under its old name.
+
+    Attributes:
+        retired: key that earlier versions wrote -> why it is read no more; it is left out with a warning.
     """
+
+    retired: ClassVar[Mapping[str, str]] = {}
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=False, protected_namespaces=(), allow_inf_nan=False)
 
@@ -32,7 +37,7 @@ class Config(BaseModel):
     @classmethod
     def current(cls, values: Any) -> Any:
         """Return ``values`` with present names in place of old ones; a subclass that looks at them first calls it."""
-        return renamed(values, cls.old_names()) if isinstance(values, Mapping) else values
+        return renamed(values, cls.old_names(), cls.retired) if isinstance(values, Mapping) else values
 
     @classmethod
     def old_names(cls) -> dict[str, str]:

@@ -15,7 +15,7 @@ from tests.reference.tiny_runs import PRETRAIN
 PLAN = {
     "title": "tiny",
     "seeds": [0, 1],
-    "common": {"dtype": "fp32", "limit": 40, "measuring": {"resamples": 100, "generate": False}},
+    "common": {"dtype": "fp32", "limit": 40, "measuring": {"generate": False}},
     "arms": {
         "teacher": {"verb": "pretrain", "once": True, "values": PRETRAIN},
         "taught": {

@@ -14,7 +14,7 @@ from limbeck.data.rows import Rows
 from limbeck.errors import DataError
 from limbeck.formats.load import Bundle
 from limbeck.measure.scores import Scores
-from limbeck.measure.stats import compare, interval, items_needed, verdict
+from limbeck.measure.stats import adjust, compare, interval, items_needed, verdict
 from limbeck.model.decoder import Decoder
 from limbeck.storage import plain, write_json
 from limbeck.synth.arms import ARMS, Arm, ArmResult, labelled, own_samples, train_arm
@@ -172,9 +172,16 @@ def _values(
 ) -> dict[str, Any]:  # fmt: skip
     scores = {arm: [one.result.scores for one in some] for arm, some in arms.items()}
     main = task.statistics(scores["plain"][0].columns)[0]
+    against = adjust(
+        {
+            arm: compare(scores["plain"], some, main, level=measuring.level)
+            for arm, some in scores.items()
+            if arm != "plain"
+        }
+    )
     table = {}
     for arm, some in scores.items():
-        figure = interval(some, main, level=measuring.level, resamples=measuring.resamples)
+        figure = interval(some, main, level=measuring.level)
         row: dict[str, Any] = {
             "about": ARMS[arm],
             "figure": main.name,
@@ -189,7 +196,7 @@ def _values(
             "notes": list(arms[arm][0].result.notes["told"]),
         }
         if arm != "plain":
-            found = compare(scores["plain"], some, main, level=measuring.level, resamples=measuring.resamples)
+            found = against[arm]
             row["against_plain"] = {
                 **found.to_json(),
                 "verdict": verdict(found, ("plain fine-tuning", _SHORT[arm])),

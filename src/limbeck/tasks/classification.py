@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -33,7 +34,7 @@ __all__ = [
 
 Floats = NDArray[np.float64]
 
-NATS_PER_ITEM = ratio("nll", COUNT, name="nats per item", better="lower", unit="nats/item")
+NATS_PER_ITEM = ratio("nll", COUNT, name="nats per item", better="lower", unit="nats/item", bounds=(0, math.inf))
 """Mean negative log-likelihood of the true class."""
 
 

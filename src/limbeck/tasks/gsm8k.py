@@ -31,10 +31,10 @@ from limbeck.tasks.task import Measuring, Result, Task
 __all__ = ["GSM8K"]
 
 _FIGURES = (
-    ratio("strict", COUNT, name="exact match, strict"),
-    ratio("flexible", COUNT, name="exact match, flexible"),
-    ratio("has_answer", COUNT, name="wrote an answer"),
-    ratio("ended", COUNT, name="ended"),
+    ratio("strict", COUNT, name="exact match, strict", bounds=(0, 1)),
+    ratio("flexible", COUNT, name="exact match, flexible", bounds=(0, 1)),
+    ratio("has_answer", COUNT, name="wrote an answer", bounds=(0, 1)),
+    ratio("ended", COUNT, name="ended", bounds=(0, 1)),
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import ClassVar, Literal
 
@@ -94,7 +95,13 @@ class Preferences(Task):
             share("shorter", "shorter is chosen"),
             ratio("margin", COUNT, name="margin per token", unit="nats/token"),
             NATS_PER_TOKEN,
-            ratio("rejected_nll", "rejected_tokens", name="nats per rejected token", unit="nats/token"),
+            ratio(
+                "rejected_nll",
+                "rejected_tokens",
+                name="nats per rejected token",
+                unit="nats/token",
+                bounds=(0, math.inf),
+            ),
         )
 
     def evaluate(

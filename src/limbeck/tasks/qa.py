@@ -94,7 +94,7 @@ class QuestionAnswering(Task):
         known = (
             NATS_PER_TOKEN,
             PERPLEXITY,
-            mean("bleu", unit="BLEU"),
+            mean("bleu", unit="BLEU", bounds=(0, 100)),
             mean("f1", bounds=(0, 1)),
             mean("exact", bounds=(0, 1)),
             mean("ended", bounds=(0, 1)),

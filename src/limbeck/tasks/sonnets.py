@@ -37,7 +37,9 @@ __all__ = ["CHRF_NEW", "Sonnets"]
 _ORDER = 2  # n-grams whose variety over all poems together is told
 _ORDERS = (1, 2, 3)  # and within each
 
-CHRF_NEW = Statistic("chrF of new lines", tuple(f"new_{c}" for c in CHRF.columns), CHRF.of_sums, CHRF.better, CHRF.unit)
+CHRF_NEW = Statistic(
+    "chrF of new lines", tuple(f"new_{c}" for c in CHRF.columns), CHRF.of_sums, CHRF.better, CHRF.unit, CHRF.bounds
+)
 """The same without the given lines, which are right in every poem and flatter the figure of the whole."""
 
 _FIGURES = (
@@ -45,7 +47,7 @@ _FIGURES = (
     CHRF_NEW,
     *VERSE,
     *map(distinct, _ORDERS),
-    mean("self_bleu", name="self-BLEU", better="lower", unit="BLEU"),
+    mean("self_bleu", name="self-BLEU", better="lower", unit="BLEU", bounds=(0, 100)),
     MEMORISED,
 )
 

@@ -89,7 +89,10 @@ class SST2(Task):
         """Accuracy (calibrated first, where that is asked for), macro F1, majority rate, F1; nats per item."""
         plain, *rest = class_statistics(columns)
         other = ratio(
-            "other_correct", COUNT, name="accuracy, not calibrated" if self.calibrated else "calibrated accuracy"
+            "other_correct",
+            COUNT,
+            name="accuracy, not calibrated" if self.calibrated else "calibrated accuracy",
+            bounds=(0, 1),
         )
         known = (plain, other, *rest, NATS_PER_ITEM)
         return tuple(s for s in known if set(s.columns) - {COUNT} <= set(columns))

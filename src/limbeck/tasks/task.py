@@ -49,10 +49,10 @@ class Result:
 class Measuring(Config):
     """How an evaluation is carried out, whatever the task."""
 
+    retired: ClassVar[Mapping[str, str]] = {"resamples": "intervals are computed without resampling"}
     batch_size: int = Field(16, ge=1, description="sequences at once; no score depends on it")
     context: int | None = Field(None, ge=2, description="tokens a window; none: the model's own")
     generate: bool = Field(True, description="also generate and score what was generated, where the task does")
-    resamples: int = Field(2000, ge=100, description="bootstrap resamples of every interval")
     level: float = Field(0.95, gt=0.5, lt=1, description="level of the intervals")
 
 

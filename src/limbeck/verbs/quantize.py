@@ -27,7 +27,7 @@ from limbeck.measure.agreement import KL_PER_TOKEN, TOP_AGREEMENT, agreement
 from limbeck.measure.cost import SpeedProtocol, cost, disk_bytes
 from limbeck.measure.footprint import footprint
 from limbeck.measure.scores import Scores
-from limbeck.measure.stats import compare, interval, verdict
+from limbeck.measure.stats import adjust, compare, interval, verdict
 from limbeck.model.decoder import Decoder
 from limbeck.model.quantized import QuantizedLinear
 from limbeck.run import Run
@@ -193,13 +193,15 @@ class Quantize(Recipe):
             for name, b in (("original", source), ("quantized", made))
         }
         a, b = (Scores.read(files[name]) for name in ("original", "quantized"))
-        level, resamples = self.measuring.level, self.measuring.resamples
+        each = {
+            s.name: compare(a, b, s, level=self.measuring.level, seed=self.seed)
+            for s in self.task.statistics(a.columns)
+        }
         comparisons = {}
-        for statistic in self.task.statistics(a.columns):
-            c = compare(a, b, statistic, level=level, resamples=resamples, seed=self.seed)
+        for name, c in adjust(each, alone=next(iter(each))).items():
             told = verdict(c, ("the original", "the quantized model"), self.margin)
             relative = c.difference / abs(c.a) if c.a else None
-            comparisons[statistic.name] = {**c.to_json(), "relative": relative, "verdict": told}
+            comparisons[name] = {**c.to_json(), "relative": relative, "verdict": told}
         return {
             **found["quantized"],  # in an evaluation's form, so that a study sets it beside those of the same rows
             "evaluated": "all",
@@ -219,7 +221,7 @@ class Quantize(Recipe):
         near.write(file)
         m = self.measuring
         return {
-            key: interval(near, statistic, level=m.level, resamples=m.resamples, seed=self.seed)
+            key: interval(near, statistic, level=m.level)
             for key, statistic in (("kl_nats", KL_PER_TOKEN), ("top_agreement", TOP_AGREEMENT))
         }
 

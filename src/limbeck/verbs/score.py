@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -28,6 +29,7 @@ class Score(Recipe):
     ``compare`` takes.
     """
 
+    retired: ClassVar[Mapping[str, str]] = {"resamples": "intervals are computed without resampling"}
     verb: ClassVar[str] = "score"
     summary: ClassVar[str] = "score a predictions file against the truth, without a model"
 
@@ -44,7 +46,6 @@ class Score(Recipe):
     )
     limit: int | None = Field(None, ge=1, description="read only so many rows", json_schema_extra=_DATA)
     task: AnyTask = Field(description="kind of work")
-    resamples: int = Field(2000, ge=100, description="bootstrap resamples of every interval")
     level: float = Field(0.95, gt=0.5, lt=1, description="level of the intervals")
 
     def run(self, session: Display) -> Report:
@@ -76,5 +77,5 @@ class Score(Recipe):
     def _scored(self, values: dict[str, Any], rows: Rows, scores: Path | None) -> Report:
         predictions = self.task.read_predictions(Path(self.predictions), rows)
         found = self.task.score(predictions, rows)
-        values = plain(values | told(found, self.task, _PART, self.level, self.resamples, scores))
+        values = plain(values | told(found, self.task, _PART, self.level, scores))
         return Report(values, show_report(values))
