@@ -15,7 +15,7 @@ from pydantic import Field, field_validator
 from limbeck.config import Config
 from limbeck.errors import DataError
 
-__all__ = ["Dialect", "Table", "parse_table"]
+__all__ = ["Dialect", "CutTable", "parse_table"]
 
 _NAMES = {"tab": "\t", "comma": ",", "semicolon": ";", "pipe": "|"}
 _WORDS = {mark: name for name, mark in _NAMES.items()}
@@ -46,7 +46,7 @@ class Dialect(Config):
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
+class CutTable:
     """A table as it was cut.
 
     Attributes:
@@ -73,7 +73,7 @@ class _Cut:
         return len(self.rows[0][2]) if self.rows else 0
 
 
-def parse_table(text: str, where: str, dialect: Dialect, delimiter: str | None = None) -> Table:
+def parse_table(text: str, where: str, dialect: Dialect, delimiter: str | None = None) -> CutTable:
     """Cut ``text`` into a header and rows.
 
     Under ``quotes="auto"`` quotes hold cells where that fits every row. Where it does not, and each line by itself has
@@ -110,7 +110,7 @@ def parse_table(text: str, where: str, dialect: Dialect, delimiter: str | None =
             long = sum(first != last for first, last, _ in cut.rows)
             words += f", {long} rows with line ends in cells" if long else ""
     header = cut.rows[0][2] if cut.rows else []
-    return Table(header, [(first, cells) for first, _, cells in cut.rows[1:]], words)
+    return CutTable(header, [(first, cells) for first, _, cells in cut.rows[1:]], words)
 
 
 def _refusal(where: str, swallowed: tuple[int, int] | None, cut: _Cut) -> str:
