@@ -2,11 +2,13 @@
 
 Usage: python benchmarks/sparse_quality.py recovery MODEL TRAIN TEST [--tokens N] [--json FILE]
        python benchmarks/sparse_quality.py streaming MODEL TEXT [--length N] [--window W] [--json FILE]
+       python benchmarks/sparse_quality.py [recovery|streaming] --quick
 
 TRAIN, TEST and TEXT are plain text; MODEL is a folder. ``recovery`` makes every arm of the same tokens in the same
-order: dense, LogSparse by fine-tuning and by distillation from the dense model, hybrids with as many dense layers chosen
-by sensitivity and by every n-th. ``streaming`` scores the same tokens by position: dense past the training length, a
-window alone, with sinks at their true distance and at the cache's, and on sampled positions the window computed again.
+order: dense, LogSparse by fine-tuning and by distillation from the dense model, hybrids with as many dense layers
+chosen by sensitivity and by every n-th. ``streaming`` scores the same tokens by position: dense past the training
+length, a window alone, with sinks at their true distance and at the cache's, and on sampled positions the window
+computed again. ``--quick`` tries the benchmark itself on random weights and this file.
 """
 
 from __future__ import annotations
@@ -30,17 +32,29 @@ from limbeck.decode.session import evaluating
 from limbeck.errors import DataError
 from limbeck.formats.load import load_bundle
 from limbeck.measure.by_position import nats_by_position, position_ranges, recomputed_nats
+from limbeck.model.config import DecoderConfig
 from limbeck.model.decoder import Decoder
 from limbeck.model.pattern_cost import total_keys_per_query
 from limbeck.model.patterns import LogSparse, Sliding
 from limbeck.techniques.sparse_attention import SparseAttention, layer_sensitivity, with_patterns
 
+Encode = Callable[[str], Sequence[int]]
 PATTERN = LogSparse(window=32, sinks=4)
 
 
-def windows(tokenizer: Any, file: Path, size: int, count: int) -> Tensor:
+def base_of(given: argparse.Namespace) -> tuple[Decoder, Encode]:
+    """The model to start from, anew, and its encoder."""
+    if not given.quick:
+        bundle = load_bundle(given.model, torch.float32)
+        return bundle.model, bundle.tokenizer.encode
+    torch.manual_seed(0)
+    config = DecoderConfig(vocab_size=256, context=64, layers=3, hidden_size=32, heads=2, positions="rope")
+    return Decoder(config), lambda text: list(text.encode())
+
+
+def windows(encode: Encode, file: Path, size: int, count: int) -> Tensor:
     """(count, size) ids of the beginning of a text."""
-    ids = tokenizer.encode(file.read_text(encoding="utf-8")[: count * size * 8])
+    ids = encode(file.read_text(encoding="utf-8")[: count * size * 8])
     if len(ids) < count * size:
         raise SystemExit(f"{file.name} has {len(ids)} tokens, but {count * size} are wanted: give a longer text")
     return torch.tensor(ids[: count * size]).view(count, size)
@@ -75,10 +89,10 @@ def learn(model: Decoder, ids: Tensor, teacher: Decoder | None, rate: float) -> 
 
 
 def recovery(given: argparse.Namespace) -> dict[str, Any]:
-    bundle = load_bundle(given.model, torch.float32)
-    base, size = bundle.model, bundle.model.config.context
-    train = windows(bundle.tokenizer, Path(given.text[0]), size, given.tokens // size)
-    test = windows(bundle.tokenizer, Path(given.text[1]), size, given.windows)
+    base, encode = base_of(given)
+    size = base.config.context
+    train = windows(encode, given.text[0], size, given.tokens // size)
+    test = windows(encode, given.text[1], size, given.windows)
     layers, kept = base.config.layers, max(1, base.config.layers // 3)
     harm = layer_sensitivity(base, PATTERN, [Batch.of_ids(train[:4])])
     chosen = tuple(sorted(sorted(range(layers), key=lambda i: -harm[i])[:kept]))
@@ -86,9 +100,9 @@ def recovery(given: argparse.Namespace) -> dict[str, Any]:
     arms: dict[str, tuple[SparseAttention | None, bool]] = {
         "dense": (None, False),
         "LogSparse": (SparseAttention(pattern=PATTERN), False),
-        "LogSparse, distilled": (SparseAttention(pattern=PATTERN), True),
         f"hybrid, sensitive {chosen} dense": (SparseAttention(pattern=PATTERN, keep_layers=chosen), False),
         f"hybrid, every {layers // kept}th dense": (SparseAttention(pattern=PATTERN, keep_every=layers // kept), False),
+        "LogSparse, distilled": (SparseAttention(pattern=PATTERN), True),
     }
     reference = nats(base, test)
     found: dict[str, Any] = {}
@@ -118,9 +132,9 @@ def paired(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> list[float]:
 
 
 def streaming(given: argparse.Namespace) -> dict[str, Any]:
-    bundle = load_bundle(given.model, torch.float32)
-    model, context = bundle.model, bundle.model.config.context
-    texts = windows(bundle.tokenizer, Path(given.text[0]), given.length, given.texts).tolist()
+    model, encode = base_of(given)
+    context = model.config.context
+    texts = windows(encode, given.text[0], given.length, given.texts).tolist()
     ranges = position_ranges(context, given.length)
     sinks, window = 4, given.window
     arms: dict[str, Sliding | None] = {
@@ -138,9 +152,9 @@ def streaming(given: argparse.Namespace) -> dict[str, Any]:
         print(name, json.dumps(found[name]), flush=True)
     generator = torch.Generator().manual_seed(0)
     sampled = torch.randint(context, given.length, (given.samples,), generator=generator).tolist()
-    stream = load_bundle(given.model, torch.float32).model
+    stream, _ = base_of(given)
     again = np.array(recomputed_nats(stream, texts[0], sampled, window + sinks))
-    same = np.array([own(model, texts[0])[p - 1] for p in sampled]) if sampled else np.array([])
+    same = token_nats(model, texts[0])[[p - 1 for p in sampled]]
     found["same tokens"] = {
         "positions": len(sampled), "computed again": float(again.mean()), "streamed": float(same.mean()),
         "streamed minus computed again": paired(same, again),
@@ -149,13 +163,11 @@ def streaming(given: argparse.Namespace) -> dict[str, Any]:
     return {"length": given.length, "texts": given.texts, "window": window, "sinks": sinks, "arms": found}
 
 
-def own(model: Decoder, text: Sequence[int], kept: dict[int, np.ndarray[Any, Any]] = {}) -> np.ndarray[Any, Any]:  # noqa: B006
-    """Nats of each token but the first, from one forward, which is kept."""
-    if id(text) not in kept:
-        with evaluating(model):
-            logits = model(Batch.of_ids(torch.tensor([list(text)])))[0, :-1].float()
-            kept[id(text)] = F.cross_entropy(logits, torch.tensor(list(text[1:])), reduction="none").numpy()
-    return kept[id(text)]
+def token_nats(model: Decoder, text: Sequence[int]) -> np.ndarray[Any, Any]:
+    """Nats of each token but the first, from one forward."""
+    with evaluating(model):
+        logits = model(Batch.of_ids(torch.tensor([list(text)])))[0, :-1].float()
+        return F.cross_entropy(logits, torch.tensor(list(text[1:])), reduction="none").numpy()
 
 
 def attempt(run: Callable[[], Any]) -> Any:
@@ -169,9 +181,9 @@ def attempt(run: Callable[[], Any]) -> Any:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("recovery", "streaming"))
-    parser.add_argument("model")
-    parser.add_argument("text", nargs="+", type=Path)
+    parser.add_argument("what", nargs="?", choices=("recovery", "streaming"), default="recovery")
+    parser.add_argument("model", nargs="?")
+    parser.add_argument("text", nargs="*", type=Path)
     parser.add_argument("--tokens", type=int, default=16384, help="recovery: tokens that every arm learns from")
     parser.add_argument("--windows", type=int, default=24, help="recovery: windows of the test text")
     parser.add_argument("--rate", type=float, default=2e-4, help="recovery: learning rate")
@@ -180,11 +192,18 @@ def main() -> None:
     parser.add_argument("--window", type=int, default=508, help="streaming: window beside four sinks")
     parser.add_argument("--samples", type=int, default=100, help="streaming: positions computed again")
     parser.add_argument("--json", type=Path, help="write the figures here too")
+    parser.add_argument("--quick", action="store_true", help="few tokens: tries the benchmark itself")
     given = parser.parse_args()
+    if given.quick:
+        given.text, given.tokens, given.windows = [Path(__file__)] * 2, 256, 4
+        given.length, given.texts, given.window, given.samples = 256, 2, 40, 8
+    elif len(given.text) != (2 if given.what == "recovery" else 1):
+        parser.error("give a model, and a text to learn from and one to test on, or for streaming one text")
     found = recovery(given) if given.what == "recovery" else streaming(given)
     if given.json is not None:
         told = {"stamp": stamp(), **found}
-        told["stamp"]["command"] = f"python benchmarks/sparse_quality.py {given.what} MODEL TEXT"
+        if not given.quick:  # the folders of this machine are no part of how the figures were made
+            told["stamp"]["command"] = f"python benchmarks/sparse_quality.py {given.what} MODEL TEXT"
         given.json.write_text(json.dumps(told, indent=1) + "\n")
 
 

@@ -15,7 +15,9 @@ import pytest
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 # no arms against a peer
-OF_ITS_OWN_KIND = ("decode_speed", "decode_speculative", "input_rounding", "products", "sparse_attention")
+OF_ITS_OWN_KIND = (
+    "decode_speed", "decode_speculative", "input_rounding", "products", "sparse_attention", "sparse_quality",
+)  # fmt: skip
 CLAIMS = sorted(f.stem for f in FOLDER.glob("*.py") if f.stem not in OF_ITS_OWN_KIND)
 
 TOY = """
