@@ -31,7 +31,7 @@ KINDS = {"fp32": 0, "bf16": 1, "fp16": 2, "int8": 3, "int4": 4, "fp8_e4m3": 5, "
 """Numbers by which the C source knows the kinds of codes (``packed_layout``)."""
 
 _SOURCE = Path(__file__).with_name("native")
-_FLAGS = ("-O3", "-fopenmp", "-shared", "-fPIC", "-std=gnu11")
+_FLAGS = ("-O3", "-fopenmp", "-shared", "-fPIC", "-std=gnu11", "-Wno-psabi")
 _i64, _pointer = ctypes.c_int64, ctypes.c_void_p
 
 
