@@ -83,7 +83,7 @@ class Heads(ctypes.Structure):
     """``problem`` of ``attend.c``: queries, keys and values by their strides."""
 
     _fields_ = (
-        *((name, _i64) for name in ("heads", "kv_heads", "length", "width")),
+        *((name, _i64) for name in ("half", "heads", "kv_heads", "length", "width")),
         *((f"{name}_{axis}", _i64) for name in "qkv" for axis in ("row", "head", "token")),
         *((name, _pointer) for name in ("q", "k", "v", "out", "sums")),
         ("scale", ctypes.c_double),
