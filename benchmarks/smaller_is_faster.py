@@ -21,7 +21,7 @@ import torch
 from harness.stamp import stamp
 
 from limbeck.data.tokenizer import Tokenizer
-from limbeck.decode.session import Session, evaluating
+from limbeck.decode.session import DecodingSession, evaluating
 from limbeck.formats.load import load_bundle
 from limbeck.formats.native import write_model
 from limbeck.kernels import native
@@ -50,8 +50,8 @@ def folders(config: DecoderConfig, root: Path) -> dict[str, Path]:
             write_model(model, out[name], {})
             continue
         technique = RTN(grid=Grid(format=name))  # type: ignore[arg-type]
-        model, residue = technique.finish(technique.apply(model))
-        write_model(model, out[name], {}, (residue,) if residue else ())
+        model, deployed_spec = technique.convert(technique.apply(model))
+        write_model(model, out[name], {}, (deployed_spec,) if deployed_spec else ())
     return out
 
 
@@ -59,7 +59,7 @@ def rates(model: Decoder, prompt: int, tokens: int) -> tuple[float, float]:
     """Tokens a second of a prompt, and of greedy decoding after it."""
     ids = torch.randint(0, model.config.vocab_size, (prompt,), generator=torch.Generator().manual_seed(1)).tolist()
     with evaluating(model):
-        session = Session(model, [ids], tokens + 1)
+        session = DecodingSession(model, [ids], tokens + 1)
         start = time.perf_counter()
         logits = session.start()
         read = time.perf_counter()
@@ -78,10 +78,10 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a toy model and one round: tries the benchmark itself")
     parser.add_argument("--json", type=Path, help="write the figures here too")
     given = parser.parse_args()
-    config = DecoderConfig(vocab_size=50257, context=1024, layers=12, width=768, heads=12)
+    config = DecoderConfig(vocab_size=50257, context=1024, layers=12, hidden_size=768, heads=12)
     rounds, prompt = given.rounds, given.prompt
     if given.quick:
-        config, rounds, prompt = DecoderConfig(vocab_size=320, context=128, layers=2, width=64, heads=2), 1, 16
+        config, rounds, prompt = DecoderConfig(vocab_size=320, context=128, layers=2, hidden_size=64, heads=2), 1, 16
     native.load()  # the first compile is no part of a rate
     out = {}
     with TemporaryDirectory() as folder:

@@ -14,7 +14,13 @@ from xml.etree import ElementTree
 import pytest
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
-OF_ITS_OWN_KIND = ("decode_speed", "decode_speculative", "input_rounding", "products", "smaller_is_faster")  # no arms against a peer
+OF_ITS_OWN_KIND = (
+    "decode_speed",
+    "decode_speculative",
+    "input_rounding",
+    "products",
+    "smaller_is_faster",
+)  # no arms against a peer
 CLAIMS = sorted(f.stem for f in FOLDER.glob("*.py") if f.stem not in OF_ITS_OWN_KIND)
 
 TOY = """

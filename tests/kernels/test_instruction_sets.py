@@ -8,8 +8,9 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from limbeck.kernels import activation, native, tiles
+from limbeck.kernels import activation, native
 from limbeck.kernels.attention import Span, document_attention
+from limbeck.kernels.fused_head import tiles
 from limbeck.techniques.rtn import RTN
 from tests.decode.test_step import SHAPES, steps, torch_steps
 from tests.kernels import test_attention, test_packed
