@@ -3,8 +3,8 @@
 torch's own CPU kernel takes its softmax apart into small steps, and with a dense mask it computes what the mask hides.
 Here each document of a packed row is attended alone, a block of queries at a time against the keys up to the block's
 end: in fp32, and in bf16 where the processor multiplies it, by one compiled pass (``native/attend.c``), else as batched
-matrix products with one softmax between. The backward computes the probabilities again, so that nothing but queries, keys and
-values is kept, and the compiled pass's result and log-sums (Dao et al. 2022 keep as little).
+matrix products with one softmax between. The backward computes the probabilities again, so that nothing but queries,
+keys and values is kept, and the compiled pass's result and log-sums (Dao et al. 2022 keep as little).
 """
 
 from __future__ import annotations

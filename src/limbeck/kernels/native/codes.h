@@ -106,8 +106,10 @@ INLINE vint block_begin(int32_t begin) { return PAIRED ? (vint){0} : fill_int(be
 INLINE vint block_add(int kind, vint acc, vint w, int32_t x) {
     const vint all = fill_int(x);
 #if PAIRED
-    if (kind == INT8) return acc + (vint)_mm256_madd_epi16((__m256i)w, (__m256i)all);
-    return (vint)((vpairs)acc + (vpairs)_mm256_maddubs_epi16((__m256i)w, (__m256i)all)); /* 8 x 2 x 15 x 127 < 2^15 */
+    if (kind == INT8) acc += (vint)_mm256_madd_epi16((__m256i)w, (__m256i)all);
+    else acc = (vint)((vpairs)acc + (vpairs)_mm256_maddubs_epi16((__m256i)w, (__m256i)all)); /* 8 x 2 x 15 x 127 < 2^15 */
+    __asm__("" : "+x"(acc)); /* else gcc adds products in another order and keeps them all in memory meanwhile */
+    return acc;
 #elif defined(USE_VNNI) && LANES == 16
     return (vint)DOT_BYTES((__m512i)acc, (__m512i)w, (__m512i)all);
 #elif defined(USE_VNNI)

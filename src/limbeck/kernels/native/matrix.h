@@ -24,12 +24,12 @@ typedef struct {
 /* Scratch of one thread: sums of x by group, scales of four rows, x in bf16; and x as integers: codes, and by lane of
  * each step where a sum of products begins and its scale. */
 typedef struct {
-    float *turned, *sums, *scales;
+    float *sums, *scales;
     uint16_t *halves;
     int8_t *codes;
     int32_t *begin;
     float *steps;
-} room;
+} thread_scratch;
 
 static const int SIZE[] = {4, 2, 2, 1, 0, 1, 1};
 enum { WHOLE, GROUPS };
@@ -428,7 +428,7 @@ INLINE int in_integers(const matrix *m) {
 }
 
 /* Rows [from, to) of y = x @ W.T, from x laid out in `o`. */
-static void multiply_integers(const room *o, const matrix *m, int64_t rows, int64_t from, int64_t to, float *y, int64_t ldy,
+static void multiply_integers(const thread_scratch *o, const matrix *m, int64_t rows, int64_t from, int64_t to, float *y, int64_t ldy,
                               int add, const float *sums, int64_t ldsums) {
     const int64_t columns = m->columns, step = step_columns((int)m->kind), steps = (columns + step - 1) / step;
     const int64_t ldc = steps * step, lds = steps * LANES, blocks = steps * step / 32;
@@ -475,7 +475,7 @@ static void multiply_integers(const room *o, const matrix *m, int64_t rows, int6
 }
 
 /* Rows [from, to) of y = x @ W.T + bias, or y += that. */
-static void share(const room *o, const matrix *m, int64_t rows, const float *x, int64_t ldx, float *y, int64_t ldy,
+static void share(const thread_scratch *o, const matrix *m, int64_t rows, const float *x, int64_t ldx, float *y, int64_t ldy,
                   int add, int64_t from, int64_t to) {
     const int64_t span = m->span > 0 && m->span < m->columns ? m->span : m->columns;
     const int64_t groups = (m->columns + span - 1) / span, lds = up_to(groups, LANES);

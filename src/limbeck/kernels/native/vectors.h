@@ -300,7 +300,4 @@ INLINE vfloat exponential(vfloat x) {
     y = (vfloat)((vint)y + (power << 23));
     return pick(x == x, pick(tiny, fill(0), y), x); /* what is no number stays none */
 }
-
-typedef vfloat f32x16; /* names that step.c still uses */
-#define load16 load_numbers
 #endif
