@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     )
     from limbeck.errors import LimbeckError
     from limbeck.handle import LanguageModel, job
-    from limbeck.results import Metric, Outcome
+    from limbeck.results import JobResult, Metric
     from limbeck.techniques.depth import Depth
     from limbeck.techniques.freeze import Freeze
     from limbeck.techniques.gptq import GPTQ
@@ -43,7 +43,7 @@ __all__ = [
     "LoRA",
     "Metric",
     "Mixed",
-    "Outcome",
+    "JobResult",
     "audit",
     "compare",
     "distill",
@@ -71,7 +71,7 @@ _HOMES = {
     "job": "handle",
     "LimbeckError": "errors",
     "Metric": "results",
-    "Outcome": "results",
+    "JobResult": "results",
 }
 """Public name -> module that defines it; the names of ``__all__`` that are missing here are functions of ``api``."""
 

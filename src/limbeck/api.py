@@ -11,7 +11,7 @@ from typing import Any
 from limbeck.config import build, dump
 from limbeck.given import Data, data_name
 from limbeck.handle import LanguageModel, job, model_name, nested
-from limbeck.results import Outcome
+from limbeck.results import JobResult
 from limbeck.techniques.technique import Technique
 from limbeck.verbs.table import recipe
 
@@ -28,7 +28,7 @@ __all__ = [
     "quantize",
 ]
 
-Named = str | os.PathLike[str] | LanguageModel | Outcome
+Named = str | os.PathLike[str] | LanguageModel | JobResult
 """A model: a folder, run, Hub id or GGUF file, a loaded model, or the result that made it."""
 
 
@@ -55,7 +55,7 @@ def load(
     return LanguageModel.load(name, adapter=adapter, device=device, dtype=dtype)
 
 
-def pretrain(data: Data, *, out: str | os.PathLike[str] | None = None, **options: Any) -> Outcome:
+def pretrain(data: Data, *, out: str | os.PathLike[str] | None = None, **options: Any) -> JobResult:
     """Train a model from random weights.
 
     Args:
@@ -82,7 +82,7 @@ def finetune(
     test: Data | None = None,
     out: str | os.PathLike[str] | None = None,
     **options: Any,
-) -> Outcome:
+) -> JobResult:
     """Train a model on a task, whole or through techniques.
 
     Args:
@@ -120,7 +120,7 @@ def distill(
     test: Data | None = None,
     out: str | os.PathLike[str] | None = None,
     **options: Any,
-) -> Outcome:
+) -> JobResult:
     """Train a smaller model to predict as its teacher does.
 
     Args:
@@ -157,7 +157,7 @@ def dpo(
     test: Data | None = None,
     out: str | os.PathLike[str] | None = None,
     **options: Any,
-) -> Outcome:
+) -> JobResult:
     """Train a model on preferred and rejected answers (direct preference optimization).
 
     Args:
@@ -186,7 +186,7 @@ def quantize(
     task: Any = "text",
     out: str | os.PathLike[str] | None = None,
     **options: Any,
-) -> Outcome:
+) -> JobResult:
     """Quantize a model after training, and measure it beside the original.
 
     Args:
@@ -217,7 +217,7 @@ def quantize(
 
 def evaluate(
     model: Named, data: Data, *, task: Any = "text", out: str | os.PathLike[str] | None = None, **options: Any
-) -> Outcome:
+) -> JobResult:
     """Measure a model on a task's rows: figures with intervals, their protocol, cost.
 
     Args:
@@ -238,7 +238,7 @@ def evaluate(
     )
 
 
-def compare(a: str | os.PathLike[str] | Outcome, b: str | os.PathLike[str] | Outcome, **options: Any) -> Outcome:
+def compare(a: str | os.PathLike[str] | JobResult, b: str | os.PathLike[str] | JobResult, **options: Any) -> JobResult:
     """Compare two runs item by item: the difference of every figure with its interval and a verdict.
 
     Args:
@@ -256,7 +256,7 @@ def compare(a: str | os.PathLike[str] | Outcome, b: str | os.PathLike[str] | Out
     return job("compare", {"run_a": model_name(a), "run_b": model_name(b), **options})
 
 
-def audit(train: Data, test: Data | None = None, **options: Any) -> Outcome:
+def audit(train: Data, test: Data | None = None, **options: Any) -> JobResult:
     """Find rows that training data shares with other data, and rows that repeat.
 
     Args:
@@ -273,7 +273,7 @@ def audit(train: Data, test: Data | None = None, **options: Any) -> Outcome:
     return job("audit", {"train": data_name(train), **other, **options})
 
 
-def info(model: Named, **options: Any) -> Outcome:
+def info(model: Named, **options: Any) -> JobResult:
     """Describe a model or a run: shape, sizes, tokenizer.
 
     Args:

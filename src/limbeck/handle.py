@@ -25,7 +25,7 @@ from limbeck.given import data_name
 from limbeck.jobs.generation import chat_ids, end_ids, prompt_ids
 from limbeck.jobs.recipe import Display
 from limbeck.jobs.source import device_of, dtype_of
-from limbeck.results import Metric, Outcome
+from limbeck.results import JobResult, Metric
 from limbeck.verbs.table import recipe
 
 __all__ = ["LanguageModel", "job", "model_name", "nested"]
@@ -131,7 +131,7 @@ class LanguageModel:
         save_bundle(b.model, b.tokenizer, path, generation=b.generation, deployed_specs=b.deployed_specs)
         return path
 
-    def export(self, out: str | os.PathLike[str], to: str = "huggingface", **options: Any) -> Outcome:
+    def export(self, out: str | os.PathLike[str], to: str = "huggingface", **options: Any) -> JobResult:
         """Write the model for other programs, load it back and compare the logits.
 
         Args:
@@ -202,11 +202,11 @@ class _StoppedReading(Exception):  # noqa: N818 - it stops a generation, nothing
     pass
 
 
-def model_name(model: str | os.PathLike[str] | LanguageModel | Outcome) -> str:
+def model_name(model: str | os.PathLike[str] | LanguageModel | JobResult) -> str:
     """Return the name of a model given as a name, as a loaded model, or as the result of the job that made it."""
     if isinstance(model, LanguageModel):
         return model.saved_name()
-    if isinstance(model, Outcome):
+    if isinstance(model, JobResult):
         if model.path is None:
             raise ConfigError(f"this '{model.verb}' wrote no model: name a model")
         return str(model.path)
@@ -227,7 +227,7 @@ def _names_data(text: str) -> bool:
         return False
 
 
-def job(verb: str, values: Mapping[str, Any], display: Display | None = None) -> Outcome:
+def job(verb: str, values: Mapping[str, Any], display: Display | None = None) -> JobResult:
     """Run any verb: what ``limbeck VERB`` does, with values in place of flags.
 
     Args:
@@ -245,7 +245,7 @@ def job(verb: str, values: Mapping[str, Any], display: Display | None = None) ->
     """
     given = {key: value for key, value in values.items() if value is not None}
     made = build(recipe(verb), nested(verb, given), f"the options of {verb}")
-    return Outcome(verb, made.run(display or Display.bars()).values, LanguageModel.load)
+    return JobResult(verb, made.run(display or Display.bars()).values, LanguageModel.load)
 
 
 @cache

@@ -13,7 +13,7 @@ from typing import Any
 from limbeck.errors import ConfigError
 from limbeck.storage import write_text
 
-__all__ = ["Alarmed", "Metric", "Outcome"]
+__all__ = ["Alarmed", "Metric", "JobResult"]
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Alarmed:
     sentence: str
 
 
-class Outcome:
+class JobResult:
     """The result of a job.
 
     Attributes:
@@ -80,7 +80,7 @@ class Outcome:
 
     >>> import limbeck
     >>> result = limbeck.evaluate("runs/tiny", "toy:stories", limit=5, probes="off", out="runs/measured")
-    >>> isinstance(result, limbeck.Outcome), sorted(result.metrics)[0]
+    >>> isinstance(result, limbeck.JobResult), sorted(result.metrics)[0]
     (True, 'nats per byte')
     >>> result.open(show=False).name
     'report.html'
