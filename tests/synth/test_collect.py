@@ -198,7 +198,7 @@ asking = Asking(concurrency=6, backoff=0.01, longest_wait=0.05, unsure=unsure)
 print("ready", flush=True)
 from pathlib import Path
 with Ledger(Path(file), json.dumps(plan.describe()), honours_keys=asking.honours_keys) as ledger:
-    found = collect(plan, Endpoint(url, "poet", timeout=0.5), ledger, asking, Prices(input_price=1.0, output_price=2.0))
+    found = collect(plan, Endpoint(url, "poet", timeout=30), ledger, asking, Prices(input_price=1.0, output_price=2.0))
 print(found.stopped, flush=True)
 """
 
