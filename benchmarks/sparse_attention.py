@@ -115,7 +115,7 @@ def main() -> None:
             few = arm == "torch dense" and length > given.whole
             found = measure(arm, length, 1 if few else HEADS, 1 if few else 2)
             if few:
-                found = {**{name: HEADS * x for name, x in found.items()}, "bytes": math.nan}
+                found = {"forward": HEADS * found["forward"], "backward": HEADS * found["backward"], "bytes": None}
             measured = 1 if few else HEADS
             cases.append({"arm": arm, "length": length, "heads": HEADS, "measured_heads": measured, **found})
         if length == given.masked or given.quick:
@@ -125,9 +125,10 @@ def main() -> None:
         print(f"measured {length} tokens", file=sys.stderr)
     whole = [c for c in cases if c["heads"] == HEADS]
     for c in cases:
+        memory = "" if c["bytes"] is None else f", {c['bytes'] / 1e6:8.1f} MB above the inputs"
         print(
             f"{c['arm']:18} {c['length']:6} tokens {c['heads']:2} heads: forward {c['forward']:8.3f} s, backward "
-            f"{c['backward']:8.3f} s, {c['bytes'] / 1e6:8.1f} MB above the inputs"
+            f"{c['backward']:8.3f} s{memory}"
         )
     fits = {}
     for arm in ("torch dense", *given.patterns.split(",")):
