@@ -21,6 +21,7 @@ from limbeck.formats.load import Bundle, load_bundle
 from limbeck.jobs.generation import chat_ids, end_ids, prompt_ids
 from limbeck.jobs.recipe import Display, Recipe, Report
 from limbeck.jobs.source import device_of, dtype_of
+from limbeck.kernels import native
 from limbeck.model.decoder import Decoder
 from limbeck.storage import write_json
 
@@ -69,6 +70,8 @@ class Generate(Recipe):
             fit_prompts(bundle.model, prompts, self.decoding, bundle.tokenizer)  # refuse before anything is shown
             session.write(f"{texts[0]}\n" if self.chat else texts[0])
         draft = None if self.draft is None else self._draft(bundle)
+        if bundle.model.device.type == "cpu":
+            native.load()  # compiling the kernels, at their first use, is no part of the time of decoding
         on_text, worth = _writer(session) if stream else None, None
         started = time.perf_counter()
         if draft is None:
