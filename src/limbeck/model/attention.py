@@ -30,7 +30,7 @@ class View:
         positions: (B, T) absolute position of each query.
         documents: (B, T) document of each query, 0 for padding.
         plain: one document a row from column 0: the causal mask alone is exact.
-        rotary: cos and sin (B, 1, T, D/2), or None for learned positions.
+        rotary: cos and sin (B, 1, T, R/2) of each kind of rotary positions in the model, by its name.
         cache: the cache to write and read, or None.
         slots: the cache's plan for this call, by pattern.
         fresh: the cache held nothing before this call, so its own tokens are all there is to see.
@@ -40,7 +40,7 @@ class View:
     positions: Tensor
     documents: Tensor
     plain: bool
-    rotary: tuple[Tensor, Tensor] | None = None
+    rotary: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     cache: KVCache | None = None
     slots: dict[AnyPattern, Slots] = field(default_factory=dict)
     fresh: bool = True
@@ -105,7 +105,14 @@ def worth_apart(documents: int, scores: int) -> bool:
 
 
 def attend(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, dropout: float = 0.0, scale: float | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    *,
+    dropout: float = 0.0,
+    scale: float | None = None,
+    cap: float | None = None,
 ) -> Tensor:
     """Scaled dot-product attention (Vaswani et al. 2017, eq. 1) with grouped keys and values.
 
@@ -116,14 +123,26 @@ def attend(
         mask: broadcastable to (B, H, T, S) bool, true where seen; None: causal, T equal to S.
         dropout: on the attention weights.
         scale: factor on the scores; None: D**-0.5.
+        cap: bound scores softly, cap * tanh(score / cap) (Gemma 2); it needs a mask.
 
     Returns:
         (B, H, T, D).
     """
+    if cap is not None:
+        assert mask is not None
+        return _capped(q, k, v, mask, dropout, q.shape[-1] ** -0.5 if scale is None else scale, cap)
     grouped = q.shape[1] != k.shape[1]
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scale, enable_gqa=grouped
     )
+
+
+def _capped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: float, scale: float, cap: float) -> Tensor:
+    groups = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+    scores = cap * torch.tanh(q @ k.transpose(-1, -2) * (scale / cap))
+    weights = scores.masked_fill(~mask, -torch.inf).softmax(dim=-1, dtype=torch.promote_types(q.dtype, torch.float32))
+    return F.dropout(weights.to(q.dtype), dropout) @ v
 
 
 def take(x: Tensor, at: Tensor, dim: int) -> Tensor:
@@ -139,8 +158,15 @@ class Attention(nn.Module):
         q, kv = config.heads * config.head_width, config.kv_heads * config.head_width
         self.config, self.layer, self.pattern = config, layer, config.pattern_at(layer)
         self.sizes, self.dropout = [q, kv, kv], config.dropout
+        self.rope = config.rope_name(layer) if config.rope_at(layer) is not None else None
+        # a scale other than D**-0.5 is put into the queries, so that every kernel serves
+        self.query_factor = (config.attention_scale or config.head_width**-0.5) * config.head_width**0.5
         self.qkv = Linear(config.width, {"q": q, "k": kv, "v": kv}, bias=config.qkv_bias)
         self.out = Linear(q, {"out": config.width}, bias=config.out_bias)
+        if config.qk_norm != "none":
+            of_heads = config.qk_norm == "head"
+            self.q_norm = nn.RMSNorm(config.head_width if of_heads else q, eps=config.norm_eps)
+            self.k_norm = nn.RMSNorm(config.head_width if of_heads else kv, eps=config.norm_eps)
 
     def forward(
         self, x: Tensor, view: View, again: Callable[[], Tensor] | None = None, at: Tensor | None = None
@@ -152,11 +178,17 @@ class Attention(nn.Module):
         c, (b, t, _) = self.config, x.shape
         # The layer's own sizes, not ``qkv.parts``: an adapter or a packed layer in its place need not have any.
         q, k, v = torch.split(project(self.qkv, x, again), self.sizes, dim=-1)
+        if c.qk_norm == "all":
+            q, k = self.q_norm(q), self.k_norm(k)
         q = q.view(b, t, c.heads, c.head_width).transpose(1, 2)
         k = k.view(b, t, c.kv_heads, c.head_width).transpose(1, 2)
         v = v.view(b, t, c.kv_heads, c.head_width).transpose(1, 2)
-        if view.rotary is not None:
-            q, k = rotate(q, *view.rotary), rotate(k, *view.rotary)
+        if c.qk_norm == "head":
+            q, k = self.q_norm(q), self.k_norm(k)
+        if self.rope is not None:
+            q, k = rotate(q, *view.rotary[self.rope]), rotate(k, *view.rotary[self.rope])
+        if c.attention_scale is not None:
+            q = q * self.query_factor
         y = self.core(q, k, v, view, at)
         out: Tensor = self.out(y.transpose(1, 2).flatten(2))
         return out
@@ -176,7 +208,9 @@ class Attention(nn.Module):
 
     def _among(self, q: Tensor, k: Tensor, v: Tensor, view: View) -> Tensor:
         """Attend to this call's own tokens, (B, H, T, D)."""
-        dropout = self.dropout if self.training else 0.0
+        dropout, cap = self.dropout if self.training else 0.0, self.config.score_cap
+        if cap is not None:
+            return attend(q, k, v, view.dense_mask(self.pattern), dropout=dropout, cap=cap)
         spans = None if dropout else view.spans(self.pattern, q.shape[1], q.dtype == torch.bfloat16)
         if spans is not None:
             return document_attention(q, k, v, spans)
@@ -191,7 +225,8 @@ class Attention(nn.Module):
         same = view.documents == take(view.documents, at, 1)
         seen = same & self.pattern.allows(take(view.positions, at, 1), view.positions)
         mask = (seen | (column == at[:, None]))[:, None, None]
-        return attend(q, k, v, mask, dropout=self.dropout if self.training else 0.0)
+        dropout = self.dropout if self.training else 0.0
+        return attend(q, k, v, mask, dropout=dropout, cap=self.config.score_cap)
 
     def _behind(self, q: Tensor, k: Tensor, v: Tensor, view: View, cache: KVCache) -> Tensor:
         """Attend to what the cache holds and to this call's own tokens, (B, H, T, D)."""
@@ -202,10 +237,11 @@ class Attention(nn.Module):
             live = min(cache.longest, slots.positions.shape[1] - 1)
             mask = view.held_mask(self.pattern, slots.positions[:, :live])
             mask = mask | ~mask.any(dim=-1, keepdim=True)  # a padded row sees something, so that no NaN arises
-            return attend(q, *cache.read(self.layer, live), mask)
+            return attend(q, *cache.read(self.layer, live), mask, cap=self.config.score_cap)
         # Several tokens into a ring: later ones may overwrite what earlier ones see, so read the old ring beside them.
         mask = torch.cat((view.held_mask(self.pattern, slots.before), view.dense_mask(self.pattern)), dim=-1)
         old_keys, old_values = cache.read(self.layer, slots.before.shape[1])
-        y = attend(q, torch.cat((old_keys, k), dim=2), torch.cat((old_values, v), dim=2), mask)
+        keys, values = torch.cat((old_keys, k), dim=2), torch.cat((old_values, v), dim=2)
+        y = attend(q, keys, values, mask, cap=self.config.score_cap)
         cache.write(self.layer, slots, k, v)
         return y
