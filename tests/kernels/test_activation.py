@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from limbeck.kernels import native
+from limbeck.kernels import activation, native
 from limbeck.kernels.activation import activate, activated_linear
 
 
@@ -15,6 +15,11 @@ def torchs(kind: str, x: torch.Tensor, gated: bool) -> torch.Tensor:
     f = {"gelu_tanh": lambda v: F.gelu(v, approximate="tanh"), "silu": F.silu}[kind]
     gate, up = x.chunk(2, dim=-1) if gated else (x, None)
     return f(gate) if up is None else f(gate) * up
+
+
+def need_compiled(kind: str) -> None:
+    if activation._library(kind, torch.zeros(1)) is None:
+        pytest.skip("there is no compiled pass here")
 
 
 @pytest.mark.parametrize("kind", ["gelu_tanh", "silu"])
@@ -27,6 +32,8 @@ def test_values_and_gradients_are_those_of_the_definition(
 ) -> None:
     if not compiled:
         monkeypatch.setattr(native, "load", lambda: None)
+    else:
+        need_compiled(kind)
     x = (4 * torch.randn(shape)).to(dtype)
     x.view(-1)[:4] = torch.tensor([0.0, -60.0, 60.0, 1e-20])[: x.numel()]
     ours, exact = x.clone().requires_grad_(), x.double().requires_grad_()
@@ -43,6 +50,7 @@ def test_values_and_gradients_are_those_of_the_definition(
 
 @pytest.mark.parametrize("kind", ["gelu_tanh", "silu"])
 def test_the_compiled_pass_takes_any_layout_and_number_of_threads(kind: str) -> None:
+    need_compiled(kind)
     x, threads = torch.randn(9, 50, dtype=torch.float32), torch.get_num_threads()
     whole = activate(kind, x)
     assert torch.equal(activate(kind, x.t()).t(), whole)

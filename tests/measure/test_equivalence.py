@@ -171,7 +171,7 @@ FAULTS: dict[str, tuple[Callable[[Bundle], Bundle], str]] = {
     "another template": (spoken(chat_template=TEMPLATE.replace("<a>", "<assistant>")), "chat template"),
     "a template lost": (spoken(chat_template=None), "chat template"),
     "a template without the system turn": (
-        spoken(chat_template=TEMPLATE.replace("{{ m.content }}", "{% if m.role != 'system' %}{{ m.content }}{% endif %}")),
+        spoken(chat_template=TEMPLATE.replace("messages %}", "messages if m.role != 'system' %}")),
         "chat template",
     ),
     "a stop token dropped": (stopping(0), "stop tokens"),
@@ -181,19 +181,21 @@ FAULTS: dict[str, tuple[Callable[[Bundle], Bundle], str]] = {
     "a space before texts": (retokenized(spaced), "encode"),
     "texts in lower case": (retokenized(lowered), "encode"),
     "q and k swapped": (
-        edited("blocks.1.attention.qkv.weight", swapped(slice(0, 32), slice(64, 96))), "blocks.1.attention.qkv.weight (q, k)"),
+        edited("blocks.1.attention.qkv.weight", swapped(slice(0, 32), slice(64, 96))),
+        "blocks.1.attention.qkv.weight (q, k)"),
     "q in interleaved pairs": (
         edited("blocks.0.attention.qkv.weight", lambda w: torch.cat(
             (w[:64].view(4, 2, 8, 64).transpose(1, 2).reshape(64, 64), w[64:]))), "blocks.0.attention.qkv.weight (q)"),
     "another base of rotation": (configured(rope={"theta": 500.0}), "rope"),
-    "a rotary scaling lost": (configured(rope={"theta": 10000.0, "scaling": {"kind": "linear", "factor": 2.0}}), "rope"),
+    "a rotary scaling lost": (configured(rope={"scaling": {"kind": "linear", "factor": 2.0}}), "rope"),
     "a head of its own": (untied, "tied"),
     "one layer scaled": (edited("blocks.2.attention.out.weight", lambda w: 1.05 * w), "blocks.2.attention.out.weight"),
     "one gain scaled": (edited("blocks.1.ffn_norm.weight", lambda w: 1.02 * w), "blocks.1.ffn_norm.weight"),
     "a gain kept less 1": (edited("norm.weight", lambda w: w - 1), "norm.weight"),
     "overflow in fp16": (half, "blocks.1.ffn.down.weight"),
     "not a number": (
-        edited("blocks.0.ffn.up.weight", lambda w: w.index_fill(0, torch.tensor([3]), float("nan"))), "blocks.0.ffn.up.weight"),
+        edited("blocks.0.ffn.up.weight", lambda w: w.index_fill(0, torch.tensor([3]), float("nan"))),
+        "blocks.0.ffn.up.weight"),
     "one matrix in four bits": (edited("blocks.0.ffn.down.weight", rounded), "blocks.0.ffn.down.weight"),
     "another epsilon": (configured(norm_eps=1e-2), "norm_eps"),
     "another activation": (configured(activation="gelu"), "activation"),
@@ -209,7 +211,8 @@ FAULTS: dict[str, tuple[Callable[[Bundle], Bundle], str]] = {
     "another scale of scores": (configured(attention_scale=0.2), "attention_scale"),
     "logits bounded": (configured(logit_cap=5.0), "logit_cap"),
     "v of two heads swapped": (
-        edited("blocks.2.attention.qkv.weight", swapped(slice(96, 112), slice(112, 128))), "blocks.2.attention.qkv.weight (v)"),
+        edited("blocks.2.attention.qkv.weight", swapped(slice(96, 112), slice(112, 128))),
+        "blocks.2.attention.qkv.weight (v)"),
 }  # fmt: skip
 
 

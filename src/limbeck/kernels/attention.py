@@ -236,7 +236,7 @@ class _Part:
         at = slice(span.start, span.stop)
         self.k, self.v = (x[rows, :, at].reshape(self.count * self.kv, self.length, -1) for x in (k, v))
         side = min(self.length, _BLOCK)
-        self.hidden = torch.full((side, side), float("-inf"), dtype=q.dtype).triu_(1)
+        self.hidden = torch.ones(side, side, dtype=torch.bool).triu_(1)
 
     def blocks(self) -> list[tuple[int, int]]:
         """Queries from one place to another; they see the keys up to the second."""
@@ -261,5 +261,5 @@ class _Part:
         scores = torch.bmm(self.queries(a, stop), self.k[:, :stop].transpose(1, 2))
         size = stop - a
         square = scores.view(-1, self.group, size, stop)[..., a:]
-        square += self.hidden[:size, :size]
+        square.masked_fill_(self.hidden[:size, :size], float("-inf"))  # a sum would keep what is not a number
         return torch.softmax(scores, dim=-1)

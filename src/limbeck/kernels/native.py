@@ -3,7 +3,8 @@
 The source is ``native/``. It is compiled at first use with the system's C compiler (``CC``, else cc, gcc or clang) and
 kept in ``$LIMBECK_CACHE`` (``~/.cache/limbeck``) under a name made of the source, the flags and the processor, so that
 another machine that shares the folder makes its own. Where there is no compiler, or where ``LIMBECK_NATIVE=off``,
-``load`` returns None and says why once; callers then take their torch path.
+``load`` returns None and says why once; callers then take their torch path. ``LIMBECK_ARCH`` chooses the instructions,
+as the compiler's ``-march`` does: "native" (default), "x86-64-v3" (AVX2), "x86-64-v4", ...
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ KINDS = {"fp32": 0, "bf16": 1, "fp16": 2, "int8": 3, "int4": 4, "fp8_e4m3": 5, "
 """Numbers by which the C source knows the kinds of codes (``packed_layout``)."""
 
 _SOURCE = Path(__file__).with_name("native")
-_FLAGS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", "-std=gnu11")
+_FLAGS = ("-O3", "-fopenmp", "-shared", "-fPIC", "-std=gnu11")
 _i64, _pointer = ctypes.c_int64, ctypes.c_void_p
 
 
@@ -51,7 +52,9 @@ class Layer(ctypes.Structure):
         *((name, _pointer) for name in ("attention_gain", "attention_shift", "ffn_gain", "ffn_shift")),
         *((name, _pointer) for name in ("keys", "values", "key_scales", "value_scales")),
         ("slots", _i64),
-        *((name, _pointer) for name in ("write", "count", "mask")),
+        *((name, _pointer) for name in ("write", "count", "seen")),
+        *((name, _i64) for name in ("most", "sinks")),
+        *((name, _pointer) for name in ("sink_cosines", "sink_sines")),
     )
 
 
@@ -153,8 +156,9 @@ def _processor() -> str:
 def _built(compiler: list[str]) -> Path:
     """Compile, unless that was done before; the finished file appears whole under its name."""
     sources = sorted(_SOURCE.glob("*.[ch]"))
+    flags = (*_FLAGS, f"-march={os.environ.get('LIMBECK_ARCH') or 'native'}")
     key = hashlib.sha256()
-    for part in (*(s.read_bytes() for s in sources), " ".join((*compiler, *_FLAGS)).encode(), _processor().encode()):
+    for part in (*(s.read_bytes() for s in sources), " ".join((*compiler, *flags)).encode(), _processor().encode()):
         key.update(hashlib.sha256(part).digest())
     folder = Path(os.environ.get("LIMBECK_CACHE", "~/.cache/limbeck")).expanduser() / "native"
     target = folder / f"{key.hexdigest()[:24]}.so"
@@ -164,7 +168,7 @@ def _built(compiler: list[str]) -> Path:
     with tempfile.TemporaryDirectory(dir=folder) as place:
         made = Path(place) / target.name
         unit = [str(s) for s in sources if s.suffix == ".c"]
-        command = [*compiler, *_FLAGS, *unit, "-o", str(made), "-lm"]
+        command = [*compiler, *flags, *unit, "-o", str(made), "-lm"]
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
         made.replace(target)
     return target

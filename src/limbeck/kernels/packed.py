@@ -330,11 +330,10 @@ def _write(codes: Codes, out: Tensor, scale: bool) -> None:
 
 
 def _fast_dtype(x: Tensor) -> torch.dtype:
-    """bf16 where the machine multiplies it in hardware, else the input's own dtype."""
+    """Return bf16 where the machine multiplies it in hardware, else fp32 (or the input's own dtype, if wider)."""
     if x.device.type != "cpu" or torch.cpu._is_avx512_bf16_supported():
         return torch.bfloat16
-    _say_once("this processor has no bf16 products: quantized weights are dequantized to the input's dtype")
-    return x.dtype
+    return torch.promote_types(x.dtype, torch.float32)
 
 
 def _say_once(message: str) -> None:

@@ -8,7 +8,7 @@ part, or the first activation in the order of computation.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -83,7 +83,6 @@ class Equivalence:
         flips: of the next token of the texts.
         greedy_tokens: greedy tokens compared.
         greedy_agreed: those before the first difference that is no tie.
-        checks: what was compared.
     """
 
     source: str
@@ -95,7 +94,6 @@ class Equivalence:
     flips: Flips
     greedy_tokens: int
     greedy_agreed: int
-    checks: tuple[str, ...] = field(default=())
 
     @property
     def equal(self) -> bool:
@@ -147,7 +145,7 @@ def compare(
     )
     changed = flips(before[:, :-1, :rows], after[:, :-1, :rows], ids[:, 1:])
     return Equivalence(
-        source.name, target.name, tuple(found), kl, top, difference, changed, tokens, agreed, checks
+        source.name, target.name, tuple(found), kl, top, difference, changed, tokens, agreed
     )  # fmt: skip
 
 

@@ -157,7 +157,6 @@ class BundleSide:
     def points(self, ids: Tensor) -> dict[str, Tensor]:
         """Activations by name."""
         found: dict[str, Tensor] = {}
-        wanted = set(block_points(self.model.config.layers))
         patterns = ["embed", "norm", "blocks.*"]
         with taps(self.model, patterns, outputs=lambda name, x: found.update({name: x.float().cpu()})):
             self.logits(ids)
@@ -198,7 +197,8 @@ class TransformersSide:
 
         self.name, self.config = f"transformers on {folder}", None
         self.coarsest = self.arithmetic = "fp32"
-        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        self.model.eval()  # type: ignore[no-untyped-call]
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         try:
             self.generation = GenerationConfig.from_pretrained(folder)
@@ -227,7 +227,7 @@ class TransformersSide:
             )
         except Exception:  # jinja2's and the template's own errors
             return _REFUSED
-        return self.encode(text)
+        return self.encode(str(text))
 
     def stops(self) -> frozenset[int]:
         """Return the ids of the generation config."""

@@ -9,7 +9,9 @@ from torch import Tensor
 
 from limbeck.model.config import DynamicScaling, LinearScaling, Llama3Scaling, LongScaling, Rope, YarnScaling
 
-__all__ = ["Rotary", "half_split_rows", "interleaved_rows", "inverse_frequencies", "rotate"]
+__all__ = ["Rotary", "circled", "half_split_rows", "interleaved_rows", "inverse_frequencies", "rotate"]
+
+_FEW = 64  # positions whose angles are computed rather than looked up, past the context
 
 
 def inverse_frequencies(rope: Rope, rotary_width: int, longest: int = 0) -> Tensor:
@@ -74,6 +76,15 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
 
 
+def circled(positions: Tensor, context: int, sinks: int) -> Tensor:
+    """Return ``positions`` with those past ``context`` sent back to just behind the ``sinks``, again and again.
+
+    An approximation for learned positions, which end at ``context``: distances within a window stay right but where the
+    circle closes, since there a key has a higher position than its query. No published model was trained for it.
+    """
+    return positions.where(positions < context, sinks + (positions - sinks) % (context - sinks))
+
+
 def half_split_rows(heads: int, head_width: int) -> Tensor:
     """(heads * head_width,) int64: order in which to take the rows of a query or key matrix of the interleaved
     convention (pairs (2i, 2i + 1): the paper, Meta's Llama files, llama.cpp) to get the half-split one used here and in
@@ -108,6 +119,9 @@ class Rotary:
         if isinstance(scaling, DynamicScaling | LongScaling):
             self._adapt(positions, longest, scaling.original_context)
         wide = torch.float64 if dtype == torch.float64 else torch.float32
+        if longest > self.context and positions.numel() <= _FEW:
+            angle = positions.double().cpu()[:, None, :, None] * self.inverse  # no table grows with endless text
+            return angle.cos().to(positions.device, wide), angle.sin().to(positions.device, wide)
         key = (positions.device, wide)
         if key not in self._tables or self._tables[key][0].shape[0] < longest:
             held = self._tables[key][0].shape[0] if key in self._tables else 128

@@ -14,6 +14,7 @@ RECIPES: dict[str, str] = {
     "finetune": "limbeck.recipes.finetune:Finetune",
     "distill": "limbeck.recipes.distill:Distill",
     "dpo": "limbeck.recipes.dpo:DPO",
+    "synthesize": "limbeck.recipes.synthesize:Synthesize",
     "quantize": "limbeck.recipes.quantize:Quantize",
     "evaluate": "limbeck.recipes.evaluate:Evaluate",
     "score": "limbeck.recipes.score:Score",
@@ -22,6 +23,7 @@ RECIPES: dict[str, str] = {
     "info": "limbeck.recipes.info:Info",
     "export": "limbeck.recipes.export:Export",
     "compare": "limbeck.recipes.compare:Compare",
+    "certify": "limbeck.study.certify:Certify",
     "study": "limbeck.study.study:Study",
 }
 """verb -> ``module:Class``: the registration line of a verb, in the order in which the help lists them."""
