@@ -16,7 +16,7 @@ from limbeck.errors import ModelError
 from limbeck.formats.families import FAMILIES, HARMLESS, config_from, config_to, family_of
 from limbeck.formats.load import load_bundle, save_bundle
 from limbeck.formats.peft import load_adapter, save_adapter
-from limbeck.formats.settings import Settings
+from limbeck.formats.settings import ConfigReader
 from limbeck.kernels import native
 from limbeck.model.cache import KVCache
 from limbeck.model.decoder import Decoder
@@ -123,7 +123,7 @@ def test_every_parameter_learns_and_adapters_merge(name: str, tmp_path: Path) ->
     assert all(p.grad is not None for p in adapted.parameters() if p.requires_grad)
     with torch.no_grad():
         before = adapted(Batch.of_ids(IDS))
-        merged, _ = lora.finish(adapted)
+        merged, _ = lora.convert(adapted)
         assert (merged(Batch.of_ids(IDS)) - before).abs().max() < 1e-4
 
 
@@ -151,11 +151,11 @@ def test_adapters_open_in_peft(name: str, tmp_path: Path) -> None:
 def test_every_family_quantizes(name: str, tmp_path: Path) -> None:
     model, _ = opened(name, tmp_path / "base")
     before = model(Batch.of_ids(IDS))
-    made, left = RTN(bits=8).finish(RTN(bits=8).apply(model))
+    made, left = RTN(bits=8).convert(RTN(bits=8).apply(model))
     assert left is not None
     after = made(Batch.of_ids(IDS))
     assert 0 < (after - before).abs().max() < 0.5 * before.abs().max()
-    save_bundle(made, byte_level(VOCAB), tmp_path / "q", residues=(left,))
+    save_bundle(made, byte_level(VOCAB), tmp_path / "q", deployed_specs=(left,))
     assert torch.equal(load_bundle(str(tmp_path / "q")).model(Batch.of_ids(IDS)), after)
 
 
@@ -168,7 +168,7 @@ def test_every_key_of_the_config_class_is_read_or_harmless(name: str) -> None:
 
     config = AutoConfig.for_model(name)
     values = {k: v for k, v in config.to_dict().items() if k != "rope_parameters"}
-    s = Settings(values, "config.json")
+    s = ConfigReader(values, "config.json")
     FAMILIES[name].read(s)
     ignored = values.keys() - s.read - HARMLESS - FAMILIES[name].harmless - {"is_encoder_decoder"}
     assert not ignored, f"{name} has keys that nobody looked at: {sorted(ignored)}"
@@ -222,7 +222,7 @@ def test_mistral_with_layer_types_is_what_transformers_makes_of_it(tmp_path: Pat
 
 
 def test_settings_count_what_was_read() -> None:
-    s = Settings({"a": 1, "b": None, "c": {"d": 2}}, "config.json")
+    s = ConfigReader({"a": 1, "b": None, "c": {"d": 2}}, "config.json")
     assert (s.size("a"), s.get("b"), s.inner("c").size("d")) == (1, None, 2)
     assert s.sharing({"e": 3}).size("e") == 3 and s.read == {"a", "b", "c", "e"}
 

@@ -23,7 +23,7 @@ def test_fp32_logits_equal_transformers(name, tmp_path):
     theirs = save(name, tmp_path)
     model = load_bundle(str(tmp_path)).model
     assert _difference(model, theirs) < 1e-4
-    unused = 2 * model.config.width if name.startswith("opt") else 0  # rows of its table of positions
+    unused = 2 * model.config.hidden_size if name.startswith("opt") else 0  # rows of its table of positions
     assert model.count_parameters() == sum(p.numel() for p in theirs.parameters()) - unused
 
 

@@ -27,7 +27,7 @@ from tests.reference.small_tokenizer import byte_level
 TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<a>{% endif %}"
 )
-SHAPE: dict[str, Any] = {**MODERN, "width": 64, "ffn_width": 96, "layers": 3, "tied": True}
+SHAPE: dict[str, Any] = {**MODERN, "hidden_size": 64, "ffn_width": 96, "layers": 3, "tied": True}
 
 
 def tokenizer(**over: Any) -> Tokenizer:
@@ -260,8 +260,8 @@ def exported(model: Decoder, how: str, folder: Path) -> tuple[BundleSide, Bundle
         )
     if how == "int8":
         plan = RTN(grid={"format": "int8"})
-        made, left = plan.finish(plan.apply(copy.deepcopy(model)))
-        save_bundle(made, t, folder / "m", generation=generation, residues=(left,) if left else ())
+        made, left = plan.convert(plan.apply(copy.deepcopy(model)))
+        save_bundle(made, t, folder / "m", generation=generation, deployed_specs=(left,) if left else ())
         return BundleSide(source, "source"), BundleSide(load_bundle(str(folder / "m")), "int8")
     written = copy.deepcopy(model).bfloat16() if how == "bf16" else model
     layout = "native" if how == "native" else "huggingface"
@@ -294,7 +294,7 @@ def test_a_hundred_clean_exports_raise_no_alarm(tmp_path: Path) -> None:
     for seed in range(100):
         chance = random.Random(seed)
         base = chance.choice(list(BASES))
-        over = {**BASES[base], "layers": chance.choice([1, 2, 4]), "width": chance.choice([32, 64, 96])}
+        over = {**BASES[base], "layers": chance.choice([1, 2, 4]), "hidden_size": chance.choice([32, 64, 96])}
         over["ffn_width"] = chance.choice([64, 96])
         how = chance.choice([c for c in CLEAN if (base, c) != ("qwen2", "transformers")])
         result = compare(*exported(model_of(seed, **over), how, tmp_path / str(seed)))

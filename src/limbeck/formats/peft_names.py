@@ -13,7 +13,7 @@ from limbeck.errors import TechniqueError
 from limbeck.formats.families import FAMILIES, family_of, pieces
 from limbeck.model.config import DecoderConfig
 
-__all__ = ["Place", "places", "shorten"]
+__all__ = ["AdapterPlace", "places", "shorten"]
 
 _BLOCK = re.compile(r"^.*\.\d+\.")
 
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class AdapterPlace:
     """One linear layer of the Hugging Face model.
 
     Attributes:
@@ -46,7 +46,7 @@ class Place:
         return int(self.rows.stop - self.rows.start)
 
 
-def places(config: DecoderConfig) -> dict[str, Place]:
+def places(config: DecoderConfig) -> dict[str, AdapterPlace]:
     """The Hugging Face model's linear layers by name, the head last.
 
     Raises:
@@ -55,7 +55,7 @@ def places(config: DecoderConfig) -> dict[str, Place]:
     family, odd = family_of(config)
     if family is None:
         raise TechniqueError(f"no Hugging Face family says this model ({odd}), so peft has no names for its layers")
-    q, kv = config.heads * config.head_width, config.kv_heads * config.head_width
+    q, kv = config.heads * config.head_dim, config.kv_heads * config.head_dim
     fused = {"qkv": {"q": q, "k": kv, "v": kv}}
     if config.gated:
         fused["up"] = {"gate": config.ffn_width, "up": config.ffn_width}
@@ -71,17 +71,17 @@ def places(config: DecoderConfig) -> dict[str, Place]:
         order = piece.rows if isinstance(piece.rows, Tensor) else None
         out[key] = replace(place, order=order, fan_in_fan_out=piece.transposed)
     head = FAMILIES[family].head.removesuffix(".weight")
-    out[head] = _place("head", slice(0, config.vocab_size), config.width, {"head": config.vocab_size})
+    out[head] = _place("head", slice(0, config.vocab_size), config.hidden_size, {"head": config.vocab_size})
     return out
 
 
-def _place(name: str, rows: slice, inputs: int, sizes: Mapping[str, int]) -> Place:
+def _place(name: str, rows: slice, inputs: int, sizes: Mapping[str, int]) -> AdapterPlace:
     parts, at = {}, 0
     for part, size in sizes.items():
         if rows.start <= at < rows.stop:
             parts[part] = slice(at - rows.start, at - rows.start + size)
         at += size
-    return Place(name, rows, inputs, parts)
+    return AdapterPlace(name, rows, inputs, parts)
 
 
 def _leaf(key: str) -> str:

@@ -7,13 +7,13 @@ from typing import Any
 
 from limbeck.errors import ModelError
 
-__all__ = ["Settings"]
+__all__ = ["ConfigReader"]
 
 _MOST = 2**31
 _MOST_REAL = 1e30
 
 
-class Settings:
+class ConfigReader:
     """A JSON object and its file's name; each reader raises a ``ModelError`` that names both.
 
     A key that is absent or null takes the default; without a default it is required.
@@ -28,9 +28,9 @@ class Settings:
         self.values, self.where = dict(values), where
         self.read: set[str] = set()
 
-    def sharing(self, values: Mapping[str, Any]) -> Settings:
+    def sharing(self, values: Mapping[str, Any]) -> ConfigReader:
         """Return other ``values`` under the same name; keys looked at there count here."""
-        other = Settings(values, self.where)
+        other = ConfigReader(values, self.where)
         other.read = self.read
         return other
 
@@ -84,12 +84,12 @@ class Settings:
             raise ModelError(f"{self.where} has {key} = {value!r}, which is no string")
         return value
 
-    def inner(self, key: str) -> Settings:
+    def inner(self, key: str) -> ConfigReader:
         """A nested object, empty where absent or null."""
         value = self._value(key, {})
         if not isinstance(value, dict):
             raise ModelError(f"{self.where} has {key} = {value!r}, which is no object")
-        return Settings(value, f"{self.where} ({key})")
+        return ConfigReader(value, f"{self.where} ({key})")
 
     def expect(self, key: str, value: bool) -> None:
         """Refuse a switch that would change what the model computes."""

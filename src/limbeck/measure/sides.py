@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from limbeck.data.batch import Batch
 from limbeck.data.chat import ChatTemplate, Message
 from limbeck.data.tokenizer import Tokenizer
-from limbeck.decode.session import Session
+from limbeck.decode.session import DecodingSession
 from limbeck.errors import LimbeckError
 from limbeck.formats.load import Bundle
 from limbeck.kernels.packed import dispatch
@@ -147,7 +147,7 @@ class BundleSide:
     @torch.no_grad()
     def cached_logits(self, ids: Tensor) -> Tensor:
         """(1, T) ids -> (1, T, V)."""
-        session = Session(self.model, [ids[0, :1].tolist()], ids.shape[1], cache=self.cache)
+        session = DecodingSession(self.model, [ids[0, :1].tolist()], ids.shape[1], cache=self.cache)
         with dispatch("reference"):
             parts = [session.start().clone()]
             parts += [session.step([int(i)]).clone() for i in ids[0, 1:]]

@@ -85,17 +85,17 @@ def circled(positions: Tensor, context: int, sinks: int) -> Tensor:
     return positions.where(positions < context, sinks + (positions - sinks) % (context - sinks))
 
 
-def half_split_rows(heads: int, head_width: int) -> Tensor:
-    """(heads * head_width,) int64: order in which to take the rows of a query or key matrix of the interleaved
+def half_split_rows(heads: int, head_dim: int) -> Tensor:
+    """(heads * head_dim,) int64: order in which to take the rows of a query or key matrix of the interleaved
     convention (pairs (2i, 2i + 1): the paper, Meta's Llama files, llama.cpp) to get the half-split one used here and in
     transformers (pairs (i, i + D/2)): ``half = interleaved[half_split_rows(H, D)]``.
     """
-    return torch.arange(heads * head_width).view(heads, head_width // 2, 2).transpose(1, 2).reshape(-1)
+    return torch.arange(heads * head_dim).view(heads, head_dim // 2, 2).transpose(1, 2).reshape(-1)
 
 
-def interleaved_rows(heads: int, head_width: int) -> Tensor:
-    """(heads * head_width,) int64: the way back, ``interleaved = half[interleaved_rows(H, D)]``."""
-    return torch.arange(heads * head_width).view(heads, 2, head_width // 2).transpose(1, 2).reshape(-1)
+def interleaved_rows(heads: int, head_dim: int) -> Tensor:
+    """(heads * head_dim,) int64: the way back, ``interleaved = half[interleaved_rows(H, D)]``."""
+    return torch.arange(heads * head_dim).view(heads, 2, head_dim // 2).transpose(1, 2).reshape(-1)
 
 
 class Rotary:

@@ -23,8 +23,8 @@ from limbeck.formats.families.olmo2 import OLMO2
 from limbeck.formats.families.opt import OPT
 from limbeck.formats.families.qwen2 import QWEN2
 from limbeck.formats.families.qwen3 import QWEN3
-from limbeck.formats.pieces import Piece
-from limbeck.formats.settings import Settings
+from limbeck.formats.pieces import TensorPiece
+from limbeck.formats.settings import ConfigReader
 from limbeck.model.config import DecoderConfig
 
 __all__ = ["FAMILIES", "HARMLESS", "Family", "config_from", "config_to", "family_of", "hub_prefix", "ignored", "pieces"]
@@ -36,7 +36,7 @@ FAMILIES: Mapping[str, Family] = {family.name: family for family in _ALL}
 
 _PHRASES: Mapping[str, str] = {
     "kv_heads": "fewer key/value than query heads",
-    "head_width": "a head width other than width / heads",
+    "head_dim": "a head width other than width / heads",
     "qkv_bias": "other biases",
     "out_bias": "other biases",
     "ffn_bias": "other biases",
@@ -61,7 +61,7 @@ def config_from(values: Mapping[str, Any], where: str) -> tuple[str, DecoderConf
     Raises:
         ModelError: an unsupported family or setting, or a size that is missing or cannot be.
     """
-    s = Settings(values, where)
+    s = ConfigReader(values, where)
     name = s.text("model_type", "")
     if name not in FAMILIES:
         said = f"model_type '{name}'" if name else "no model_type"
@@ -76,7 +76,7 @@ def config_from(values: Mapping[str, Any], where: str) -> tuple[str, DecoderConf
         raise ModelError(str(error)) from None
 
 
-def _refuse_unread(s: Settings, family: Family) -> None:
+def _refuse_unread(s: ConfigReader, family: Family) -> None:
     """Refuse a key that this family does not read, but another reads to compute (I38)."""
     for key in s.values.keys() - s.read - HARMLESS - family.harmless:
         value = s.values[key]
@@ -128,7 +128,7 @@ def _unsaid(name: str, config: DecoderConfig) -> list[str]:
     return [field for field in type(config).model_fields if getattr(back, field) != getattr(config, field)]
 
 
-def pieces(family: str, config: DecoderConfig, prefix: str | None = None) -> Iterator[Piece]:
+def pieces(family: str, config: DecoderConfig, prefix: str | None = None) -> Iterator[TensorPiece]:
     """Yield every tensor of the family's file, in order, the head only where it is untied.
 
     Args:
@@ -137,12 +137,12 @@ def pieces(family: str, config: DecoderConfig, prefix: str | None = None) -> Ite
         prefix: what stands before the stack's keys; None: what ``save_pretrained`` writes.
 
     Yields:
-        One ``Piece`` a tensor; pieces of one parameter follow one another.
+        One ``TensorPiece`` a tensor; pieces of one parameter follow one another.
     """
     known = FAMILIES[family]
     yield from known.pieces(config, known.prefix if prefix is None else prefix)
     if not config.tied:
-        yield Piece(known.head, "head.weight", (config.vocab_size, config.width))
+        yield TensorPiece(known.head, "head.weight", (config.vocab_size, config.hidden_size))
 
 
 def hub_prefix(family: str, keys: Mapping[str, object]) -> str:

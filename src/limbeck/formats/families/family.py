@@ -10,8 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from limbeck.errors import ModelError
-from limbeck.formats.pieces import Piece
-from limbeck.formats.settings import Settings
+from limbeck.formats.pieces import TensorPiece
+from limbeck.formats.settings import ConfigReader
 from limbeck.model.config import DecoderConfig
 
 __all__ = [
@@ -37,7 +37,7 @@ ACTIVATIONS: Mapping[str, str] = {
 }
 """transformers' name of an activation -> ours."""
 
-LARGEST: Mapping[str, int] = {"layers": 10_000, "width": 2**20, "vocabulary": 2**24}
+LARGEST: Mapping[str, int] = {"layers": 10_000, "hidden_size": 2**20, "vocabulary": 2**24}
 """Far above any model, far below what would overflow."""
 
 HARMLESS = frozenset(
@@ -78,9 +78,9 @@ class Family:
 
     name: str
     architecture: str
-    read: Callable[[Settings], dict[str, Any]]
+    read: Callable[[ConfigReader], dict[str, Any]]
     write: Callable[[DecoderConfig], dict[str, Any]]
-    pieces: Callable[[DecoderConfig, str], Iterator[Piece]]
+    pieces: Callable[[DecoderConfig, str], Iterator[TensorPiece]]
     prefix: str = "model."
     first: str = "embed_tokens.weight"
     head: str = "lm_head.weight"
@@ -89,7 +89,7 @@ class Family:
     ignored: re.Pattern[str] = re.compile(r"(model\.)?(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 
 
-def activation(s: Settings, key: str, default: str) -> str:
+def activation(s: ConfigReader, key: str, default: str) -> str:
     """Read the name of an activation.
 
     Raises:
@@ -106,33 +106,35 @@ def activation_name(config: DecoderConfig, tanh: str) -> str:
     return tanh if config.activation == "gelu_tanh" else config.activation
 
 
-def norm(key: str, name: str, width: int, *, bias: bool = False, shift: float = 0.0) -> Iterator[Piece]:
+def norm(key: str, name: str, width: int, *, bias: bool = False, shift: float = 0.0) -> Iterator[TensorPiece]:
     """Yield a norm's gain, and its bias where it has one."""
-    yield Piece(f"{key}.weight", f"{name}.weight", (width,), shift=shift)
+    yield TensorPiece(f"{key}.weight", f"{name}.weight", (width,), shift=shift)
     if bias:
-        yield Piece(f"{key}.bias", f"{name}.bias", (width,))
+        yield TensorPiece(f"{key}.bias", f"{name}.bias", (width,))
 
 
-def fused(name: str, parts: Mapping[str, int], inputs: int, bias: bool) -> Iterator[Piece]:
+def fused(name: str, parts: Mapping[str, int], inputs: int, bias: bool) -> Iterator[TensorPiece]:
     """Yield separate matrices of the file, in the order of the rows of our one; biases after."""
     for leaf in ("weight", "bias") if bias else ("weight",):
         at = 0
         for key, outputs in parts.items():
             shape = (outputs, inputs) if leaf == "weight" else (outputs,)
-            yield Piece(f"{key}.{leaf}", f"{name}.{leaf}", shape, rows=slice(at, at + outputs))
+            yield TensorPiece(f"{key}.{leaf}", f"{name}.{leaf}", shape, rows=slice(at, at + outputs))
             at += outputs
 
 
-def one(key: str, name: str, outputs: int, inputs: int, bias: bool, rows: Tensor | None = None) -> Iterator[Piece]:
+def one(
+    key: str, name: str, outputs: int, inputs: int, bias: bool, rows: Tensor | None = None
+) -> Iterator[TensorPiece]:
     """Yield one matrix with its bias; ``rows`` of ours in the file's order."""
-    yield Piece(f"{key}.weight", f"{name}.weight", (outputs, inputs), rows)
+    yield TensorPiece(f"{key}.weight", f"{name}.weight", (outputs, inputs), rows)
     if bias:
-        yield Piece(f"{key}.bias", f"{name}.bias", (outputs,), rows)
+        yield TensorPiece(f"{key}.bias", f"{name}.bias", (outputs,), rows)
 
 
-def heads_together(heads: int, head_width: int) -> Tensor:
-    """(3 * heads * head_width,) int64: our rows of q, k and v in the order head by head, each its q, k and v."""
+def heads_together(heads: int, head_dim: int) -> Tensor:
+    """(3 * heads * head_dim,) int64: our rows of q, k and v in the order head by head, each its q, k and v."""
     import torch
 
-    rows = torch.arange(3 * heads * head_width, device="cpu").view(3, heads, head_width)
+    rows = torch.arange(3 * heads * head_dim, device="cpu").view(3, heads, head_dim)
     return rows.transpose(0, 1).reshape(-1)

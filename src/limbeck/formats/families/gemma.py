@@ -17,8 +17,8 @@ from limbeck.formats.families.llama import (
     write_llama,
 )
 from limbeck.formats.families.rope import scaling_of, write_rope
-from limbeck.formats.pieces import Piece
-from limbeck.formats.settings import Settings
+from limbeck.formats.pieces import TensorPiece
+from limbeck.formats.settings import ConfigReader
 from limbeck.model.config import DecoderConfig, Rope
 
 __all__ = ["GEMMA2", "GEMMA3"]
@@ -27,11 +27,11 @@ _WINDOW = 4096
 _HARMLESS = frozenset({"hidden_act"})  # older files have it beside hidden_activation, which alone counts
 
 
-def _pieces(c: DecoderConfig, stack: str) -> Iterator[Piece]:
+def _pieces(c: DecoderConfig, stack: str) -> Iterator[TensorPiece]:
     yield from llama_pieces(c, stack, shift=1.0)
 
 
-def _shared(s: Settings, every: int) -> dict[str, Any]:
+def _shared(s: ConfigReader, every: int) -> dict[str, Any]:
     """Fields of both; of ``every`` layers one is not sliding."""
     if s.get("use_bidirectional_attention") not in (None, False):
         raise ModelError(f"{s.where} has use_bidirectional_attention: it attends both ways, which a decoder does not")
@@ -42,7 +42,7 @@ def _shared(s: Settings, every: int) -> dict[str, Any]:
         kinds = ["sliding_attention" if (i + 1) % every else "full_attention" for i in range(layers)]
     return {
         **fields,
-        "head_width": s.size("head_dim", 256),
+        "head_dim": s.size("head_dim", 256),
         "kv_heads": s.size("num_key_value_heads", 4),
         "qkv_bias": bias,
         "out_bias": bias,
@@ -54,7 +54,7 @@ def _shared(s: Settings, every: int) -> dict[str, Any]:
     }
 
 
-def _cap(s: Settings, key: str, default: float | None) -> float | None:
+def _cap(s: ConfigReader, key: str, default: float | None) -> float | None:
     """Read a soft bound; an explicit null is none."""
     if key in s.values and s.get(key) is None:
         return None
@@ -63,7 +63,7 @@ def _cap(s: Settings, key: str, default: float | None) -> float | None:
 
 def _written(c: DecoderConfig) -> dict[str, Any]:
     # transformers wants an int where it can be one; the square of a root is rarely exact
-    scalar = (c.attention_scale or c.head_width**-0.5) ** -2
+    scalar = (c.attention_scale or c.head_dim**-0.5) ** -2
     whole = round(scalar)
     return {
         **write_llama(c, act="hidden_activation"),
@@ -76,7 +76,7 @@ def _written(c: DecoderConfig) -> dict[str, Any]:
     }
 
 
-def _read2(s: Settings) -> dict[str, Any]:
+def _read2(s: ConfigReader) -> dict[str, Any]:
     caps = {
         "score_cap": _cap(s, "attn_logit_softcapping", 50.0),
         "logit_cap": _cap(s, "final_logit_softcapping", 30.0),
@@ -84,7 +84,7 @@ def _read2(s: Settings) -> dict[str, Any]:
     return {**_shared(s, 2), **caps}
 
 
-def _read3(s: Settings) -> dict[str, Any]:
+def _read3(s: ConfigReader) -> dict[str, Any]:
     every = s.size("sliding_window_pattern", s.size("_sliding_window_pattern", 6))
     if (score := s.get("attn_logit_softcapping")) is not None:  # transformers passes it over in Gemma 3
         raise ModelError(f"{s.where} has attn_logit_softcapping {score}, which transformers does not compute here")
@@ -93,7 +93,7 @@ def _read3(s: Settings) -> dict[str, Any]:
     plain = {k: v for k, v in s.values.items() if k not in ("rope_parameters", "rope_scaling", "rope_theta")}
     fields = _shared(s.sharing(plain), every)
     whole, sliding = said.inner("full_attention"), said.inner("sliding_attention")
-    scaled = Settings({**old.values, **whole.values}, whole.where)
+    scaled = ConfigReader({**old.values, **whole.values}, whole.where)
     return {
         **fields,
         "rope": {"theta": whole.number("rope_theta", _or(theta, 1e6)), "scaling": scaling_of(scaled, s)},

@@ -7,14 +7,14 @@ from collections.abc import Iterator
 from typing import Any
 
 from limbeck.formats.families.family import LARGEST, Family, activation, activation_name, norm
-from limbeck.formats.pieces import Piece
-from limbeck.formats.settings import Settings
+from limbeck.formats.pieces import TensorPiece
+from limbeck.formats.settings import ConfigReader
 from limbeck.model.config import DecoderConfig
 
 __all__ = ["GPT2"]
 
 
-def _read(s: Settings) -> dict[str, Any]:
+def _read(s: ConfigReader) -> dict[str, Any]:
     s.expect("scale_attn_weights", True)
     s.expect("scale_attn_by_inverse_layer_idx", False)
     s.expect("add_cross_attention", False)
@@ -23,7 +23,7 @@ def _read(s: Settings) -> dict[str, Any]:
         "vocab_size": s.size("vocab_size", most=LARGEST["vocabulary"]),
         "context": s.size("n_positions", s.size("n_ctx", 0)) or s.size("n_positions"),
         "layers": s.size("n_layer", most=LARGEST["layers"]),
-        "width": width,
+        "hidden_size": width,
         "heads": s.size("n_head"),
         "ffn_width": s.size("n_inner", 0) or 4 * width,
         "norm_eps": s.number("layer_norm_epsilon", 1e-5),
@@ -37,10 +37,10 @@ def _read(s: Settings) -> dict[str, Any]:
 def _write(c: DecoderConfig) -> dict[str, Any]:
     return {
         "n_positions": c.context,
-        "n_embd": c.width,
+        "n_embd": c.hidden_size,
         "n_layer": c.layers,
         "n_head": c.heads,
-        "n_inner": None if c.ffn_width == 4 * c.width else c.ffn_width,
+        "n_inner": None if c.ffn_width == 4 * c.hidden_size else c.ffn_width,
         "activation_function": activation_name(c, "gelu_new"),
         "layer_norm_epsilon": c.norm_eps,
         "resid_pdrop": c.dropout,
@@ -49,10 +49,10 @@ def _write(c: DecoderConfig) -> dict[str, Any]:
     }
 
 
-def _pieces(c: DecoderConfig, stack: str) -> Iterator[Piece]:
-    w, f = c.width, c.ffn_width
-    yield Piece(f"{stack}wte.weight", "embed.weight", (c.vocab_size, w))
-    yield Piece(f"{stack}wpe.weight", "positions.weight", (c.context, w))
+def _pieces(c: DecoderConfig, stack: str) -> Iterator[TensorPiece]:
+    w, f = c.hidden_size, c.ffn_width
+    yield TensorPiece(f"{stack}wte.weight", "embed.weight", (c.vocab_size, w))
+    yield TensorPiece(f"{stack}wpe.weight", "positions.weight", (c.context, w))
     for i in range(c.layers):
         block, h = f"blocks.{i}", f"{stack}h.{i}"
         yield from norm(f"{h}.ln_1", f"{block}.attention_norm", w, bias=True)
@@ -64,9 +64,9 @@ def _pieces(c: DecoderConfig, stack: str) -> Iterator[Piece]:
     yield from norm(f"{stack}ln_f", "norm", w, bias=True)
 
 
-def _conv1d(key: str, name: str, inputs: int, outputs: int) -> Iterator[Piece]:
-    yield Piece(f"{key}.weight", f"{name}.weight", (inputs, outputs), transposed=True)
-    yield Piece(f"{key}.bias", f"{name}.bias", (outputs,))
+def _conv1d(key: str, name: str, inputs: int, outputs: int) -> Iterator[TensorPiece]:
+    yield TensorPiece(f"{key}.weight", f"{name}.weight", (inputs, outputs), transposed=True)
+    yield TensorPiece(f"{key}.bias", f"{name}.bias", (outputs,))
 
 
 GPT2 = Family(

@@ -9,21 +9,21 @@ from typing import Any
 from limbeck.errors import ModelError
 from limbeck.formats.families.family import LARGEST, Family, activation, activation_name, fused, norm, one
 from limbeck.formats.families.llama import window_of
-from limbeck.formats.pieces import Piece
-from limbeck.formats.settings import Settings
+from limbeck.formats.pieces import TensorPiece
+from limbeck.formats.settings import ConfigReader
 from limbeck.model.config import DecoderConfig
 from limbeck.model.patterns import AnyPattern, Causal, Sliding
 
 __all__ = ["GPT_NEO"]
 
 
-def _read(s: Settings) -> dict[str, Any]:
+def _read(s: ConfigReader) -> dict[str, Any]:
     layers, width = s.size("num_layers", most=LARGEST["layers"]), s.size("hidden_size", most=LARGEST["width"])
     return {
         "vocab_size": s.size("vocab_size", most=LARGEST["vocabulary"]),
         "context": s.size("max_position_embeddings"),
         "layers": layers,
-        "width": width,
+        "hidden_size": width,
         "heads": s.size("num_heads"),
         "ffn_width": s.size("intermediate_size", 0) or 4 * width,
         "norm_eps": s.number("layer_norm_epsilon", 1e-5),
@@ -36,7 +36,7 @@ def _read(s: Settings) -> dict[str, Any]:
     }
 
 
-def _pattern(s: Settings, layers: int) -> AnyPattern | tuple[AnyPattern, ...]:
+def _pattern(s: ConfigReader, layers: int) -> AnyPattern | tuple[AnyPattern, ...]:
     """Expand ``attention_types``, [[kinds, how often], ...]; ``attention_layers`` is its expansion, one a layer."""
     window, given, types = s.size("window_size", 256), s.get("attention_layers"), s.get("attention_types")
     if types is None:
@@ -57,7 +57,7 @@ def _write(c: DecoderConfig) -> dict[str, Any]:
     kinds = ["local" if isinstance(c.pattern_at(i), Sliding) else "global" for i in range(c.layers)]
     return {
         "max_position_embeddings": c.context,
-        "hidden_size": c.width,
+        "hidden_size": c.hidden_size,
         "num_layers": c.layers,
         "num_heads": c.heads,
         "intermediate_size": c.ffn_width,
@@ -72,10 +72,10 @@ def _write(c: DecoderConfig) -> dict[str, Any]:
     }
 
 
-def _pieces(c: DecoderConfig, stack: str) -> Iterator[Piece]:
-    w, f = c.width, c.ffn_width
-    yield Piece(f"{stack}wte.weight", "embed.weight", (c.vocab_size, w))
-    yield Piece(f"{stack}wpe.weight", "positions.weight", (c.context, w))
+def _pieces(c: DecoderConfig, stack: str) -> Iterator[TensorPiece]:
+    w, f = c.hidden_size, c.ffn_width
+    yield TensorPiece(f"{stack}wte.weight", "embed.weight", (c.vocab_size, w))
+    yield TensorPiece(f"{stack}wpe.weight", "positions.weight", (c.context, w))
     for i in range(c.layers):
         block, h = f"blocks.{i}", f"{stack}h.{i}"
         parts = {f"{h}.attn.attention.{part}_proj": w for part in "qkv"}

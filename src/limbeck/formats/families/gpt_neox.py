@@ -17,14 +17,14 @@ from limbeck.formats.families.family import (
     one,
 )
 from limbeck.formats.families.rope import read_rope, rotary_share, write_rope
-from limbeck.formats.pieces import Piece
-from limbeck.formats.settings import Settings
+from limbeck.formats.pieces import TensorPiece
+from limbeck.formats.settings import ConfigReader
 from limbeck.model.config import DecoderConfig
 
 __all__ = ["GPT_NEOX"]
 
 
-def _read(s: Settings) -> dict[str, Any]:
+def _read(s: ConfigReader) -> dict[str, Any]:
     heads, width = s.size("num_attention_heads"), s.size("hidden_size", most=LARGEST["width"])
     rope = read_rope(s, share=True)
     if s.get("rotary_emb_base") is not None and "rope_theta" not in {**s.values, **s.inner("rope_parameters").values}:
@@ -37,7 +37,7 @@ def _read(s: Settings) -> dict[str, Any]:
         "vocab_size": s.size("vocab_size", most=LARGEST["vocabulary"]),
         "context": s.size("max_position_embeddings"),
         "layers": s.size("num_hidden_layers", most=LARGEST["layers"]),
-        "width": width,
+        "hidden_size": width,
         "heads": heads,
         "ffn_width": s.size("intermediate_size"),
         "positions": "rope",
@@ -54,11 +54,11 @@ def _read(s: Settings) -> dict[str, Any]:
 
 
 def _write(c: DecoderConfig) -> dict[str, Any]:
-    share = c.rotary_width / c.head_width
+    share = c.rotary_width / c.head_dim
     rope = write_rope(c.rope, partial_rotary_factor=share)
     return {
         "max_position_embeddings": c.context,
-        "hidden_size": c.width,
+        "hidden_size": c.hidden_size,
         "intermediate_size": c.ffn_width,
         "num_hidden_layers": c.layers,
         "num_attention_heads": c.heads,
@@ -74,10 +74,10 @@ def _write(c: DecoderConfig) -> dict[str, Any]:
     }
 
 
-def _pieces(c: DecoderConfig, stack: str) -> Iterator[Piece]:
-    w, f = c.width, c.ffn_width
-    together = heads_together(c.heads, c.head_width)
-    yield Piece(f"{stack}embed_in.weight", "embed.weight", (c.vocab_size, w))
+def _pieces(c: DecoderConfig, stack: str) -> Iterator[TensorPiece]:
+    w, f = c.hidden_size, c.ffn_width
+    together = heads_together(c.heads, c.head_dim)
+    yield TensorPiece(f"{stack}embed_in.weight", "embed.weight", (c.vocab_size, w))
     for i in range(c.layers):
         block, h = f"blocks.{i}", f"{stack}layers.{i}"
         yield from norm(f"{h}.input_layernorm", f"{block}.attention_norm", w, bias=True)

@@ -8,8 +8,8 @@ from typing import Any
 from limbeck.errors import ModelError
 from limbeck.formats.families.family import LARGEST, Family, activation, activation_name, fused, norm
 from limbeck.formats.families.rope import read_rope, write_rope
-from limbeck.formats.pieces import Piece
-from limbeck.formats.settings import Settings
+from limbeck.formats.pieces import TensorPiece
+from limbeck.formats.settings import ConfigReader
 from limbeck.model.config import DecoderConfig
 from limbeck.model.patterns import AnyPattern, Causal, Sliding
 
@@ -18,7 +18,9 @@ __all__ = ["LLAMA", "layer_patterns", "layer_types", "llama_pieces", "read_llama
 _ROLLS, _FULL = "sliding_attention", "full_attention"
 
 
-def read_llama(s: Settings, *, act: str = "hidden_act", default: str = "silu", share: bool = False) -> dict[str, Any]:
+def read_llama(
+    s: ConfigReader, *, act: str = "hidden_act", default: str = "silu", share: bool = False
+) -> dict[str, Any]:
     """Return the fields that Llama and its kin share; biases are false.
 
     Args:
@@ -32,10 +34,10 @@ def read_llama(s: Settings, *, act: str = "hidden_act", default: str = "silu", s
         "vocab_size": s.size("vocab_size", most=LARGEST["vocabulary"]),
         "context": s.size("max_position_embeddings"),
         "layers": s.size("num_hidden_layers", most=LARGEST["layers"]),
-        "width": width,
+        "hidden_size": width,
         "heads": heads,
         "kv_heads": s.size("num_key_value_heads", 0) or heads,
-        "head_width": s.size("head_dim", 0),
+        "head_dim": s.size("head_dim", 0),
         "ffn_width": s.size("intermediate_size"),
         "positions": "rope",
         "rope": read_rope(s, share=share),
@@ -55,12 +57,12 @@ def write_llama(c: DecoderConfig, *, act: str = "hidden_act") -> dict[str, Any]:
     """Return the values that Llama and its kin share."""
     return {
         "max_position_embeddings": c.context,
-        "hidden_size": c.width,
+        "hidden_size": c.hidden_size,
         "intermediate_size": c.ffn_width,
         "num_hidden_layers": c.layers,
         "num_attention_heads": c.heads,
         "num_key_value_heads": c.kv_heads,
-        "head_dim": c.head_width,
+        "head_dim": c.head_dim,
         act: activation_name(c, "gelu_pytorch_tanh"),
         "rms_norm_eps": c.norm_eps,
         "attention_dropout": c.dropout,
@@ -68,7 +70,7 @@ def write_llama(c: DecoderConfig, *, act: str = "hidden_act") -> dict[str, Any]:
     }
 
 
-def layer_patterns(s: Settings, window: int, kinds: object, layers: int) -> AnyPattern | tuple[AnyPattern, ...]:
+def layer_patterns(s: ConfigReader, window: int, kinds: object, layers: int) -> AnyPattern | tuple[AnyPattern, ...]:
     """Translate ``layer_types`` to attention patterns; one where all layers have the same.
 
     Raises:
@@ -97,7 +99,7 @@ def window_of(c: DecoderConfig) -> int | None:
     return next((p.window for i in range(c.layers) if isinstance(p := c.pattern_at(i), Sliding)), None)
 
 
-def llama_pieces(c: DecoderConfig, stack: str, *, shift: float = 0.0) -> Iterator[Piece]:
+def llama_pieces(c: DecoderConfig, stack: str, *, shift: float = 0.0) -> Iterator[TensorPiece]:
     """Yield the tensors of Llama and its kin, in the order of the decoder's parameters.
 
     Norms have the names of the place where they stand: before, after, or (Gemma) both.
@@ -107,10 +109,10 @@ def llama_pieces(c: DecoderConfig, stack: str, *, shift: float = 0.0) -> Iterato
         stack: what stands before the keys.
         shift: what our gains are beyond the file's.
     """
-    w, f, q, kv = c.width, c.ffn_width, c.heads * c.head_width, c.kv_heads * c.head_width
+    w, f, q, kv = c.hidden_size, c.ffn_width, c.heads * c.head_dim, c.kv_heads * c.head_dim
     before, after = c.norm_at != "after", c.norm_at != "before"
     ffn_before = "pre_feedforward_layernorm" if after else "post_attention_layernorm"
-    yield Piece(f"{stack}embed_tokens.weight", "embed.weight", (c.vocab_size, w))
+    yield TensorPiece(f"{stack}embed_tokens.weight", "embed.weight", (c.vocab_size, w))
     for i in range(c.layers):
         block, h = f"blocks.{i}", f"{stack}layers.{i}"
         attention = {f"{h}.self_attn.q_proj": q, f"{h}.self_attn.k_proj": kv, f"{h}.self_attn.v_proj": kv}
@@ -121,7 +123,7 @@ def llama_pieces(c: DecoderConfig, stack: str, *, shift: float = 0.0) -> Iterato
         if c.qk_norm != "none":
             wide = c.qk_norm == "all"
             for part, size in (("q", q), ("k", kv)):
-                size = size if wide else c.head_width
+                size = size if wide else c.head_dim
                 yield from norm(f"{h}.self_attn.{part}_norm", f"{block}.attention.{part}_norm", size, shift=shift)
         if before:
             yield from norm(f"{h}.{ffn_before}", f"{block}.ffn_norm", w, shift=shift)
@@ -133,7 +135,7 @@ def llama_pieces(c: DecoderConfig, stack: str, *, shift: float = 0.0) -> Iterato
     yield from norm(f"{stack}norm", "norm", w, shift=shift)
 
 
-def _read(s: Settings) -> dict[str, Any]:
+def _read(s: ConfigReader) -> dict[str, Any]:
     bias = s.flag("attention_bias", False)
     return {**read_llama(s), "qkv_bias": bias, "out_bias": bias, "ffn_bias": s.flag("mlp_bias", False)}
 

@@ -13,14 +13,14 @@ from limbeck.formats.families.llama import (
     window_of,
     write_llama,
 )
-from limbeck.formats.settings import Settings
+from limbeck.formats.settings import ConfigReader
 from limbeck.model.config import DecoderConfig
 from limbeck.model.patterns import Causal, Sliding
 
 __all__ = ["MISTRAL"]
 
 
-def _read(s: Settings) -> dict[str, Any]:
+def _read(s: ConfigReader) -> dict[str, Any]:
     fields, window = read_llama(s), s.size("sliding_window", 4096, null=0)
     kinds = s.get("layer_types")
     if kinds is not None:  # transformers' AutoModel takes such a file for a Ministral, whose layers alternate

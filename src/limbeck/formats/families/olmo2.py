@@ -6,13 +6,13 @@ from typing import Any
 
 from limbeck.formats.families.family import Family
 from limbeck.formats.families.llama import llama_pieces, read_llama, write_llama
-from limbeck.formats.settings import Settings
+from limbeck.formats.settings import ConfigReader
 from limbeck.model.config import DecoderConfig
 
 __all__ = ["OLMO2"]
 
 
-def _read(s: Settings) -> dict[str, Any]:
+def _read(s: ConfigReader) -> dict[str, Any]:
     bias = s.flag("attention_bias", False)
     epsilon = s.number("rms_norm_eps", 1e-5)
     fields = {**read_llama(s), "norm_eps": epsilon, "qkv_bias": bias, "out_bias": bias}

@@ -8,8 +8,8 @@ from typing import Any
 
 from limbeck.errors import ModelError
 from limbeck.formats.families.family import LARGEST, Family, activation, activation_name, fused, norm, one
-from limbeck.formats.pieces import Piece
-from limbeck.formats.settings import Settings
+from limbeck.formats.pieces import TensorPiece
+from limbeck.formats.settings import ConfigReader
 from limbeck.model.config import DecoderConfig
 
 __all__ = ["OPT"]
@@ -17,7 +17,7 @@ __all__ = ["OPT"]
 _OFFSET = 2  # rows of the table of positions before that of position 0
 
 
-def _read(s: Settings) -> dict[str, Any]:
+def _read(s: ConfigReader) -> dict[str, Any]:
     s.expect("do_layer_norm_before", True)  # false in opt-350m alone
     s.expect("_remove_final_layer_norm", False)
     s.expect("layer_norm_elementwise_affine", True)
@@ -31,7 +31,7 @@ def _read(s: Settings) -> dict[str, Any]:
         "vocab_size": s.size("vocab_size", most=LARGEST["vocabulary"]),
         "context": s.size("max_position_embeddings"),
         "layers": s.size("num_hidden_layers", most=LARGEST["layers"]),
-        "width": width,
+        "hidden_size": width,
         "heads": s.size("num_attention_heads"),
         "ffn_width": s.size("ffn_dim"),
         "activation": activation(s, "activation_function", "relu"),
@@ -46,8 +46,8 @@ def _read(s: Settings) -> dict[str, Any]:
 def _write(c: DecoderConfig) -> dict[str, Any]:
     return {
         "max_position_embeddings": c.context,
-        "hidden_size": c.width,
-        "word_embed_proj_dim": c.width,
+        "hidden_size": c.hidden_size,
+        "word_embed_proj_dim": c.hidden_size,
         "ffn_dim": c.ffn_width,
         "num_hidden_layers": c.layers,
         "num_attention_heads": c.heads,
@@ -59,10 +59,10 @@ def _write(c: DecoderConfig) -> dict[str, Any]:
     }
 
 
-def _pieces(c: DecoderConfig, stack: str) -> Iterator[Piece]:
-    w, f, bias = c.width, c.ffn_width, c.qkv_bias
-    yield Piece(f"{stack}embed_tokens.weight", "embed.weight", (c.vocab_size, w))
-    yield Piece(f"{stack}embed_positions.weight", "positions.weight", (c.context + _OFFSET, w), lead=_OFFSET)
+def _pieces(c: DecoderConfig, stack: str) -> Iterator[TensorPiece]:
+    w, f, bias = c.hidden_size, c.ffn_width, c.qkv_bias
+    yield TensorPiece(f"{stack}embed_tokens.weight", "embed.weight", (c.vocab_size, w))
+    yield TensorPiece(f"{stack}embed_positions.weight", "positions.weight", (c.context + _OFFSET, w), lead=_OFFSET)
     for i in range(c.layers):
         block, h = f"blocks.{i}", f"{stack}layers.{i}"
         parts = {f"{h}.self_attn.{part}_proj": w for part in "qkv"}

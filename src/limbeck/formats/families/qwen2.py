@@ -13,13 +13,13 @@ from limbeck.formats.families.llama import (
     window_of,
     write_llama,
 )
-from limbeck.formats.settings import Settings
+from limbeck.formats.settings import ConfigReader
 from limbeck.model.config import DecoderConfig
 
 __all__ = ["QWEN2", "qwen_pattern", "qwen_windows"]
 
 
-def qwen_pattern(s: Settings, layers: int) -> Any:
+def qwen_pattern(s: ConfigReader, layers: int) -> Any:
     """Read which layers slide: ``layer_types``, else those from ``max_window_layers`` on, where windows are in use.
 
     transformers takes the window away where ``use_sliding_window`` is false; sliding layers would then have none, and
@@ -41,7 +41,7 @@ def qwen_windows(c: DecoderConfig) -> dict[str, Any]:
     return {"use_sliding_window": window is not None, "sliding_window": window, "layer_types": layer_types(c)}
 
 
-def _read(s: Settings) -> dict[str, Any]:
+def _read(s: ConfigReader) -> dict[str, Any]:
     fields = read_llama(s)
     return {**fields, "qkv_bias": True, "pattern": qwen_pattern(s, fields["layers"])}
 

@@ -7,17 +7,17 @@ from typing import Any
 from limbeck.formats.families.family import Family
 from limbeck.formats.families.llama import llama_pieces, read_llama, write_llama
 from limbeck.formats.families.qwen2 import qwen_pattern, qwen_windows
-from limbeck.formats.settings import Settings
+from limbeck.formats.settings import ConfigReader
 from limbeck.model.config import DecoderConfig
 
 __all__ = ["QWEN3"]
 
 
-def _read(s: Settings) -> dict[str, Any]:
+def _read(s: ConfigReader) -> dict[str, Any]:
     fields, bias = read_llama(s), s.flag("attention_bias", False)
     return {
         **fields,
-        "head_width": s.size("head_dim", 128),
+        "head_dim": s.size("head_dim", 128),
         "qkv_bias": bias,
         "out_bias": bias,
         "qk_norm": "head",

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from limbeck.errors import ModelError
-from limbeck.formats.settings import Settings
+from limbeck.formats.settings import ConfigReader
 from limbeck.model.config import (
     DynamicScaling,
     LinearScaling,
@@ -21,7 +21,7 @@ __all__ = ["read_rope", "rotary_share", "scaling_of", "write_rope"]
 _KINDS = ("default", "linear", "dynamic", "yarn", "llama3", "longrope")
 
 
-def read_rope(s: Settings, *, share: bool = False) -> dict[str, Any]:
+def read_rope(s: ConfigReader, *, share: bool = False) -> dict[str, Any]:
     """Return the fields of ``Rope``.
 
     Args:
@@ -38,7 +38,7 @@ def read_rope(s: Settings, *, share: bool = False) -> dict[str, Any]:
     theta = {x.number("rope_theta") for x in (s, old, new) if x.values.get("rope_theta") is not None}
     if len(theta) > 1:
         raise ModelError(f"{s.where} gives several values of rope_theta: {sorted(theta)}")
-    said = Settings({**old.values, **new.values}, new.where if new.values else old.where)
+    said = ConfigReader({**old.values, **new.values}, new.where if new.values else old.where)
     if not share:
         for place in (s, said):
             if place.number("partial_rotary_factor", 1.0) != 1.0:
@@ -46,7 +46,7 @@ def read_rope(s: Settings, *, share: bool = False) -> dict[str, Any]:
     return {"theta": theta.pop() if theta else 10000.0, "scaling": scaling_of(said, s)}
 
 
-def rotary_share(s: Settings, default: float, *names: str) -> float:
+def rotary_share(s: ConfigReader, default: float, *names: str) -> float:
     """Return the share of a head that is rotated, under ``partial_rotary_factor`` or one of ``names``."""
     said = [s.number(name) for name in names if s.values.get(name) is not None]
     for place in (s, s.inner("rope_scaling"), s.inner("rope_parameters")):
@@ -57,7 +57,7 @@ def rotary_share(s: Settings, default: float, *names: str) -> float:
     return said[0] if said else default
 
 
-def scaling_of(said: Settings, s: Settings) -> dict[str, Any] | None:
+def scaling_of(said: ConfigReader, s: ConfigReader) -> dict[str, Any] | None:
     """Return the fields of a scaling, from the object that describes it and the config.json around it."""
     kind = said.text("rope_type", said.text("type", "default"))
     if kind not in _KINDS:
@@ -86,14 +86,14 @@ def scaling_of(said: Settings, s: Settings) -> dict[str, Any] | None:
     }
 
 
-def _factors(said: Settings, key: str) -> list[float]:
+def _factors(said: ConfigReader, key: str) -> list[float]:
     values = said.values.get(key)
     if not isinstance(values, list) or not all(isinstance(v, int | float) and 0 < v < 1e30 for v in values):
         raise ModelError(f"{said.where} has {key} = {str(values)[:40]}, which is no list of positive numbers")
     return [float(v) for v in values]
 
 
-def _yarn(said: Settings, original: int, context: int) -> dict[str, Any]:
+def _yarn(said: ConfigReader, original: int, context: int) -> dict[str, Any]:
     factor = said.number("factor", context / original)
 
     def magnitude(mscale: float) -> float:
