@@ -132,17 +132,6 @@ def compare(
     tokens, agreed = _greedy(source, target, ids[:2, : max(1, ids.shape[1] // 2)], new_tokens)
     if bound is not None and agreed < tokens and not found:
         found.append(Finding("greedy", f"token {agreed}", "greedy continuations part where there is no tie"))
-    checks = (
-        "tokens",
-        "begin token",
-        "chat template",
-        "stop tokens",
-        "settings",
-        "weights",
-        "logits",
-        "cache",
-        "greedy",
-    )
     changed = flips(before[:, :-1, :rows], after[:, :-1, :rows], ids[:, 1:])
     return Equivalence(
         source.name, target.name, tuple(found), kl, top, difference, changed, tokens, agreed

@@ -160,9 +160,7 @@ class BundleSide:
         patterns = ["embed", "norm", "blocks.*"]
         with taps(self.model, patterns, outputs=lambda name, x: found.update({name: x.float().cpu()})):
             self.logits(ids)
-        return {
-            name: found[name] for name in block_points(self.model.config.layers) if name in found and name in wanted
-        }
+        return {name: found[name] for name in block_points(self.model.config.layers) if name in found}
 
     def weights(self) -> dict[str, Tensor]:
         """Every matrix, bias and gain by name, as decoded in fp32; a tied head has no entry of its own."""

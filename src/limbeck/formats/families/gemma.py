@@ -48,7 +48,7 @@ def _shared(s: ConfigReader, every: int) -> dict[str, Any]:
         "out_bias": bias,
         "tied": s.flag("tie_word_embeddings", True),
         "norm_at": "both",
-        "embed_scale": math.sqrt(fields["width"]),
+        "embed_scale": math.sqrt(fields["hidden_size"]),
         "attention_scale": s.number("query_pre_attn_scalar", 256.0) ** -0.5,
         "pattern": layer_patterns(s, s.size("sliding_window", _WINDOW, null=0), kinds, layers),
     }

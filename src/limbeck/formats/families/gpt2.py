@@ -18,7 +18,7 @@ def _read(s: ConfigReader) -> dict[str, Any]:
     s.expect("scale_attn_weights", True)
     s.expect("scale_attn_by_inverse_layer_idx", False)
     s.expect("add_cross_attention", False)
-    width = s.size("n_embd", most=LARGEST["width"])
+    width = s.size("n_embd", most=LARGEST["hidden_size"])
     return {
         "vocab_size": s.size("vocab_size", most=LARGEST["vocabulary"]),
         "context": s.size("n_positions", s.size("n_ctx", 0)) or s.size("n_positions"),

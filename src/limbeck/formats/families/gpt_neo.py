@@ -18,7 +18,7 @@ __all__ = ["GPT_NEO"]
 
 
 def _read(s: ConfigReader) -> dict[str, Any]:
-    layers, width = s.size("num_layers", most=LARGEST["layers"]), s.size("hidden_size", most=LARGEST["width"])
+    layers, width = s.size("num_layers", most=LARGEST["layers"]), s.size("hidden_size", most=LARGEST["hidden_size"])
     return {
         "vocab_size": s.size("vocab_size", most=LARGEST["vocabulary"]),
         "context": s.size("max_position_embeddings"),

@@ -25,7 +25,7 @@ __all__ = ["GPT_NEOX"]
 
 
 def _read(s: ConfigReader) -> dict[str, Any]:
-    heads, width = s.size("num_attention_heads"), s.size("hidden_size", most=LARGEST["width"])
+    heads, width = s.size("num_attention_heads"), s.size("hidden_size", most=LARGEST["hidden_size"])
     rope = read_rope(s, share=True)
     if s.get("rotary_emb_base") is not None and "rope_theta" not in {**s.values, **s.inner("rope_parameters").values}:
         rope["theta"] = s.number("rotary_emb_base")

@@ -29,7 +29,7 @@ def read_llama(
         default: its value where the key is absent.
         share: the family may rotate a share of a head.
     """
-    heads, width = s.size("num_attention_heads"), s.size("hidden_size", most=LARGEST["width"])
+    heads, width = s.size("num_attention_heads"), s.size("hidden_size", most=LARGEST["hidden_size"])
     return {
         "vocab_size": s.size("vocab_size", most=LARGEST["vocabulary"]),
         "context": s.size("max_position_embeddings"),

@@ -21,7 +21,7 @@ def _read(s: ConfigReader) -> dict[str, Any]:
     s.expect("do_layer_norm_before", True)  # false in opt-350m alone
     s.expect("_remove_final_layer_norm", False)
     s.expect("layer_norm_elementwise_affine", True)
-    width, bias = s.size("hidden_size", most=LARGEST["width"]), s.flag("enable_bias", True)
+    width, bias = s.size("hidden_size", most=LARGEST["hidden_size"]), s.flag("enable_bias", True)
     projected = s.size("word_embed_proj_dim", width)
     if projected != width:
         raise ModelError(
