@@ -119,15 +119,16 @@ class Rotary:
         if isinstance(scaling, DynamicScaling | LongScaling):
             self._adapt(positions, longest, scaling.original_context)
         wide = torch.float64 if dtype == torch.float64 else torch.float32
+        magnitude = scaling.magnitude if isinstance(scaling, YarnScaling | LongScaling) else 1.0
         if longest > self.context and positions.numel() <= _FEW:
             angle = positions.double().cpu()[:, None, :, None] * self.inverse  # no table grows with endless text
-            return angle.cos().to(positions.device, wide), angle.sin().to(positions.device, wide)
+            cos, sin = angle.cos() * magnitude, angle.sin() * magnitude
+            return cos.to(positions.device, wide), sin.to(positions.device, wide)
         key = (positions.device, wide)
         if key not in self._tables or self._tables[key][0].shape[0] < longest:
             held = self._tables[key][0].shape[0] if key in self._tables else 128
             size = max(longest, min(2 * held, self.context))
             angle = torch.arange(size, dtype=torch.float64, device="cpu")[:, None] * self.inverse
-            magnitude = scaling.magnitude if isinstance(scaling, YarnScaling | LongScaling) else 1.0
             cos, sin = angle.cos() * magnitude, angle.sin() * magnitude
             self._tables[key] = (cos.to(positions.device, wide), sin.to(positions.device, wide))
         cos, sin = self._tables[key]
