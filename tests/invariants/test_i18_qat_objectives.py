@@ -23,7 +23,7 @@ from tests.reference.tiny_runs import run
 TRAIN = {"steps": 3, "learning_rate": 1e-2, "log_every": 1, "monitor": ""}
 COMMON: dict[str, Any] = {
     "limit": 40, "batch_size": 4, "dtype": "fp32", "probes": "off", "audit": "off", "train": TRAIN,
-    "measuring": {"resamples": 100, "generate": False},
+    "measuring": {"generate": False},
 }  # fmt: skip
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "sft": {"verb": "finetune", "data": "toy:qa", "task": {"kind": "qa"}},

@@ -24,9 +24,9 @@ from tests.reference.small_model import MODERN, saved
 Call = Callable[..., tuple[int, dict[str, Any], str]]
 
 DATA = ["--data", "toy:stories", "--limit", "20"]
-QUICK = [*DATA, "--steps", "2", "--context", "32", "--probes", "off", "--no-generate", "--resamples", "100"]
+QUICK = [*DATA, "--steps", "2", "--context", "32", "--probes", "off", "--no-generate"]
 QUICK += ["--dtype", "fp32", "--learning-rate", "0.05", "--fractions", "0.6,0.2,0.2"]
-MEASURE = [*DATA, "--probes", "off", "--no-generate", "--resamples", "100"]
+MEASURE = [*DATA, "--probes", "off", "--no-generate"]
 BESIDE = ["--technique", "lora", "--lora.rank", "2", "--lora.alpha", "6", "--lora.merge", "never"]
 IDS = torch.randint(0, 280, (2, 20), generator=torch.Generator().manual_seed(4))
 

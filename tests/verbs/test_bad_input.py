@@ -18,7 +18,7 @@ from tests.reference.small_tokenizer import byte_level
 from tests.reference.tiny_runs import PRETRAIN
 
 FAST = (
-    "--batch-size", "2", "--steps", "1", "--dtype", "fp32", "--probes", "off", "--audit", "off", "--resamples", "100",
+    "--batch-size", "2", "--steps", "1", "--dtype", "fp32", "--probes", "off", "--audit", "off",
     "--fractions", "1,0,0",
 )  # fmt: skip
 

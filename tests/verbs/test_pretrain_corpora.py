@@ -36,7 +36,7 @@ def values(folder: Path, **changes: Any) -> dict[str, Any]:
         "limit": 60, "shards": str(folder / "shards"), "vocab_size": 300, "context": 32, "batch_size": 4,
         "architecture": ARCHITECTURE, "dtype": "fp32", "probes": "off", "audit": "off",
         "train": {"steps": 6, "learning_rate": 3e-3, "log_every": 1, "evaluate_every": 3, "checkpoint_every": 2},
-        "measuring": {"resamples": 100, "generate": False},
+        "measuring": {"generate": False},
         **changes,
     }  # fmt: skip
 

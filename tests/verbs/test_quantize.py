@@ -35,7 +35,7 @@ from tests.reference.task_models import small, tokenizer
 
 QUICK: dict[str, Any] = {
     "data": "toy:stories", "limit": 12,
-    "measuring": {"generate": False, "resamples": 100, "batch_size": 4},
+    "measuring": {"generate": False, "batch_size": 4},
     "speed": {"prompt_tokens": 2, "new_tokens": 2, "repeats": 2, "warm_up": 0},
 }  # fmt: skip
 

@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from rich.text import Text as RichText
 
 from limbeck.data.chat import ChatTemplate, Message
-from limbeck.data.readers import read
+from limbeck.data.readers import Dialect, read
 from limbeck.data.tokenizer import Tokenizer
 from limbeck.decode.generate import Generation, OnText, fit_prompts, generate
 from limbeck.decode.settings import Decoding
@@ -32,6 +32,7 @@ class Generate(Recipe):
 
     verb: ClassVar[str] = "generate"
     summary: ClassVar[str] = "continue prompts with a model"
+    files: ClassVar[tuple[str, ...] | None] = ("generations.json",)
 
     model: str = Field(description="a folder, a run or a Hub id", json_schema_extra={"positional": True})
     prompt: str = Field(
@@ -40,6 +41,7 @@ class Generate(Recipe):
     adapter: str | None = Field(None, description="PEFT adapter to put beside it: a folder or a Hub id")
     prompts: str | None = Field(None, description="file of prompts instead: a path or toy:NAME")
     field: str = Field("text", description="field of the prompts' rows that is the prompt")
+    dialect: Dialect = Field(default_factory=Dialect, description="delimiter and quotes of a file that is a table")
     limit: int | None = Field(None, ge=1, description="only the first rows of the file")
     batch_size: int = Field(16, ge=1, description="sequences decoded together")
     chat: bool = Field(False, description="a prompt is a user's turn, laid out by the model's chat template")
@@ -118,8 +120,8 @@ class Generate(Recipe):
             return ["prompt"], [self.prompt]
         if self.prompt:
             raise ConfigError("a prompt and a file of prompts were given: give one")
-        rows = read(self.prompts, required=[self.field], limit=self.limit)
-        return [r.id for r in rows], [str(r.value(self.field)) for r in rows]
+        rows = read(self.prompts, required=[self.field], limit=self.limit, dialect=self.dialect)
+        return [r.id for r in rows], [r.text(self.field, self.prompts) for r in rows]
 
     def _prompts(self, tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
         if not self.chat:

@@ -36,6 +36,7 @@ class Info(Recipe):
 
     verb: ClassVar[str] = "info"
     summary: ClassVar[str] = "describe a model or a run"
+    files: ClassVar[tuple[str, ...] | None] = ("info.json",)
 
     model: str = Field(description="a folder, a run or a Hub id", json_schema_extra={"positional": True})
     adapter: str | None = Field(None, description="PEFT adapter to put beside it: a folder or a Hub id")
