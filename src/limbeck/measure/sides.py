@@ -101,7 +101,7 @@ class BundleSide:
         self.model: Decoder = bundle.model
         self.config: DecoderConfig | None = bundle.model.config
         self.arithmetic = _DTYPES.get(bundle.model.dtype, "fp32")
-        self.coarsest = coarsest or coarsest_kind(bundle.model)
+        self.coarsest = coarsest or _coarsest_kind(bundle.model)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -179,7 +179,7 @@ class BundleSide:
         return {} if not parts else {part: module.rows(part) for part in parts}  # type: ignore[operator]
 
 
-def coarsest_kind(model: nn.Module) -> str:
+def _coarsest_kind(model: nn.Module) -> str:
     """Name the stored type that rounds most: the kind of the coarsest codes, or the dtype of the parameters."""
     order = ("int4", "fp8_e5m2", "fp8_e4m3", "int8", "bf16", "fp16", "fp32", "fp64")
     kinds = {m.quantized.layout.kind for m in model.modules() if isinstance(m, QuantizedLinear | QuantizedEmbedding)}
