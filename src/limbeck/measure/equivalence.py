@@ -18,7 +18,7 @@ from limbeck.data.chat import Message
 from limbeck.data.probes import PROBES
 from limbeck.measure.sides import BundleSide, Side
 
-__all__ = ["Equivalence", "Finding", "Flips", "compare", "first_difference", "flips"]
+__all__ = ["Equivalence", "Finding", "Flips", "compare", "compare_settings", "first_difference", "flips"]
 
 Kind = Literal["tokenizer", "begin", "template", "stops", "field", "weight", "logits", "activation", "greedy", "cache"]
 
@@ -113,8 +113,7 @@ def compare(
         ids: (B, T) prompts for logits; None: the texts, or random ids where there are none.
         new_tokens: of each greedy continuation.
     """
-    found = [*_tokens(source, target, texts), *_templates(source, target), *_stops(source, target)]
-    found += _fields(source, target)
+    found = compare_settings(source, target, texts)
     found += _weights(source, target)
     ids = _prompts(source, texts) if ids is None else ids
     before, after = source.logits(ids), target.logits(ids)
@@ -136,6 +135,12 @@ def compare(
     return Equivalence(
         source.name, target.name, tuple(found), kl, top, difference, changed, tokens, agreed
     )  # fmt: skip
+
+
+def compare_settings(source: Side, target: Side, texts: Sequence[str] = ()) -> list[Finding]:
+    """Compare all but numbers: tokens, begin token, chat template, stop tokens and the decoder's settings."""
+    found = [*_tokens(source, target, texts), *_templates(source, target), *_stops(source, target)]
+    return [*found, *_fields(source, target)]
 
 
 def _coarser(source: Side, target: Side) -> str:
