@@ -193,7 +193,8 @@ class TransformersSide:
     def __init__(self, folder: str) -> None:
         from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-        self.name, self.config = f"transformers on {folder}", None
+        self.name = f"transformers on {folder}"
+        self.config: DecoderConfig | None = None
         self.coarsest = self.arithmetic = "fp32"
         self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         self.model.eval()  # type: ignore[no-untyped-call]
