@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from limbeck.errors import ModelError
-from limbeck.formats.families import FAMILIES, config_from, config_to, family_of
+from limbeck.formats.families.table import FAMILIES, config_from, config_to, family_of
 from limbeck.formats.load import load_bundle
 from limbeck.model.config import DecoderConfig, Llama3Scaling, Rope
 from limbeck.model.patterns import Causal, Sliding

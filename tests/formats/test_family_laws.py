@@ -13,7 +13,7 @@ from limbeck.data.batch import Batch, collate
 from limbeck.data.tokenizer import Tokenizer
 from limbeck.decode.step import CompiledStep
 from limbeck.errors import ModelError
-from limbeck.formats.families import FAMILIES, HARMLESS, config_from, config_to, family_of
+from limbeck.formats.families.table import FAMILIES, HARMLESS, config_from, config_to, family_of
 from limbeck.formats.load import load_bundle, save_bundle
 from limbeck.formats.peft import load_adapter, save_adapter
 from limbeck.formats.settings import ConfigReader

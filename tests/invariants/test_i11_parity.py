@@ -109,7 +109,7 @@ def test_base_14m_equals_transformers(real_data):
 
 def test_the_list_of_ignored_keys_is_closed(tmp_path):
     """A weight whose name merely resembles an ignored buffer is not ignored."""
-    from limbeck.formats.families import ignored
+    from limbeck.formats.families.table import ignored
 
     taken = ["h.0.attn.bias", "transformer.h.11.attn.masked_bias"]
     kept = ["h.0.attn.c_attn.bias", "transformer.h.0.attn.c_proj.bias", "attn.bias", "h.0.mlp.bias", "xh.0.attn.bias"]

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from limbeck import storage
 from limbeck.data.tokenizer import Tokenizer
 from limbeck.errors import ModelError
-from limbeck.formats.families import family_of
+from limbeck.formats.families.table import family_of
 from limbeck.formats.gguf_config import ROPE_FACTORS
 from limbeck.formats.gguf_tokenizer import add_vocabulary
 from limbeck.kernels.packed_layout import Codes, unpack_int4

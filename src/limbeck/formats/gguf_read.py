@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from limbeck.data.tokenizer import Tokenizer
-from limbeck.formats.families import config_from, pieces
+from limbeck.formats.families.table import config_from, pieces
 from limbeck.formats.gguf_config import values_of
 from limbeck.formats.gguf_file import GgufFile
 from limbeck.formats.gguf_vocabulary import end_ids, read_tokenizer

@@ -12,7 +12,7 @@ import torch
 from limbeck.data.tokenizer import Tokenizer
 from limbeck.errors import CheckpointError, ModelError, VocabularyError
 from limbeck.formats import huggingface, native
-from limbeck.formats.families import family_of
+from limbeck.formats.families.table import family_of
 from limbeck.formats.folder import replacing
 from limbeck.formats.hub import ADAPTER, resolve
 from limbeck.formats.peft import base_of, load_adapter

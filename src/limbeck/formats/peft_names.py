@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from limbeck.errors import TechniqueError
-from limbeck.formats.families import FAMILIES, family_of, pieces
+from limbeck.formats.families.table import FAMILIES, family_of, pieces
 from limbeck.model.config import DecoderConfig
 
 __all__ = ["AdapterPlace", "places", "shorten"]
