@@ -15,7 +15,7 @@ import torch
 from limbeck.data.tokenizer import Tokenizer
 from limbeck.formats.gguf import write_gguf
 from limbeck.formats.load import Bundle, load_bundle, save_bundle
-from limbeck.measure.equivalence import Equivalence, compare, first_difference, flips
+from limbeck.measure.equivalence import DeploymentCheck, compare, first_difference, flips
 from limbeck.measure.sides import BundleSide, TransformersSide
 from limbeck.model.config import DecoderConfig
 from limbeck.model.decoder import Decoder
@@ -216,7 +216,7 @@ FAULTS: dict[str, tuple[Callable[[Bundle], Bundle], str]] = {
 }  # fmt: skip
 
 
-def verdict(source: Bundle, target: Bundle, **options: Any) -> Equivalence:
+def verdict(source: Bundle, target: Bundle, **options: Any) -> DeploymentCheck:
     return compare(BundleSide(source, "source"), BundleSide(target, "target", **options))
 
 

@@ -18,7 +18,7 @@ from limbeck.data.chat import Message
 from limbeck.data.probes import PROBES
 from limbeck.measure.sides import BundleSide, Side
 
-__all__ = ["Equivalence", "Finding", "Flips", "compare", "compare_settings", "first_difference", "flips"]
+__all__ = ["DeploymentCheck", "Difference", "Flips", "compare", "compare_settings", "first_difference", "flips"]
 
 Kind = Literal["tokenizer", "begin", "template", "stops", "field", "weight", "logits", "activation", "greedy", "cache"]
 
@@ -38,7 +38,7 @@ _TIE = 1e-3  # of the two highest logits, relative to the highest, below which e
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class Difference:
     """One thing that differs.
 
     Attributes:
@@ -70,7 +70,7 @@ class Flips:
 
 
 @dataclass(frozen=True, slots=True)
-class Equivalence:
+class DeploymentCheck:
     """What a comparison found.
 
     Attributes:
@@ -87,7 +87,7 @@ class Equivalence:
 
     source: str
     target: str
-    findings: tuple[Finding, ...]
+    findings: tuple[Difference, ...]
     kl_nats: float
     top_agreement: float
     max_difference: float
@@ -103,7 +103,7 @@ class Equivalence:
 
 def compare(
     source: Side, target: Side, *, texts: Sequence[str] = (), ids: Tensor | None = None, new_tokens: int = 16
-) -> Equivalence:
+) -> DeploymentCheck:
     """Compare two deployments.
 
     Args:
@@ -121,23 +121,23 @@ def compare(
     kl, top, difference = _near(before[..., :rows], after[..., :rows])
     bound = _LOGITS.get(_coarser(source, target))
     if not torch.isfinite(after).all() and torch.isfinite(before).all():
-        found.append(Finding("logits", "logits", f"{target.name} gives logits that are not finite"))
+        found.append(Difference("logits", "logits", f"{target.name} gives logits that are not finite"))
     if bound is not None and not difference <= bound:
         at = first_difference(source.points(ids), target.points(ids), bound)
         where, share = at if at is not None else ("head", difference)
         message = f"logits differ by {difference:.2g} of the largest; the first difference is at {where} ({share:.2g})"
-        found.append(Finding("activation", where, message))
+        found.append(Difference("activation", where, message))
     found += _caches(source, target, ids[:1, : min(ids.shape[1], 24)])
     tokens, agreed = _greedy(source, target, ids[:2, : max(1, ids.shape[1] // 2)], new_tokens)
     if bound is not None and agreed < tokens and not found:
-        found.append(Finding("greedy", f"token {agreed}", "greedy continuations part where there is no tie"))
+        found.append(Difference("greedy", f"token {agreed}", "greedy continuations part where there is no tie"))
     changed = flips(before[:, :-1, :rows], after[:, :-1, :rows], ids[:, 1:])
-    return Equivalence(
+    return DeploymentCheck(
         source.name, target.name, tuple(found), kl, top, difference, changed, tokens, agreed
     )  # fmt: skip
 
 
-def compare_settings(source: Side, target: Side, texts: Sequence[str] = ()) -> list[Finding]:
+def compare_settings(source: Side, target: Side, texts: Sequence[str] = ()) -> list[Difference]:
     """Compare all but numbers: tokens, begin token, chat template, stop tokens and the decoder's settings."""
     found = [*_tokens(source, target, texts), *_templates(source, target), *_stops(source, target)]
     return [*found, *_fields(source, target)]
@@ -148,18 +148,18 @@ def _coarser(source: Side, target: Side) -> str:
     return max((source.coarsest, target.coarsest), key=lambda kind: order.index(kind) if kind in order else len(order))
 
 
-def _tokens(source: Side, target: Side, texts: Sequence[str]) -> Iterator[Finding]:
+def _tokens(source: Side, target: Side, texts: Sequence[str]) -> Iterator[Difference]:
     every = [*PROBES, *texts, *_pieces(source)]
     for text, a, b in zip(every, source.encode_many(every), target.encode_many(every), strict=True):
         if a != b:
             at = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
             shown = text if len(text) <= 40 else text[:37] + "..."
             message = f"{shown!r} is encoded differently from token {at} on: {a[at : at + 3]} and {b[at : at + 3]}"
-            yield Finding("tokenizer", "encode", message)
+            yield Difference("tokenizer", "encode", message)
             return
     a, b = source.prompt("Once upon a time"), target.prompt("Once upon a time")
     if a != b:
-        yield Finding(
+        yield Difference(
             "begin", "begin token", f"a prompt begins with {a[:2]} in {source.name}, {b[:2]} in {target.name}"
         )
 
@@ -173,36 +173,36 @@ def _pieces(side: Side) -> list[str]:
     return [*(t.decode([i]) for i in range(t.vocab_size)), *special, "".join(special)]
 
 
-def _templates(source: Side, target: Side) -> Iterator[Finding]:
+def _templates(source: Side, target: Side) -> Iterator[Difference]:
     for turns in _CONVERSATIONS:
         a, b = source.conversation(turns), target.conversation(turns)
         if a == b:
             continue
         if a is None or b is None:
             which = source.name if a is None else target.name
-            yield Finding("template", "chat template", f"{which} has no chat template, the other has one")
+            yield Difference("template", "chat template", f"{which} has no chat template, the other has one")
         else:
             shown = a if isinstance(a, str) else f"{a[:6]}...", b if isinstance(b, str) else f"{b[:6]}..."
-            yield Finding("template", "chat template", f"a conversation becomes {shown[0]} and {shown[1]}")
+            yield Difference("template", "chat template", f"a conversation becomes {shown[0]} and {shown[1]}")
         return
 
 
-def _stops(source: Side, target: Side) -> Iterator[Finding]:
+def _stops(source: Side, target: Side) -> Iterator[Difference]:
     a, b = source.stops(), target.stops()
     if a != b:
         lost, new = sorted(a - b), sorted(b - a)
         told = [f"{target.name} does not stop at {lost}"] if lost else []
         told += [f"{target.name} stops at {new} too"] if new else []
-        yield Finding("stops", "stop tokens", " and ".join(told))
+        yield Difference("stops", "stop tokens", " and ".join(told))
 
 
-def _fields(source: Side, target: Side) -> Iterator[Finding]:
+def _fields(source: Side, target: Side) -> Iterator[Difference]:
     if source.config is None or target.config is None:
         return
     a, b = source.config.model_dump(), target.config.model_dump()
     for name in a:
         if name not in _UNTRAINED and not _same(a[name], b[name]):
-            yield Finding(
+            yield Difference(
                 "field", name, f"{name} is {_short(a[name])} in {source.name} and {_short(b[name])} in {target.name}"
             )
 
@@ -221,7 +221,7 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _weights(source: Side, target: Side) -> Iterator[Finding]:
+def _weights(source: Side, target: Side) -> Iterator[Difference]:
     """Name every tensor whose error its stored type does not explain."""
     if not isinstance(source, BundleSide) or not isinstance(target, BundleSide):
         return
@@ -230,21 +230,21 @@ def _weights(source: Side, target: Side) -> Iterator[Finding]:
     for name in a.keys() | b.keys():
         if name not in a or name not in b:
             which = source.name if name not in a else target.name
-            yield Finding("weight", name, f"{which} has no tensor {name}, the other has")
+            yield Difference("weight", name, f"{which} has no tensor {name}, the other has")
     for name in (n for n in a if n in b):
         if a[name].shape != b[name].shape:
-            yield Finding("weight", name, f"{name} has shape {tuple(a[name].shape)} and {tuple(b[name].shape)}")
+            yield Difference("weight", name, f"{name} has shape {tuple(a[name].shape)} and {tuple(b[name].shape)}")
             continue
         allowed = bound if a[name].dim() == 2 else min(bound, _WEIGHTS["bf16"])
         error = _error(a[name], b[name])
         if not error <= allowed:
             part = _part(source, name, a[name], b[name], allowed)
-            yield Finding("weight", f"{name}{part}", f"{name}{part} differs by {error:.2g} of its norm")
+            yield Difference("weight", f"{name}{part}", f"{name}{part} differs by {error:.2g} of its norm")
             continue
         rows = _bad_rows(a[name], b[name], allowed)
         if rows:
             shown = ", ".join(map(str, rows[:3]))
-            yield Finding("weight", name, f"{name} differs in {len(rows)} of {len(a[name])} rows ({shown}, ...)")
+            yield Difference("weight", name, f"{name} differs in {len(rows)} of {len(a[name])} rows ({shown}, ...)")
 
 
 def _error(a: Tensor, b: Tensor) -> float:
@@ -322,7 +322,7 @@ def flips(before: Tensor, after: Tensor, right: Tensor) -> Flips:
     return Flips(right.numel(), int(lost), int(won), int((a != b).sum()))
 
 
-def _caches(source: Side, target: Side, ids: Tensor) -> Iterator[Finding]:
+def _caches(source: Side, target: Side, ids: Tensor) -> Iterator[Difference]:
     for side in (source, target):
         full, cached = side.logits(ids), side.cached_logits(ids)
         difference = float((full - cached).abs().max() / full.abs().max().clamp_min(1e-30))
@@ -330,7 +330,7 @@ def _caches(source: Side, target: Side, ids: Tensor) -> Iterator[Finding]:
             message = (
                 f"{side.name} decodes with a cache otherwise than without, by {difference:.2g} of the largest logit"
             )
-            yield Finding("cache", "cache", message)
+            yield Difference("cache", "cache", message)
 
 
 def _greedy(source: Side, target: Side, prompts: Tensor, new_tokens: int) -> tuple[int, int]:

@@ -14,7 +14,7 @@ from limbeck.errors import ConfigError, RunError
 from limbeck.formats.load import load_bundle
 from limbeck.jobs.recipe import Display, Recipe, Report, facts
 from limbeck.jobs.source import device_of, dtype_of
-from limbeck.measure.equivalence import Equivalence, compare
+from limbeck.measure.equivalence import DeploymentCheck, compare
 from limbeck.measure.sides import BundleSide, Side, TransformersSide
 
 __all__ = ["Verify"]
@@ -80,7 +80,7 @@ def _paragraphs(file: Path) -> list[str]:
     return found
 
 
-def _report(result: Equivalence) -> Report:
+def _report(result: DeploymentCheck) -> Report:
     values: dict[str, Any] = {"verb": "verify", "equal": result.equal, **asdict(result)}
     f = result.flips
     rows = [
