@@ -17,7 +17,7 @@ from limbeck.data.tokenizer import Tokenizer
 from limbeck.decode.generate import Generation, OnText, fit_prompts, generate
 from limbeck.decode.settings import Decoding
 from limbeck.decode.speculative import speculate
-from limbeck.errors import ConfigError, DataError
+from limbeck.errors import ConfigError
 from limbeck.formats.load import Bundle, load_bundle
 from limbeck.jobs.recipe import Display, Recipe, Report
 from limbeck.jobs.source import device_of, dtype_of
@@ -61,7 +61,7 @@ class Generate(Recipe):
         bundle = load_bundle(self.model, dtype_of(self.dtype), device_of(self.device), adapter=self.adapter)
         names, texts = self._texts()
         prompts = self._prompts(bundle.tokenizer, texts)
-        ends, decoding = _ends(bundle.generation, bundle.tokenizer), self.decoding.seeded(self.seed)
+        decoding = self.decoding.seeded(self.seed)
         stream = len(prompts) == 1 and self.decoding.outputs == 1
         if stream:
             fit_prompts(bundle.model, prompts, self.decoding, bundle.tokenizer)  # refuse before anything is shown
@@ -71,12 +71,12 @@ class Generate(Recipe):
         started = time.perf_counter()
         if draft is None:
             out = generate(
-                bundle.model, bundle.tokenizer, prompts, decoding, batch_size=self.batch_size, end_ids=ends,
+                bundle.model, bundle.tokenizer, prompts, decoding, batch_size=self.batch_size,
                 on_text=on_text,
             )  # fmt: skip
         else:
             out, worth = speculate(
-                bundle.model, draft, bundle.tokenizer, prompts, decoding, proposals=self.proposals, end_ids=ends,
+                bundle.model, draft, bundle.tokenizer, prompts, decoding, proposals=self.proposals,
                 on_text=on_text,
             )  # fmt: skip
         seconds = time.perf_counter() - started
@@ -146,15 +146,6 @@ class Generate(Recipe):
         if tokenizer.begins_with_bos or not ids:
             return [first, *ids]
         return ids
-
-
-def _ends(generation: dict[str, Any], tokenizer: Tokenizer) -> Sequence[int]:
-    """End tokens of the model's generation defaults, else the tokenizer's."""
-    given = generation.get("eos_token_id", tokenizer.eos_id)
-    ends = [given] if isinstance(given, int) else list(given or [tokenizer.eos_id])
-    if not all(isinstance(e, int) for e in ends):
-        raise DataError(f"eos_token_id of the generation config must be token ids, not {given!r}")
-    return ends
 
 
 def _writer(session: Display) -> OnText:
