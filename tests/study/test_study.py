@@ -67,8 +67,11 @@ def test_a_bad_file_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "list.yaml").write_text("- 1\n")
     with pytest.raises(ConfigError, match="key: value"):
         read_plan(tmp_path / "list.yaml")
+    (tmp_path / "recipe.yaml").write_text("model: m\ndata: d\n")
+    with pytest.raises(ConfigError, match="has no 'arms': a recipe of one verb is run by limbeck VERB --config"):
+        read_plan(tmp_path / "recipe.yaml")
     (tmp_path / "torn.yaml").write_text("arms: {a: [")
-    with pytest.raises(ConfigError, match="cannot be read"):
+    with pytest.raises(ConfigError, match="is not valid YAML"):
         read_plan(tmp_path / "torn.yaml")
 
 

@@ -126,7 +126,7 @@ class TrainingJob(TrainingOptions):
         with self._open(here) as run:
             hashes = {k: v["hash"] for k, v in parts.describe().items()}
             here.on_main(lambda: run.provenance(seed=self.seed, data=hashes))
-            session.say(f"{self.verb}: {run.describe()}")
+            session.say(f"{self.verb}: {run.describe()}", *parts.train.notes)
             given, data = data, here.in_turn(lambda: self.examples(data, start, run))
             if data is not given:
                 stream = self._stream(data.train, start, data.context)

@@ -7,17 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-import yaml
 from pydantic import Field
 
-from limbeck.config import build
+from limbeck.config import build, read
 from limbeck.errors import ConfigError, DataError, nearest
 from limbeck.jobs.harness import reported_figures
 from limbeck.jobs.recipe import Display, Recipe, Report
 from limbeck.measure.scores import Scores
 from limbeck.measure.statistic import Statistic
 from limbeck.run import Run
-from limbeck.storage import plain, write_json, write_text
+from limbeck.storage import check_folder, plain, write_json, write_text
 from limbeck.study.analysis import analyse, analysis_tables
 from limbeck.study.page import page
 from limbeck.study.plan import StudyPlan
@@ -25,7 +24,9 @@ from limbeck.study.stages import stage_markdown, stage_tables, versus
 from limbeck.study.table import findings, groups, markdown, tables
 from limbeck.verbs.table import recipe
 
-__all__ = ["Finished", "Study", "read_plan", "run_plan"]
+__all__ = ["Finished", "Study", "check_study_folder", "read_plan", "run_plan"]
+
+_TABLES = ("study.json", "study.md", "study.html", "stages.md")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +56,30 @@ class Study(Recipe):
 
     plan: str = Field(description="YAML file of the study", json_schema_extra={"positional": True})
 
+    def claim(self) -> None:
+        """Refuse a folder that holds more than this study's arms and tables."""
+        check_study_folder(read_plan(Path(self.plan)), self._folder())
+
+    def _folder(self) -> Path:
+        return Path(self.out) if self.out is not None else Path("runs") / f"study-{Path(self.plan).stem}"
+
     def run(self, session: Display) -> Report:
         """Run what has not run yet, then make the table."""
-        plan = read_plan(Path(self.plan))
-        folder = Path(self.out) if self.out is not None else Path("runs") / f"study-{Path(self.plan).stem}"
-        return run_plan(plan, folder, session)
+        return run_plan(read_plan(Path(self.plan)), self._folder(), session)
+
+
+def check_study_folder(plan: StudyPlan, folder: Path) -> None:
+    """Refuse a folder that holds more than the arms and tables of ``plan``.
+
+    Raises:
+        ConfigError: it does, or cannot be written.
+    """
+    check_folder(folder, [*_TABLES, *(_place(name) for name in plan.arms)])
+
+
+def _place(arm: str) -> str:
+    """Name of an arm's folder."""
+    return arm.replace("/", "_").replace(":", "_")
 
 
 def read_plan(file: Path) -> StudyPlan:
@@ -68,14 +88,10 @@ def read_plan(file: Path) -> StudyPlan:
     Raises:
         ConfigError: no such file, not YAML, an unknown key or arm.
     """
-    try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"study file {file} does not exist") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"study file {file} cannot be read: {' '.join(str(error).split())}") from None
-    if not isinstance(values, Mapping):
-        raise ConfigError(f"study file {file} must hold 'key: value' lines")
+    values = read(file, "study file")
+    if "arms" not in values and "models" not in values:
+        told = f"limbeck {values.get('verb', 'VERB')} --config {file}"
+        raise ConfigError(f"study file {file} has no 'arms': a recipe of one verb is run by {told}")
     return build(StudyPlan, values, str(file))
 
 
@@ -141,7 +157,7 @@ def _recipes(plan: StudyPlan, name: str, folder: Path, folders: dict[int, dict[s
     out: dict[int, Recipe] = {}
     for seed in plan.seeds:
         owner = plan.seeds[0] if arm.once else seed
-        place = folder / name.replace("/", "_").replace(":", "_") / f"seed-{owner}"
+        place = folder / _place(name) / f"seed-{owner}"
         folders[seed][name] = str(place)
         if owner == seed:
             values = plan.values(name, kind.model_fields, folders[seed])

@@ -20,7 +20,7 @@ from limbeck.storage import plain, write_json
 from limbeck.synth.arms import ARMS, Arm, ArmResult, labelled, own_samples, train_arm
 from limbeck.synth.proximity import Scorer
 from limbeck.synth.rounds import Rounds, RoundsResult, make_rounds
-from limbeck.tasks.classification import label_name
+from limbeck.tasks.classification import labels_of
 from limbeck.tasks.paraphrase import Paraphrase
 from limbeck.tasks.task import Measuring
 from limbeck.train.settings import TrainSettings
@@ -114,7 +114,7 @@ def self_distill(
     if not len(positives):
         raise DataError(f"no pair of {real.source} is a paraphrase: the generator has nothing to learn from")
     against = {"valid": valid} if valid is final else {"valid": valid, "test": final}
-    contexts = [str(row.value("sentence1", real.source)) for row in real]
+    contexts = [row.text("sentence1", real.source) for row in real]
     arms: dict[Arm, list[ArmResult]] = {arm: [] for arm in settings.arms}
     made: list[RoundsResult | None] = []
     needs_pairs = bool({"generator", "mix"} & set(settings.arms))
@@ -142,7 +142,8 @@ def self_distill(
 
 
 def _positives(rows: Rows) -> Rows:
-    return Rows.of((r for r in rows if label_name(r.value("is_duplicate", rows.source)) == "1"), rows.source)
+    classes = labels_of(rows, "is_duplicate", ("0", "1"))
+    return Rows.of((r for r, c in zip(rows, classes, strict=True) if c == 1), rows.source)
 
 
 def _arm(

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from limbeck.data.batch import Example
 from limbeck.data.chat import ChatTemplate
+from limbeck.data.dialect import Dialect
 from limbeck.data.pairs import encode_pairs
 from limbeck.data.preferences import read_preferences
 from limbeck.data.prompts import EncodingReport, Truncate
@@ -56,9 +57,19 @@ class Preferences(Task):
     equal: Literal["error", "count"] = Field("error", description="a pair with equal answers: an error, or counted")
     begin: bool | None = Field(None, description="put the begin token before each row; none: as the tokenizer does")
 
-    def read(self, source: str, *, columns: Mapping[str, str], limit: int | None, separator: str) -> Rows:
+    def read(
+        self,
+        source: str,
+        *,
+        columns: Mapping[str, str],
+        limit: int | None,
+        separator: str,
+        dialect: Dialect | None = None,
+    ) -> Rows:
         """Read pairs; blank and equal answers are errors, or left out and counted."""
-        return read_preferences(source, columns=columns or None, limit=limit, empty=self.empty, equal=self.equal)
+        return read_preferences(
+            source, columns=columns or None, limit=limit, dialect=dialect, empty=self.empty, equal=self.equal
+        )
 
     def equip(self, tokenizer: Tokenizer) -> Tokenizer:
         """The tokenizer with the chat template that is learned."""

@@ -65,6 +65,7 @@ class Compare(Recipe):
 
     verb: ClassVar[str] = "compare"
     summary: ClassVar[str] = "compare two runs item by item, with intervals and a verdict"
+    files: ClassVar[tuple[str, ...] | None] = ("comparison.json",)
 
     run_a: str = Field(description="a run folder or a scores file", json_schema_extra={"positional": True})
     run_b: str = Field(description="another", json_schema_extra={"positional": True})

@@ -13,7 +13,7 @@ import torch
 from pydantic import Field, JsonValue
 
 from limbeck.data.batch import Batch, Example, collate
-from limbeck.data.readers import Rows
+from limbeck.data.readers import Dialect, Rows
 from limbeck.decode.settings import Decoding
 from limbeck.errors import ConfigError
 from limbeck.formats.load import Bundle, load_bundle, save_bundle
@@ -74,6 +74,9 @@ class Quantize(Recipe):
     separator: str = Field(
         "<|endoftext|>", description="line between documents of a text file", json_schema_extra=_DATA
     )
+    dialect: Dialect = Field(
+        default_factory=Dialect, description="delimiter and quotes of tables of text", json_schema_extra=_DATA
+    )
     limit: int | None = Field(None, ge=1, description="read only so many rows of each", json_schema_extra=_DATA)
     technique: Annotated[RTN | GPTQ | Mixed, Field(discriminator="kind")] = Field(
         default_factory=RTN, description="how to quantize"
@@ -122,7 +125,7 @@ class Quantize(Recipe):
                 "model": self.model,
                 "technique": self.technique,
                 "deployed_specs": list(made.deployed_specs),
-                "data": {"all": {"source": rows.source, "hash": rows.hash, "rows": len(rows)}},
+                "data": {"all": rows.describe()},
                 "calibration": used,
                 **self._compared(source, made, rows, run),
                 **self._costs(source, made),
@@ -147,7 +150,9 @@ class Quantize(Recipe):
         return dtype_of(self.dtype)
 
     def _rows(self, source: str) -> Rows:
-        return self.task.read(source, columns=self.columns, limit=self.limit, separator=self.separator)
+        return self.task.read(
+            source, columns=self.columns, limit=self.limit, separator=self.separator, dialect=self.dialect
+        )
 
     def _batches(self, rows: Rows | None, source: Bundle) -> tuple[list[Batch], dict[str, Any] | None]:
         """Calibration text in batches, rows of like length together, and what was taken of it."""
@@ -173,7 +178,7 @@ class Quantize(Recipe):
             collate([[e] for e in taken[at : at + size]], source.tokenizer.pad_id).to(source.model.device)
             for at in range(0, len(taken), size)
         ]
-        told = {"source": rows.source, "hash": rows.hash, "rows": len(rows), "sequences": len(taken), "tokens": tokens}
+        told = {**rows.describe(), "sequences": len(taken), "tokens": tokens}
         return batches, told
 
     def _quantized(self, source: Bundle, batches: Sequence[Batch]) -> Decoder:

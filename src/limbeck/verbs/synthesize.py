@@ -46,6 +46,10 @@ class Synthesize(Recipe):
 
     verb: ClassVar[str] = "synthesize"
     summary: ClassVar[str] = "make training data with a teacher: ask, filter, count, price"
+    files: ClassVar[tuple[str, ...] | None] = (
+        "data.jsonl", "dropped.jsonl", "datasheet.json", "datasheet.md", "synthesis.json",
+        "answers.sqlite", "answers.sqlite-journal", "answers.sqlite-wal", "answers.sqlite-shm",
+    )  # fmt: skip
 
     kind: Literal["sonnets", "paraphrase", "restate", "qa", "instructions"] = Field(
         description="kind of data", json_schema_extra={"positional": True}
