@@ -53,6 +53,11 @@ class Speeds:
         """Smaller, but slower to decode with."""
         return self.decode_ratio > 1
 
+    @property
+    def slower_prompt(self) -> bool:
+        """Smaller, but clearly slower to read prompts with."""
+        return self.prefill_ratio > 1.03
+
 
 def quality_lost(main: Comparison, most: float) -> Alarm:
     """Ring where the second model's main figure is worse than the first's by more than the share ``most``."""
