@@ -22,6 +22,7 @@ RECIPES: dict[str, str] = {
     "audit": "limbeck.verbs.audit:Audit",
     "generate": "limbeck.verbs.generate:Generate",
     "info": "limbeck.verbs.info:Info",
+    "list": "limbeck.verbs.listing:Listing",
     "export": "limbeck.verbs.export:Export",
     "compare": "limbeck.verbs.compare:Compare",
     "certify": "limbeck.study.certify:Certify",
