@@ -24,6 +24,7 @@ RECIPES: dict[str, str] = {
     "info": "limbeck.verbs.info:Info",
     "list": "limbeck.verbs.listing:Listing",
     "export": "limbeck.verbs.export:Export",
+    "verify": "limbeck.verbs.verify:Verify",
     "compare": "limbeck.verbs.compare:Compare",
     "certify": "limbeck.study.certify:Certify",
     "study": "limbeck.study.study:Study",
