@@ -30,12 +30,12 @@ class Listing(Recipe):
 
     def run(self, session: Display) -> Report:
         """Return the names with a line on each."""
-        named = {
-            "toy": lambda: {f"toy:{name}": "" for name in TOYS},
-            "tasks": lambda: {name: _first_line(kind) for name, kind in TASKS.items()},
-            "techniques": describe,
-            "runs": lambda: _runs(Path(self.folder)),
-        }[self.what]()
+        if self.what == "toy":
+            named = {f"toy:{name}": "" for name in TOYS}
+        elif self.what == "tasks":
+            named = {name: _first_line(kind) for name, kind in TASKS.items()}
+        else:
+            named = describe() if self.what == "techniques" else _runs(Path(self.folder))
         body = facts(self.what, named.items()) if named else Text(f"no runs in {self.folder}")
         return Report({"verb": self.verb, "what": self.what, "names": named}, (body,))
 
