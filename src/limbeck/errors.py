@@ -23,7 +23,8 @@ A message is one sentence: what is wrong, where, and what to do about it. What g
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 __all__ = [
     "CheckpointError",
@@ -101,9 +102,17 @@ class StorageError(RunError):
 
 
 class Interrupted(LimbeckError):  # noqa: N818 - it is a request, not an error
-    """Ctrl-C, after the checkpoint was saved."""
+    """Ctrl-C, after what was done was saved.
+
+    Attributes:
+        values: what was done, as plain values for ``--json``.
+    """
 
     exit_code = 130
+
+    def __init__(self, message: str, values: Mapping[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.values: Mapping[str, Any] = values or {}
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
