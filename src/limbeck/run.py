@@ -159,11 +159,24 @@ class Run:
         return _read_yaml(self.path / "recipe.yaml")
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Read every whole line of ``metrics.jsonl``; a line that a kill tore is left out."""
+        """Read every whole line of ``metrics.jsonl``; a line that a kill tore is left out.
+
+        Raises:
+            DataError: the file cannot be read, or a line is damaged; names it.
+        """
         if not self.metrics_file.exists():
             return []
-        text = self.metrics_file.read_text(encoding="utf-8")
-        return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+        try:
+            *lines, _ = self.metrics_file.read_bytes().decode("utf-8").split("\n")  # the last is empty, or torn
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"{self.metrics_file} cannot be read: {' '.join(str(error).split())}") from None
+        out = []
+        for number, line in enumerate(lines, start=1):
+            try:
+                out.append(json.loads(line))
+            except (ValueError, RecursionError):
+                raise DataError(f"line {number} of {self.metrics_file} is damaged: it is no JSON object") from None
+        return out
 
     def report(self) -> dict[str, Any]:
         """Read the report.
