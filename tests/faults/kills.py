@@ -57,6 +57,7 @@ _TIMES = (
     "_ms",
     "ms_",
     "utilisation",
+    "mfu",
     "peak",
     "memory",
 )
