@@ -46,7 +46,15 @@ __all__ = [
 
 
 class LimbeckError(Exception):
-    """Root of the tree: something failed."""
+    """Root of the tree: something failed.
+
+    >>> import limbeck
+    >>> try:
+    ...     limbeck.load("runs/tinny")
+    ... except limbeck.LimbeckError as error:
+    ...     print(type(error).__name__, error.exit_code)
+    ModelError 2
+    """
 
     exit_code = 1
 

@@ -39,6 +39,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(saved(tmp_path_factory.mktemp("m") / "start", hidden_size=32, context=256))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("beside", [[], [ADAPTER]], ids=["whole", "lora"])
 @pytest.mark.parametrize("learned", [False, True], ids=["dynamic", "learned"])
 @pytest.mark.parametrize("name", OBJECTIVES)

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.recipes.test_compare import Measured as Recorded
 
 from limbeck.errors import ConfigError, DataError, ModelError
 from limbeck.formats.load import load_bundle, save_bundle
@@ -19,6 +18,7 @@ from limbeck.study.certify import Certify
 from limbeck.study.harms import Grams, Harm, Margins, harms, is_refusal
 from limbeck.study.sample_logs import read_samples
 from tests.reference.small_model import saved
+from tests.verbs.test_compare import Measured as Recorded
 
 RNG = np.random.default_rng(0)
 IDS = [f"i{n}" for n in range(2000)]

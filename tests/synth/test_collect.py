@@ -202,6 +202,8 @@ with Ledger(Path(file), json.dumps(plan.describe()), honours_keys=asking.honours
 print(found.stopped, flush=True)
 """
 
+KILLS = 6
+
 
 @pytest.mark.parametrize("unsure", ["retry", "resend"])
 def test_killed_at_random_moments_nothing_is_paid_twice(tmp_path: Path, unsure: str) -> None:
@@ -213,8 +215,11 @@ def test_killed_at_random_moments_nothing_is_paid_twice(tmp_path: Path, unsure: 
                 [sys.executable, "-c", CHILD, server.url, str(file), unsure], stdout=subprocess.PIPE, text=True
             )
             assert child.stdout is not None and child.stdout.readline() == "ready\n"
-            if attempt < 6:
-                time.sleep(random_moment.uniform(0.03, 0.3))
+            if attempt < KILLS:
+                wanted = sum(server.seen.values()) + random_moment.randint(1, 8)
+                while sum(server.seen.values()) < wanted and child.poll() is None:
+                    time.sleep(0.002)
+                time.sleep(random_moment.uniform(0, 0.05))
                 child.send_signal(signal.SIGKILL)
                 kills += 1
             said, _ = child.communicate()
@@ -222,12 +227,12 @@ def test_killed_at_random_moments_nothing_is_paid_twice(tmp_path: Path, unsure: 
                 break
         with Ledger(file, json.dumps(the.describe()), honours_keys=unsure == "resend") as ledger:
             totals, answers = ledger.totals(), ledger.answers()
-        assert kills == 6 and max(server.billed.values()) == 1  # never paid twice
+        assert kills == KILLS and max(server.billed.values()) == 1  # never paid twice
         assert totals.done + totals.unsure == 60 and len({a.id for a in answers}) == totals.done
         if unsure == "resend":
             assert totals.done == 60 and totals.at_risk == 0
         else:
-            assert totals.unsure <= 6 * 6  # at most the requests in flight at each kill
+            assert 0 < totals.unsure <= 6 * KILLS  # at most the requests in flight at each kill
         paid = sum(server.billed.values()) * PRICES.of(10, 20)
         assert totals.spent >= paid - 1e-12  # what may have been paid is counted
 
@@ -342,6 +347,30 @@ def test_addresses_and_keys_that_cannot_be(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("SOME_KEY", "clé")
     with pytest.raises(ConfigError, match="characters that no key has"):
         key_from_environment("SOME_KEY", "https://host/v1")
+
+
+def test_an_answer_without_end_is_not_read_to_its_end(tmp_path: Path) -> None:
+    with serving(Server(text="x" * (9 << 20))) as server:
+        found = ask(server, tmp_path, plan(1), QUICK.model_copy(update={"unsure": "leave"}), timeout=30)
+    assert found.totals.unsure == 1 and found.totals.at_risk > 0
+    db = sqlite3.connect(tmp_path / "answers.sqlite")
+    (failures,) = db.execute("SELECT failures FROM requests").fetchone()
+    db.close()
+    assert "longer than 8 MB" in failures
+
+
+def test_an_error_of_ours_leaves_what_was_sent_unknown(tmp_path: Path) -> None:
+    """A full disk ends the session; what was on its way is unknown to the next."""
+
+    def full(done: int) -> None:
+        raise StorageError("the disk is full")
+
+    with serving(Server(seconds=0.2)) as server:
+        with pytest.raises(StorageError, match="full"):
+            ask(server, tmp_path, plan(12), Asking(concurrency=4), on_answer=full, timeout=30)
+        found = ask(server, tmp_path, plan(12), Asking(concurrency=4), timeout=30)
+    assert 0 < found.lost <= 4 and found.totals.done + found.totals.unsure == 12
+    assert max(server.billed.values()) == 1
 
 
 def test_retry_after_is_a_number_or_a_date() -> None:

@@ -131,6 +131,7 @@ def test_an_adapter_trained_by_peft_is_a_model_of_every_verb(call: Call, tmp_pat
     assert one["generations"] == two["generations"] != made(call, "generate", base, "the", *flags)["generations"]
 
 
+@pytest.mark.slow
 def test_an_adapter_alone_is_trained_further(call: Call, tmp_path: Path, base: Path) -> None:
     made(call, "finetune", "--model", base, *QUICK, *BESIDE, "--out", tmp_path / "run")
     made(call, "export", tmp_path / "run", "--to", "peft", "--out", tmp_path / "peft")
@@ -214,6 +215,7 @@ def test_bad_techniques_are_one_sentence_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_the_same_from_a_shell(base: Path, tmp_path: Path) -> None:
     flags = ["--technique", "lora", "--lora.targets", "attn", "--out", str(tmp_path / "run")]
     argv = [sys.executable, "-m", "limbeck", "finetune", "--model", str(base), *QUICK, *flags]

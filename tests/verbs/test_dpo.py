@@ -84,6 +84,7 @@ class Killed(BaseException):
     """Nothing holds it."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [{}, {"techniques": [{"kind": "lora", "rank": 2, "dropout": 0.2}]}, {"reference": "precomputed"}],

@@ -63,6 +63,11 @@ class Display:
         """A session that shows nothing, for calls from Python."""
         return cls(console=Console(file=StringIO(), quiet=True), text=StringIO(), quiet=True, progress=False)
 
+    @classmethod
+    def bars(cls) -> Display:
+        """A display that shows progress bars alone, in a terminal or a notebook, for calls from Python."""
+        return cls(console=Console(file=StringIO(), quiet=True), text=StringIO(), quiet=True, progress=True)
+
     def say(self, *lines: RenderableType) -> None:
         """Print for people, unless quiet."""
         if not self.quiet:

@@ -179,7 +179,8 @@ def _model_rows(m: Mapping[str, Any]) -> list[tuple[str, object]]:
         ("folder", m["folder"]),
         *([("adapter", m["adapter"])] if m["adapter"] else []),
         ("family", m["family"] or "none of transformers' (native layout)"),
-        ("shape", f"{c['layers']} layers, {c['width']} wide, {c['heads']} heads ({c['kv_heads']} for keys and values)"),
+        ("shape", f"{c['layers']} layers, {c['hidden_size']} wide, {c['heads']} heads "
+                  f"({c['kv_heads']} for keys and values)"),
         ("parts", f"{c['positions']} positions, {c['norm']} norm, {'gated ' if c['gated'] else ''}{c['activation']}, "
                   f"feed-forward {c['ffn_width']}, head {'tied' if c['tied'] else 'untied'}"),
         ("techniques", ", ".join(r["kind"] for r in m["techniques"]) or "none"),
