@@ -47,6 +47,7 @@ _TRAIN = [
     "3",
     "--quiet",
 ]
+_TOLD = ("resumed", "resumed_from", "check", "metrics_bytes")  # that it was killed; hash and size of lines with times
 _TIMES = (
     "seconds",
     "per_second",
@@ -183,7 +184,7 @@ def _run(argv: Sequence[str]) -> int:
 def _plain(value: Any, folder: str) -> Any:
     """A report without what differs from run to run: times, speeds, sessions, and the folder's name."""
     if isinstance(value, dict):
-        names = [k for k in value if k not in ("resumed", "check") and not any(part in k for part in _TIMES)]
+        names = [k for k in value if k not in _TOLD and not any(part in k for part in _TIMES)]
         kept = {k: value[k] for k in names}
         return {k.replace(folder, "."): _plain(v, folder) for k, v in kept.items()}
     if isinstance(value, list):
