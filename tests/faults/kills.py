@@ -189,7 +189,9 @@ def _plain(value: Any, folder: str) -> Any:
         return {k.replace(folder, "."): _plain(v, folder) for k, v in kept.items()}
     if isinstance(value, list):
         return [_plain(v, folder) for v in value]
-    return value.replace(folder, ".") if isinstance(value, str) else value
+    if isinstance(value, str):
+        return "a speed" if " ms a token" in value else value.replace(folder, ".")
+    return value
 
 
 def digest(folder: Path) -> dict[str, str]:
