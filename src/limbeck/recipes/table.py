@@ -23,6 +23,7 @@ RECIPES: dict[str, str] = {
     "export": "limbeck.recipes.export:Export",
     "compare": "limbeck.recipes.compare:Compare",
     "certify": "limbeck.study.certify:Certify",
+    "fit": "limbeck.study.fit:Fit",
     "study": "limbeck.study.study:Study",
 }
 """verb -> ``module:Class``: the registration line of a verb, in the order in which the help lists them."""
