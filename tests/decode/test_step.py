@@ -17,7 +17,7 @@ from limbeck.kernels import native
 from limbeck.kernels.packed import Dispatch, dispatch
 from limbeck.model.cache import KVCache, KVKind
 from limbeck.model.decoder import Decoder
-from limbeck.model.patterns import Sliding
+from limbeck.model.patterns import LogSparse, Sliding
 from limbeck.model.quantized import QuantizedWeight
 from limbeck.techniques.grid import Grid
 from limbeck.techniques.lora import LoRA
@@ -33,6 +33,10 @@ SHAPES: dict[str, dict[str, Any]] = {
     "gelu": {**WIDE, "activation": "gelu"},
     "relu, gated": {**WIDE, "activation": "relu", "gated": True},
     "window": {**WIDE, "pattern": Sliding(window=4, sinks=1)},
+    "log-sparse": {**WIDE, "pattern": LogSparse(window=2, sinks=1)},
+    "log-sparse, rotary": {**WIDE, **MODERN, "pattern": (LogSparse(window=1), LogSparse(window=2, sinks=3, restart=5))},
+    "nearer sinks": {**WIDE, **MODERN, "pattern": Sliding(window=3, sinks=2, sink_distance="cache")},
+    "streaming": {**WIDE, "context": 8, "pattern": Sliding(window=3, sinks=2, sink_distance="cache")},
     "two patterns": {**WIDE, **MODERN, "pattern": (Sliding(window=3), {"kind": "causal"})},
 }
 GRIDS = [

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from limbeck.data.batch import Batch
 from limbeck.model.cache import KVCache
-from limbeck.model.patterns import Causal, Sliding
+from limbeck.model.patterns import Causal, LogSparse, Sliding, Strided
 from tests.reference.slow_decoder import slow_logits
 from tests.reference.twins import gpt2_config, llama_config, random_decoder
 
@@ -21,6 +21,11 @@ PATTERNS = {
     "sinks": Sliding(window=3, sinks=2),
     "wide": Sliding(window=50, sinks=3),
     "mixed": (Sliding(window=4, sinks=1), Causal()),
+    "log-sparse": LogSparse(window=2),
+    "log-sparse-sinks": LogSparse(window=1, sinks=2, restart=5),
+    "strided": Strided(window=2, stride=3, sinks=1),
+    "nearer-sinks": Sliding(window=3, sinks=2, sink_distance="cache"),
+    "hybrid": (LogSparse(window=1), Sliding(window=3, sinks=1)),
 }
 CONFIGS = {"gpt2": gpt2_config, "llama": llama_config}
 
@@ -69,6 +74,18 @@ def test_the_full_forward_equals_the_slow_decoder(family, pattern):
 def test_any_cut_into_chunks_equals_one_forward(family, pattern, chunks, room):
     model, ids = model_of(family, pattern), ids_of(sum(chunks))
     assert (in_chunks(model, ids, chunks, sum(chunks) + room) - full(model, ids)).abs().max() < 1e-11
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+@torch.no_grad()
+def test_text_longer_than_the_context_streams(family):
+    """Past the context: no distance grows, learned positions go round, and the cache stays as it is."""
+    pattern = Sliding(window=3, sinks=2, sink_distance="cache")
+    model, ids = random_decoder(CONFIGS[family](V, pattern=pattern, context=7), dtype=torch.float64), ids_of(24)
+    expected = slow_logits(model.config, model.state_dict(), ids[0].tolist())
+    assert (full(model, ids)[0] - expected).abs().max() < 1e-10
+    assert (in_chunks(model, ids, [4, 1, 1, 9, *[1] * 9])[0] - expected).abs().max() < 1e-10
+    assert KVCache(model.config, 1, 24).bytes == KVCache(model.config, 1, 20_000).bytes
 
 
 def padded(rows: list[torch.Tensor], left: bool) -> Batch:

@@ -7,13 +7,14 @@ import torch
 
 from limbeck.decode.generate import generate
 from limbeck.decode.settings import Decoding
-from limbeck.model.patterns import Causal, Sliding
+from limbeck.model.patterns import Causal, LogSparse, Sliding
 from tests.reference.slow_decode import slow_beam, slow_generate
 from tests.reference.small_tokenizer import byte_level
 from tests.reference.twins import gpt2_config, llama_config, random_decoder
 
 TOKENIZER = byte_level()
 PATTERNS = [Causal(), Sliding(window=4), Sliding(window=3, sinks=2), (Sliding(window=5, sinks=1), Causal())]
+PATTERNS += [LogSparse(window=2, sinks=1), Sliding(window=3, sinks=2, sink_distance="cache")]
 PROMPTS = [[5, 9, 2], [7], list(range(20, 33)), [1, 2, 3, 4, 5, 6, 7]]
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from limbeck.data.batch import Batch
-from limbeck.model.patterns import AnyPattern, Causal, Sliding
+from limbeck.model.patterns import AnyPattern, Causal, LogSparse, Sliding, Strided
 from tests.reference.slow_decoder import sees
 from tests.reference.twins import gpt2_config, llama_config, random_decoder
 
@@ -20,6 +20,11 @@ EXAMPLES = {
     "sliding": Sliding(window=3),
     "sliding-sinks": Sliding(window=3, sinks=2),
     "mixed": (Sliding(window=3, sinks=1), Causal()),
+    "log-sparse": LogSparse(window=2, sinks=1),
+    "log-sparse-restart": LogSparse(window=1, restart=6),
+    "strided": Strided(window=2, stride=4),
+    "dilated": Strided(window=1, stride=3, keys=2),
+    "nearer-sinks": Sliding(window=3, sinks=2, sink_distance="cache"),
 }
 
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from limbeck.data.batch import Batch
 from limbeck.model import attention
 from limbeck.model.attention import View, attend
-from limbeck.model.patterns import Causal, Sliding
+from limbeck.model.patterns import Causal, LogSparse, Sliding
 from tests.reference.slow_decoder import sees
 from tests.reference.twins import gpt2_config, llama_config, random_decoder
 
@@ -44,6 +44,7 @@ def test_one_forward_builds_each_mask_once(monkeypatch):
     calls = []
     allows = Sliding.allows
     monkeypatch.setattr(Sliding, "allows", lambda self, q, k: calls.append(1) or allows(self, q, k))
+    monkeypatch.setattr(attention.View, "sparse_spans", lambda *_: None)  # as with dropout
     model(Batch.of_ids(torch.zeros(1, 6, dtype=torch.long)))
     assert len(calls) == 1
 
@@ -93,7 +94,9 @@ def test_documents_one_by_one_are_the_dense_mask(pattern, monkeypatch):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
 
 
-@pytest.mark.parametrize("pattern", [Causal(), Sliding(window=3), Sliding(window=3, sinks=2)])
+@pytest.mark.parametrize(
+    "pattern", [Causal(), Sliding(window=3), Sliding(window=3, sinks=2), LogSparse(window=2, sinks=1)]
+)
 @pytest.mark.parametrize("make", [gpt2_config, llama_config])
 def test_values_and_gradients_of_packed_rows_are_those_of_dense_attention(make, pattern, monkeypatch):
     """Beside a softmax over all pairs of tokens whose mask is written out, token by token (I14's second half)."""
@@ -118,6 +121,7 @@ def test_values_and_gradients_of_packed_rows_are_those_of_dense_attention(make, 
     ours = logits_and_gradients()
     monkeypatch.setattr(attention, "attend", dense)
     monkeypatch.setattr(attention.View, "spans", lambda *_: None)
+    monkeypatch.setattr(attention.View, "sparse_spans", lambda *_: None)
     for a, b in zip(ours, logits_and_gradients(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
 

@@ -109,3 +109,19 @@ def test_the_best_value_is_the_first_of_the_monitored(mode: str, best: tuple[flo
 def test_what_is_neither_a_model_nor_a_run(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="neither a model nor a run"):
         Info(model=str(tmp_path)).run(Session.silent())
+
+
+def test_a_pattern_says_what_it_saves_and_is_drawn(tmp_path: Path) -> None:
+    sparse = {"kind": "log_sparse", "window": 4}
+    model = saved(tmp_path / "m", context=512, pattern=(sparse, {"kind": "causal"}))
+    report = Info(model=str(model), length=64).run(Session.silent())
+    first, second = report.values["model"]["attention"]
+    assert first["layers"] == [0] and first["length"] == 64 and second["keys_per_query"] == 32.5
+    assert first["keys_per_query"] == (4 * 64 - 6 + sum(64 - d for d in (4, 8, 16, 32))) / 64
+    flops = report.values["model"]["flops_per_token"]["forward"]
+    dense = Info(model=str(saved(tmp_path / "d", context=512))).run(Session.silent())
+    saved_keys = 512 - (4 + len([4, 8, 16, 32, 64, 128, 256]))
+    assert dense.values["model"]["flops_per_token"]["forward"] - flops == 2 * 2 * 16 * saved_keys
+    shown = text_of(report)
+    assert "log_sparse (window 4) in layer 0" in shown and "log_sparse attention over 64 tokens" in shown
+    assert "causal attention over" not in shown  # nothing to draw

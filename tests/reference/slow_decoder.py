@@ -18,6 +18,15 @@ def sees(pattern, query: int, key: int) -> bool:
         return True
     if pattern.kind == "sliding":
         return query - key < pattern.window or key < pattern.sinks
+    if pattern.kind == "log_sparse":
+        back = query - key
+        while pattern.restart and back >= pattern.restart:
+            back -= pattern.restart
+        return key < pattern.sinks or back < pattern.window or back in {2**i for i in range(40)}
+    if pattern.kind == "strided":
+        back = query - key
+        far = back % pattern.stride == 0 and (not pattern.keys or back // pattern.stride <= pattern.keys)
+        return key < pattern.sinks or back < pattern.window or far
     raise AssertionError(f"the slow decoder does not know the pattern {pattern.kind}: teach it here")
 
 
@@ -81,14 +90,18 @@ def _attention(config, layer: int, xs: list[Tensor], w: dict[str, Tensor]) -> li
         heads = []
         for h in range(config.heads):
             query = fused[t][h * d : (h + 1) * d]
-            query = _turn(config, query, t) if config.positions == "rope" else query
+            pattern = config.pattern_at(layer)
             visible = [s for s in range(len(xs)) if sees(config.pattern_at(layer), t, s)]
             scores, values = [], []
             for s in visible:
                 at = (h // group) * d
                 key = fused[s][first_k + at : first_k + at + d]
-                key = _turn(config, key, s) if config.positions == "rope" else key
-                scores.append(float(query @ key) / math.sqrt(d))
+                turned = query
+                if config.positions == "rope":
+                    near = s < pattern.sinks and getattr(pattern, "sink_distance", "true") == "cache"
+                    last = pattern.sinks + pattern.window - 1 if near else t
+                    key, turned = _turn(config, key, s), _turn(config, query, min(t, last))
+                scores.append(float(turned @ key) / math.sqrt(d))
                 values.append(fused[s][first_v + at : first_v + at + d])
             top = max(scores)
             weights = [math.exp(score - top) for score in scores]
@@ -113,7 +126,10 @@ def slow_logits(config, state: dict[str, Tensor], ids: list[int]) -> Tensor:
     w = {name: tensor.double() for name, tensor in state.items()}
     xs = [w["embed.weight"][i] for i in ids]
     if config.positions == "learned":
-        xs = [x + w["positions.weight"][t] for t, x in enumerate(xs)]
+        places = list(range(config.context))
+        while len(places) < len(xs):  # past the context, where that is allowed: round and round behind the sinks
+            places += range(max(config.pattern_at(i).sinks for i in range(config.layers)), config.context)
+        xs = [x + w["positions.weight"][places[t]] for t, x in enumerate(xs)]
     for layer in range(config.layers):
         block = f"blocks.{layer}"
         attended = _attention(config, layer, [_norm(config, x, w, f"{block}.attention_norm") for x in xs], w)

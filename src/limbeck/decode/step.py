@@ -23,7 +23,8 @@ from limbeck.model.attention import Attention
 from limbeck.model.cache import KVCache
 from limbeck.model.decoder import Block, Decoder, FeedForward
 from limbeck.model.linear import Linear
-from limbeck.model.patterns import AnyPattern, Causal
+from limbeck.model.patterns import AnyPattern
+from limbeck.model.positions import Rotary
 from limbeck.model.quantized import QuantizedEmbedding, QuantizedLinear, QuantizedWeight
 
 __all__ = ["MOST_ROWS", "CompiledStep"]
@@ -71,7 +72,8 @@ class CompiledStep:
             places = self._places(self.model.config.pattern_at(i), slots)
             layer.keys, layer.values = self.cache.keys[i].data_ptr(), self.cache.values[i].data_ptr()
             layer.slots = slots
-            layer.write, layer.count, layer.mask = places.pointers
+            layer.write, layer.count, layer.seen, layer.most = places.pointers
+            layer.sinks, layer.sink_cosines, layer.sink_sines = places.sink_pointers
             if self.cache.key_scales:
                 layer.key_scales = self.cache.key_scales[i].data_ptr()
                 layer.value_scales = self.cache.value_scales[i].data_ptr()
@@ -93,15 +95,14 @@ class CompiledStep:
         positions, writes = cache.append(real, each)
         flat = positions.flatten()
         cosines = sines = None
-        if model.positions is not None:
-            model.check_reach(flat, cache.longest)
-        elif model.rotary is not None:
+        learned = flat if model.positions is None else model.learned(flat, cache.longest)
+        if model.rotary is not None:
             cosines, sines = model.rotary.tables(flat[:, None], cache.longest, torch.float32)
         for pattern, write in writes.items():
-            self._patterns[pattern].take(pattern, write.flatten(), flat, cache)
+            self._patterns[pattern].take(pattern, write.flatten(), flat, cache, model.rotary)
         room = self._room(rows)
         self._library.limbeck_step(
-            ctypes.byref(self._model), rows, each, tokens.data_ptr(), flat.data_ptr(), room.x.data_ptr(),
+            ctypes.byref(self._model), rows, each, tokens.data_ptr(), learned.data_ptr(), room.x.data_ptr(),
             _at(cosines), _at(sines), room.logits.data_ptr(), room.scratch.data_ptr(), room.slots, room.threads,
         )  # fmt: skip
         return room.logits.view(-1, each, room.logits.shape[1])
@@ -118,9 +119,12 @@ class CompiledStep:
 
     def _places(self, pattern: AnyPattern, slots: int) -> _Places:
         if pattern not in self._patterns:
-            mask = None if isinstance(pattern, Causal) else torch.zeros(MOST_ROWS, slots, dtype=torch.bool)
             write, count = (torch.zeros(MOST_ROWS, dtype=torch.int64) for _ in range(2))
-            self._patterns[pattern] = _Places(write, count, mask)
+            listed = pattern.key_slots(write, self.cache.capacity)
+            near = None
+            if pattern.sink_reach and self.model.rotary is not None:
+                near = torch.ones(2, MOST_ROWS, self.model.config.head_width // 2)
+            self._patterns[pattern] = _Places(write, count, listed, near, pattern.sinks)
         return self._patterns[pattern]
 
     def _layer(self, block: Block) -> native.Layer:
@@ -179,25 +183,50 @@ class _Room:
 
 @dataclass(frozen=True, slots=True)
 class _Places:
-    """Where the layers of one pattern write and look: (rows,) slot, (rows,) slots to look at, (rows, S) which."""
+    """Where the layers of one pattern write and look.
+
+    Attributes:
+        write: (rows,) slot of the new token.
+        count: (rows,) slots to look at.
+        seen: (rows, n) which, -1 for none; None: from the first on.
+        near: (2, rows, D / 2) cosines and sines of the queries as sinks see them; None: as all keys do.
+        sinks: how many slots are sinks.
+    """
 
     write: Tensor
     count: Tensor
-    mask: Tensor | None
+    seen: Tensor | None
+    near: Tensor | None
+    sinks: int
 
     @property
-    def pointers(self) -> tuple[int, int, int | None]:
-        return self.write.data_ptr(), self.count.data_ptr(), _at(self.mask)
+    def pointers(self) -> tuple[int, int, int | None, int]:
+        most = 0 if self.seen is None else self.seen.shape[1]
+        return self.write.data_ptr(), self.count.data_ptr(), _at(self.seen), most
 
-    def take(self, pattern: AnyPattern, write: Tensor, positions: Tensor, cache: KVCache) -> None:
+    @property
+    def sink_pointers(self) -> tuple[int, int | None, int | None]:
+        if self.near is None:
+            return 0, None, None
+        return self.sinks, self.near[0].data_ptr(), self.near[1].data_ptr()
+
+    def take(
+        self, pattern: AnyPattern, write: Tensor, positions: Tensor, cache: KVCache, rotary: Rotary | None
+    ) -> None:
         rows = write.shape[0]
         self.write[:rows] = write
-        if self.mask is None:  # a causal cache's slots are positions: all up to its own
-            torch.add(positions, 1, out=self.count[:rows])
+        if self.near is not None and rotary is not None:
+            reach = pattern.sink_reach
+            tables = rotary.tables(positions.clamp_max(reach)[:, None], reach + 1, torch.float32)
+            for into, table in zip(self.near, tables, strict=True):
+                into[:rows] = table.view(rows, -1)
+        if self.seen is None:  # a ring fills from its first slot on, and then holds what is seen
+            torch.clamp(positions + 1, max=cache.held(pattern).shape[1] - 1, out=self.count[:rows])
             return
-        held = cache.held(pattern)
-        self.count[:rows] = min(cache.longest, held.shape[1] - 1)
-        self.mask[:rows] = (held >= 0) & pattern.allows(positions[:, None], held)
+        listed = pattern.key_slots(positions, cache.capacity)
+        assert listed is not None
+        self.count[:rows] = listed.shape[1]
+        self.seen[:rows] = listed
 
 
 def _at(x: Tensor | None) -> int | None:

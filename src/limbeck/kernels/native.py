@@ -52,7 +52,9 @@ class Layer(ctypes.Structure):
         *((name, _pointer) for name in ("attention_gain", "attention_shift", "ffn_gain", "ffn_shift")),
         *((name, _pointer) for name in ("keys", "values", "key_scales", "value_scales")),
         ("slots", _i64),
-        *((name, _pointer) for name in ("write", "count", "mask")),
+        *((name, _pointer) for name in ("write", "count", "seen")),
+        *((name, _i64) for name in ("most", "sinks")),
+        *((name, _pointer) for name in ("sink_cosines", "sink_sines")),
     )
 
 

@@ -11,13 +11,14 @@ from torch import Tensor, nn
 
 from limbeck.kernels.attention import Span, document_attention, document_spans
 from limbeck.kernels.flex import BlockMask, block_mask, flex_attend, serves
+from limbeck.kernels.sparse import compiled, sparse_attention
 from limbeck.model.cache import KVCache, Slots
 from limbeck.model.config import DecoderConfig
 from limbeck.model.linear import Linear, project
-from limbeck.model.patterns import AnyPattern, Causal
+from limbeck.model.patterns import AnyPattern
 from limbeck.model.positions import rotate
 
-__all__ = ["Attention", "View", "attend", "take", "worth_apart"]
+__all__ = ["Attention", "View", "attend", "attend_apart", "take", "worth_apart"]
 
 _SCORES_A_SPAN = 1 << 16  # of a dense mask: below, a handful of small operations a document costs more than the mask
 
@@ -31,6 +32,7 @@ class View:
         documents: (B, T) document of each query, 0 for padding.
         plain: one document a row from column 0: the causal mask alone is exact.
         rotary: cos and sin (B, 1, T, D/2), or None for learned positions.
+        sink_rotary: the same as sinks see the queries, by a pattern's ``sink_reach``; only where that differs.
         cache: the cache to write and read, or None.
         slots: the cache's plan for this call, by pattern.
         fresh: the cache held nothing before this call, so its own tokens are all there is to see.
@@ -45,8 +47,10 @@ class View:
     slots: dict[AnyPattern, Slots] = field(default_factory=dict)
     fresh: bool = True
     lean: bool = False
+    sink_rotary: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     _own: dict[AnyPattern, Tensor] = field(default_factory=dict)
     _held: dict[AnyPattern, Tensor] = field(default_factory=dict)
+    _listed: dict[AnyPattern, Tensor | None] = field(default_factory=dict)
     _blocks: dict[AnyPattern, BlockMask] = field(default_factory=dict)
     _spans: tuple[Span, ...] | None = None
 
@@ -59,11 +63,32 @@ class View:
         b, t = self.documents.shape
         if self.documents.device.type != "cpu" or (self.plain and not narrow):
             return None
+        spans, longest = self._documents()
+        worth = self.plain or worth_apart(len(spans), b * heads * t * t)
+        return spans if worth and pattern.is_causal(longest) else None
+
+    def sparse_spans(self, pattern: AnyPattern, q: Tensor) -> tuple[Span, ...] | None:
+        """Documents to attend in ``kernels.sparse`` with queries like ``q``; None where a mask serves.
+
+        So it does where the pattern hides nothing, on other devices, and without a compiler where documents are many
+        and short. Sinks that appear nearer than they are cannot be told by a mask.
+        """
+        nearer = bool(pattern.sink_reach)
+        (b, t), device = self.documents.shape, self.documents.device.type
+        if pattern.is_causal(t) or (device != "cpu" and not nearer):
+            return None
+        spans, longest = self._documents()
+        if pattern.is_causal(longest):
+            return None
+        worth = nearer or compiled(q) is not None or worth_apart(len(spans), b * q.shape[1] * t * t)
+        return spans if worth else None
+
+    def _documents(self) -> tuple[tuple[Span, ...], int]:
+        """Spans of the documents, and the tokens of the longest."""
+        b, t = self.documents.shape
         if self._spans is None:
             self._spans = (Span(0, b, 0, t),) if self.plain else document_spans(self.documents)
-        longest = max((s.stop - s.start for s in self._spans), default=0)
-        worth = self.plain or worth_apart(len(self._spans), b * heads * t * t)
-        return self._spans if worth and pattern.is_causal(longest) else None
+        return self._spans, max((s.stop - s.start for s in self._spans), default=0)
 
     def mask(self, pattern: AnyPattern) -> Tensor | None:
         """(B, 1, T, T) bool: document borders and ``pattern`` over this call's own tokens; every token sees itself.
@@ -98,6 +123,12 @@ class View:
             self._held[pattern] = allowed.unsqueeze(1)
         return self._held[pattern]
 
+    def listed(self, pattern: AnyPattern, capacity: int) -> Tensor | None:
+        """(B, n) cache slots that the one query of each row reads, -1 for none; None: all that are filled."""
+        if pattern not in self._listed:
+            self._listed[pattern] = pattern.key_slots(self.positions[:, 0], capacity)
+        return self._listed[pattern]
+
 
 def worth_apart(documents: int, scores: int) -> bool:
     """Is attending documents one by one cheaper than the ``scores`` of a dense mask?"""
@@ -124,6 +155,18 @@ def attend(
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scale, enable_gqa=grouped
     )
+
+
+def attend_apart(
+    q: Tensor, sink_q: Tensor, k: Tensor, v: Tensor, mask: Tensor, sinks: Tensor, dropout: float = 0.0
+) -> Tensor:
+    """``attend`` where keys that are ``sinks`` (B, 1, 1, S) bool meet other queries ``sink_q`` than the rest."""
+    b, h, t, d = q.shape
+    shape = (b, k.shape[1], h // k.shape[1], t, d)
+    near, far = (x.view(shape) @ k[:, :, None].mT for x in (q, sink_q))
+    scores = torch.where(sinks[:, :, None], far, near) * d**-0.5
+    weights = scores.masked_fill(~mask[:, :, None], float("-inf")).softmax(dim=-1)
+    return (F.dropout(weights, dropout) @ v[:, :, None]).view(b, h, t, d)
 
 
 def take(x: Tensor, at: Tensor, dim: int) -> Tensor:
@@ -155,57 +198,94 @@ class Attention(nn.Module):
         q = q.view(b, t, c.heads, c.head_width).transpose(1, 2)
         k = k.view(b, t, c.kv_heads, c.head_width).transpose(1, 2)
         v = v.view(b, t, c.kv_heads, c.head_width).transpose(1, 2)
+        sink_q = None
         if view.rotary is not None:
+            if (near := view.sink_rotary.get(self.pattern.sink_reach)) is not None:
+                sink_q = rotate(q, *near)
             q, k = rotate(q, *view.rotary), rotate(k, *view.rotary)
-        y = self.core(q, k, v, view, at)
+        y = self.core(q, k, v, view, at, sink_q)
         out: Tensor = self.out(y.transpose(1, 2).flatten(2))
         return out
 
-    def core(self, q: Tensor, k: Tensor, v: Tensor, view: View, at: Tensor | None = None) -> Tensor:
+    def core(
+        self, q: Tensor, k: Tensor, v: Tensor, view: View, at: Tensor | None = None, sink_q: Tensor | None = None
+    ) -> Tensor:
         """(B, H, T, D), (B, KV, T, D) twice -> (B, H, T, D): what has kernels of its own, and no parameters.
 
-        With ``at`` (B,) -> (B, H, 1, D), of that query of each row.
+        With ``at`` (B,) -> (B, H, 1, D), of that query of each row. ``sink_q``: the queries as sinks see them.
         """
         if view.cache is not None and not view.fresh:
-            y = self._behind(q, k, v, view, view.cache)
+            y = self._behind(q, k, v, view, view.cache, sink_q)
             return y if at is None else take(y, at, 2)
-        y = self._among(q, k, v, view) if at is None else self._last(take(q, at, 2), k, v, view, at)
+        if at is None:
+            y = self._among(q, k, v, view, sink_q)
+        else:
+            y = self._last(take(q, at, 2), k, v, view, at, None if sink_q is None else take(sink_q, at, 2))
         if view.cache is not None:
             view.cache.write(self.layer, view.slots[self.pattern], k, v)
         return y
 
-    def _among(self, q: Tensor, k: Tensor, v: Tensor, view: View) -> Tensor:
+    def _among(self, q: Tensor, k: Tensor, v: Tensor, view: View, sink_q: Tensor | None) -> Tensor:
         """Attend to this call's own tokens, (B, H, T, D)."""
         dropout = self.dropout if self.training else 0.0
         spans = None if dropout else view.spans(self.pattern, q.shape[1], q.dtype == torch.bfloat16)
         if spans is not None:
             return document_attention(q, k, v, spans)
+        spans = None if dropout else view.sparse_spans(self.pattern, q)
+        if spans is not None:
+            reach = self.pattern.reach(q.shape[2])
+            return sparse_attention(q, k, v, spans, reach, sink_queries=sink_q)[0]
         blocks = view.blocks(self.pattern) if not dropout and serves(q) else None
         if blocks is not None:
             return flex_attend(q, k, v, blocks)
+        if sink_q is not None:
+            sinks = (view.positions < self.pattern.sinks)[:, None, None]
+            return attend_apart(q, sink_q, k, v, view.dense_mask(self.pattern), sinks, dropout)
         return attend(q, k, v, view.mask(self.pattern), dropout=dropout)
 
-    def _last(self, q: Tensor, k: Tensor, v: Tensor, view: View, at: Tensor) -> Tensor:
+    def _last(
+        self, q: Tensor, k: Tensor, v: Tensor, view: View, at: Tensor, sink_q: Tensor | None
+    ) -> Tensor:
         """Attend with one query (B, H, 1, D) a row, that of column ``at``, to this call's own tokens."""
         column = torch.arange(k.shape[2], device=k.device)
         same = view.documents == take(view.documents, at, 1)
         seen = same & self.pattern.allows(take(view.positions, at, 1), view.positions)
         mask = (seen | (column == at[:, None]))[:, None, None]
+        if sink_q is not None:
+            sinks = (view.positions < self.pattern.sinks)[:, None, None]
+            return attend_apart(q, sink_q, k, v, mask, sinks, self.dropout if self.training else 0.0)
         return attend(q, k, v, mask, dropout=self.dropout if self.training else 0.0)
 
-    def _behind(self, q: Tensor, k: Tensor, v: Tensor, view: View, cache: KVCache) -> Tensor:
+    def _behind(
+        self, q: Tensor, k: Tensor, v: Tensor, view: View, cache: KVCache, sink_q: Tensor | None
+    ) -> Tensor:
         """Attend to what the cache holds and to this call's own tokens, (B, H, T, D)."""
-        slots = view.slots[self.pattern]
-        if q.shape[2] == 1 or isinstance(self.pattern, Causal):
-            # What one token overwrites it can no longer see, so writing first is exact; a full cache never overwrites.
+        slots, pattern = view.slots[self.pattern], self.pattern
+        if q.shape[2] > 1 and pattern.rolls:
+            # Several tokens into a ring: later ones may overwrite what earlier ones see, so read the old ring first.
+            mask = torch.cat((view.held_mask(pattern, slots.before), view.dense_mask(pattern)), dim=-1)
+            held = torch.cat((slots.before, view.positions), dim=-1)
+            old_keys, old_values = cache.read(self.layer, slots.before.shape[1])
+            k_all, v_all = torch.cat((old_keys, k), dim=2), torch.cat((old_values, v), dim=2)
+            y = self._masked(q, k_all, v_all, mask, held, sink_q)
             cache.write(self.layer, slots, k, v)
-            live = min(cache.longest, slots.positions.shape[1] - 1)
-            mask = view.held_mask(self.pattern, slots.positions[:, :live])
-            mask = mask | ~mask.any(dim=-1, keepdim=True)  # a padded row sees something, so that no NaN arises
-            return attend(q, *cache.read(self.layer, live), mask)
-        # Several tokens into a ring: later ones may overwrite what earlier ones see, so read the old ring beside them.
-        mask = torch.cat((view.held_mask(self.pattern, slots.before), view.dense_mask(self.pattern)), dim=-1)
-        old_keys, old_values = cache.read(self.layer, slots.before.shape[1])
-        y = attend(q, torch.cat((old_keys, k), dim=2), torch.cat((old_values, v), dim=2), mask)
+            return y
+        # What one token overwrites it can no longer see, so writing first is exact; a full cache never overwrites.
         cache.write(self.layer, slots, k, v)
-        return y
+        listed = view.listed(pattern, cache.capacity) if q.shape[2] == 1 else None
+        if listed is not None:
+            mask = (listed >= 0)[:, None, None]
+            return attend(q, *cache.read_slots(self.layer, listed.clamp_min(0)), mask)
+        live = min(cache.longest, slots.positions.shape[1] - 1)
+        held = slots.positions[:, :live]
+        mask = view.held_mask(pattern, held)
+        mask = mask | ~mask.any(dim=-1, keepdim=True)  # a padded row sees something, so that no NaN arises
+        return self._masked(q, *cache.read(self.layer, live), mask, held, sink_q)
+
+    def _masked(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, held: Tensor, sink_q: Tensor | None
+    ) -> Tensor:
+        """``attend`` under a mask, to keys of positions ``held`` (B, S), of which sinks may see other queries."""
+        if sink_q is None:
+            return attend(q, k, v, mask)
+        return attend_apart(q, sink_q, k, v, mask, (held < self.pattern.sinks)[:, None, None])

@@ -179,6 +179,15 @@ class KVCache:
         scales = self.key_scales[layer][:, :, :live, None], self.value_scales[layer][:, :, :live, None]
         return (k * scales[0]).to(self.dtype), (v * scales[1]).to(self.dtype)
 
+    def read_slots(self, layer: int, slots: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values (B, KV, n, D) of one layer at ``slots`` (B, n), in the model's dtype."""
+        rows = torch.arange(slots.shape[0], device=slots.device)[:, None]
+        k, v = (x[layer][rows, :, slots].transpose(1, 2) for x in (self.keys, self.values))
+        if not self.key_scales:
+            return k, v
+        scales = (x[layer][rows, :, slots].transpose(1, 2)[..., None] for x in (self.key_scales, self.value_scales))
+        return tuple((x * s).to(self.dtype) for x, s in zip((k, v), scales, strict=True))  # type: ignore[return-value]
+
     def select(self, rows: Tensor) -> None:
         """Reorder or repeat rows in place, as a beam search does; ``rows`` (B',) indexes the present rows."""
         self.keys, self.values = [k[rows] for k in self.keys], [v[rows] for v in self.values]

@@ -103,7 +103,19 @@ class DecoderConfig(Config):
             raise ValueError("a head of classes has a weight of its own: set tied to false")
         if isinstance(self.pattern, tuple) and len(self.pattern) != self.layers:
             raise ValueError(f"{len(self.pattern)} attention patterns were given for {self.layers} layers")
+        if self.positions == "learned":
+            for p in {self.pattern_at(i) for i in range(self.layers)}:
+                if p.sink_reach >= self.context:
+                    raise ValueError(
+                        f"a cache of {p.sink_reach + 1} tokens is longer than the {self.context} learned positions: "
+                        "sinks at the cache's distance need a shorter window"
+                    )
         return self
+
+    @property
+    def unbounded(self) -> bool:
+        """Whether every layer sees no farther than its cache is long, so that text of any length can be read."""
+        return all(self.pattern_at(i).unbounded for i in range(self.layers))
 
     @property
     def head_rows(self) -> int:

@@ -21,7 +21,7 @@ from limbeck.model.attention import Attention, View, take, worth_apart
 from limbeck.model.cache import KVCache
 from limbeck.model.config import DecoderConfig
 from limbeck.model.linear import Linear, project
-from limbeck.model.positions import Rotary
+from limbeck.model.positions import Rotary, circled
 from limbeck.model.quantized import QuantizedWeight
 
 __all__ = ["Block", "Decoder", "FeedForward"]
@@ -192,18 +192,18 @@ class Decoder(nn.Module):
     def _stack(self, batch: Batch, cache: KVCache | None, at: Tensor | None = None) -> Tensor:
         positions = batch.positions() if cache is None else cache.positions(batch)
         longest = batch.ids.shape[1] + (cache.longest if cache is not None else 0)
-        if self.positions is not None:
-            self.check_reach(positions, longest)
+        learned = self.learned(positions, longest) if self.positions is not None else positions
         fresh = cache is None or cache.longest == 0
         slots = cache.plan(batch, positions) if cache is not None else {}
         x: Tensor = self.embed(batch.ids)
         if self.positions is not None:
-            x = x + self.positions(positions)
+            x = x + self.positions(learned)
         if self.dropout and self.training:
             x = F.dropout(x, self.dropout)
         rotary = self.rotary.tables(positions, longest, x.dtype) if self.rotary is not None else None
         whole = self.checkpointing and self.training
-        view = View(positions, batch.document_ids, batch.plain, rotary, cache, slots, fresh, lean=not whole)
+        nearer = self._sink_rotary(positions, longest, x.dtype)
+        view = View(positions, batch.document_ids, batch.plain, rotary, cache, slots, fresh, not whole, nearer)
         for i, block in enumerate(self.blocks):
             # the last layer may leave tokens out, unless somebody listens to it who expects all of them
             last = at is not None and i == len(self.blocks) - 1 and not any(map(hooked, block.modules()))
@@ -211,6 +211,29 @@ class Decoder(nn.Module):
             x = checkpoint(block, x, *given, use_reentrant=False) if whole else block(x, *given)
         hidden: Tensor = self.norm(x if at is None or x.shape[1] == 1 else take(x, at, 1))
         return hidden
+
+    def learned(self, positions: Tensor, longest: int) -> Tensor:
+        """Return the rows of learned positions for ``positions``, all below ``longest``.
+
+        Past the context they go round in a circle, where every layer reads text of any length (``circled``).
+
+        Raises:
+            DataError: a position lies beyond them, and some layer cannot.
+        """
+        c = self.config
+        if longest <= c.context or not c.unbounded:
+            self.check_reach(positions, longest)
+            return positions
+        return circled(positions, c.context, max(c.pattern_at(i).sinks for i in range(c.layers)))
+
+    def _sink_rotary(self, positions: Tensor, longest: int, dtype: torch.dtype) -> dict[int, tuple[Tensor, Tensor]]:
+        """Tables of the queries as sinks see them, by each pattern's ``sink_reach`` that is shorter than the text."""
+        if self.rotary is None:
+            return {}
+        found = {self.config.pattern_at(i).sink_reach for i in range(self.config.layers)}
+        return {
+            r: self.rotary.tables(positions.clamp_max(r), r + 1, dtype) for r in found if 0 < r < longest - 1
+        }
 
     @contextmanager
     def compiled(self) -> Iterator[None]:
@@ -278,7 +301,7 @@ class Decoder(nn.Module):
         c = self.config
         q, kv = c.heads * c.head_width, c.kv_heads * c.head_width
         linear = c.width * (2 * q + 2 * kv) + c.width * c.ffn_width * (3 if c.gated else 2)
-        seen = [min(context, c.pattern_at(i).slots(context)) for i in range(c.layers)]
+        seen = [c.pattern_at(i).pairs(context) - c.pattern_at(i).pairs(context - 1) for i in range(c.layers)]
         return 2 * (c.layers * linear + c.width * c.head_rows + sum(2 * q * s for s in seen))
 
     def kv_bytes_per_token(self, dtype: torch.dtype | None = None) -> int:

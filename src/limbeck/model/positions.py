@@ -9,7 +9,9 @@ from torch import Tensor
 
 from limbeck.model.config import Llama3Scaling, Rope
 
-__all__ = ["Rotary", "half_split_rows", "interleaved_rows", "inverse_frequencies", "rotate"]
+__all__ = ["Rotary", "circled", "half_split_rows", "interleaved_rows", "inverse_frequencies", "rotate"]
+
+_FEW = 64  # positions whose angles are computed rather than looked up, past the context
 
 
 def inverse_frequencies(rope: Rope, head_width: int) -> Tensor:
@@ -34,6 +36,15 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """
     first, second = x.to(cos.dtype).chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
+
+
+def circled(positions: Tensor, context: int, sinks: int) -> Tensor:
+    """Return ``positions`` with those past ``context`` sent back to just behind the ``sinks``, again and again.
+
+    An approximation for learned positions, which end at ``context``: distances within a window stay right but where the
+    circle closes, since there a key has a higher position than its query. No published model was trained for it.
+    """
+    return positions.where(positions < context, sinks + (positions - sinks) % (context - sinks))
 
 
 def half_split_rows(heads: int, head_width: int) -> Tensor:
@@ -65,6 +76,9 @@ class Rotary:
     def tables(self, positions: Tensor, longest: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Look up ``positions`` (B, T), all below ``longest``: cos and sin, each (B, 1, T, head_width / 2)."""
         wide = torch.float64 if dtype == torch.float64 else torch.float32
+        if longest > self.context and positions.numel() <= _FEW:
+            angle = positions.double().cpu()[:, None, :, None] * self.inverse  # no table grows with endless text
+            return angle.cos().to(positions.device, wide), angle.sin().to(positions.device, wide)
         key = (positions.device, wide)
         if key not in self._tables or self._tables[key][0].shape[0] < longest:
             held = self._tables[key][0].shape[0] if key in self._tables else 128

@@ -15,6 +15,8 @@ from limbeck.formats.hub import resolve
 from limbeck.formats.load import Bundle, load_bundle
 from limbeck.formats.weights import Weights
 from limbeck.measure.cost import disk_bytes, folder_bytes
+from limbeck.model.pattern_cost import pattern_costs
+from limbeck.model.patterns import picture
 from limbeck.recipes.chat import describe_chat, show_chat
 from limbeck.recipes.parts import device_of, dtype_of
 from limbeck.recipes.recipe import Recipe, Report, Session, facts
@@ -23,6 +25,7 @@ from limbeck.run import Run
 __all__ = ["Info", "best_of", "stored_dtypes"]
 
 _MB = 1e6
+_LEGEND = ("a row", "queries from first to last; a column: keys; # most are seen, + some, . none")
 
 
 class Info(Recipe):
@@ -44,6 +47,10 @@ class Info(Recipe):
         json_schema_extra={"verbatim": True},
     )
 
+    length: int | None = Field(
+        None, ge=1, description="tokens for which the cost of attention is shown; none: the model's context"
+    )
+
     def run(self, session: Session) -> Report:
         """Load what is there and describe it.
 
@@ -59,8 +66,9 @@ class Info(Recipe):
             body.append(facts(f"run {self.model}", _run_rows(values["run"])))
         if run is None or (run.model / "config.json").is_file():
             bundle = load_bundle(self.model, dtype_of(self.dtype), device_of(self.device), adapter=self.adapter)
-            values["model"] = _model(bundle)
+            values["model"] = _model(bundle, self.length)
             body.append(facts(f"model {self.model}", _model_rows(values["model"])))
+            body += _pictures(bundle, self.length)
             if self.chat is not None:
                 template = ChatTemplate.named(self.chat, bundle.tokenizer)
                 values["chat"] = describe_chat(template)
@@ -71,7 +79,18 @@ class Info(Recipe):
         return report
 
 
-def _model(bundle: Bundle) -> dict[str, Any]:
+def _pictures(bundle: Bundle, length: int | None) -> list[RenderableType]:
+    """A drawing of each pattern that hides something; none of dense attention."""
+    costs = pattern_costs(bundle.model.config, length or bundle.model.config.context)
+    return [
+        facts(f"{c.pattern.kind} attention over {c.length:,} tokens", [_LEGEND, *(("", line) for line in lines)])
+        for c in costs
+        if not c.pattern.is_causal(c.length)
+        for lines in [picture(c.pattern, c.length).split("\n")]
+    ]
+
+
+def _model(bundle: Bundle, length: int | None = None) -> dict[str, Any]:
     """Everything that a model says of itself."""
     model, config, tokenizer = bundle.model, bundle.model.config, bundle.tokenizer
     folder = bundle.folder or resolve(bundle.source)
@@ -90,6 +109,7 @@ def _model(bundle: Bundle) -> dict[str, Any]:
         "dtype": dtype,
         "memory_bytes": model.count_bytes(),
         "flops_per_token": {"context": config.context, "forward": model.flops_per_token(config.context)},
+        "attention": [c.describe() | {"text": str(c)} for c in pattern_costs(config, length or config.context)],
         "kv_bytes_per_token": model.kv_bytes_per_token(),
         "kv_bytes": model.kv_bytes(config.context),
         "tokenizer": {
@@ -181,6 +201,7 @@ def _model_rows(m: Mapping[str, Any]) -> list[tuple[str, object]]:
                     f"folder {m['folder_bytes'] / _MB:,.2f} MB"),
         ("in memory", f"{m['memory_bytes'] / _MB:,.2f} MB as {m['dtype']}"),
         ("arithmetic", f"{flops['forward'] / 1e6:,.2f} MFLOP a token that sees {flops['context']:,}"),
+        *(("attention", part["text"]) for part in m["attention"]),
         ("cache", f"{m['kv_bytes_per_token']:,} bytes a token, {m['kv_bytes'] / _MB:,.2f} MB for the whole context"),
         ("tokenizer", f"{t['vocab_size']:,} ids for {c['vocab_size']:,} rows; end {t['eos_id']}, begin {t['bos_id']}, "
                       f"padding {t['pad_id']}; {t['fingerprint'][:12]}"),

@@ -14,6 +14,7 @@ RECIPES: dict[str, str] = {
     "finetune": "limbeck.recipes.finetune:Finetune",
     "distill": "limbeck.recipes.distill:Distill",
     "dpo": "limbeck.recipes.dpo:DPO",
+    "synthesize": "limbeck.recipes.synthesize:Synthesize",
     "quantize": "limbeck.recipes.quantize:Quantize",
     "evaluate": "limbeck.recipes.evaluate:Evaluate",
     "score": "limbeck.recipes.score:Score",

@@ -26,6 +26,7 @@ __all__ = [
     "Length",
     "LengthRatio",
     "PromptEcho",
+    "Readable",
     "Refusal",
     "RowFilter",
     "Verse",
@@ -181,6 +182,16 @@ class KeepsNames(RowFilter):
 
 def _bare(text: str) -> set[str]:
     return {word.replace("’", "'").removesuffix("'s") for word in words(text)}
+
+
+@dataclass(frozen=True, slots=True)
+class Readable(RowFilter):
+    """Drop answers that could not be read into fields, such as prose in place of JSON; ``unread`` holds the reason."""
+
+    name: ClassVar[str] = "format"
+
+    def reason(self, row: Row) -> str:  # noqa: D102
+        return str(row.fields.get("unread") or "")
 
 
 _UNABLE = r"i(?: can(?:not|['’]?t| not)|(?:['’]?m| am) (?:unable|not able) to| won['’]?t| must decline to)"

@@ -52,7 +52,8 @@ class Feed:
 
     def __init__(self, stream: Stream[Any], device: torch.device, ahead: bool | None = None) -> None:
         self.stream, self.device = stream, device
-        threaded = device.type == "cuda" if ahead is None else ahead
+        live = getattr(stream, "live", False)  # made from the weights of its own step
+        threaded = device.type == "cuda" and not live if ahead is None else ahead
         self._thread = ThreadPoolExecutor(1, "limbeck-feed") if threaded else None
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self._coming: dict[int, Future[Fed]] = {}

@@ -10,8 +10,10 @@ typedef struct {
     float *key_scales, *value_scales; /* (B, KV, S), of an int8 cache */
     int64_t slots;            /* S */
     const int64_t *write;     /* (rows) slot of the new token */
-    const int64_t *count;     /* (rows) slots to look at, from the first on */
-    const uint8_t *mask;      /* (rows, S) nonzero where seen, or none: all of them */
+    const int64_t *count;     /* (rows) slots to look at */
+    const int64_t *seen;      /* (rows, most) which, -1 for none; or none: from the first on */
+    int64_t most, sinks;      /* sinks: slots that meet the query as it is turned by the next two */
+    const float *sink_cosines, *sink_sines; /* (rows, D / 2), or none: no slot does */
 } layer;
 
 typedef struct {
@@ -88,22 +90,32 @@ static void turn(float *x, int64_t half, const float *cosine, const float *sine)
     }
 }
 
-/* One query (D, padded with zeros) over the first ``count`` slots: y (D). ``scores`` holds ``count`` numbers. */
+/* Slots that a query looks at: ``count`` of those in ``seen``, or the first ones. The first ``sinks`` meet ``sink_q``. */
+typedef struct {
+    int64_t count, sinks;
+    const int64_t *seen;
+    const float *sink_q;
+} sight;
+
+/* One query (D, padded with zeros) over the slots in sight: y (D). ``scores`` holds ``count`` numbers. */
 INLINE void attend(int kind, const float *q, int64_t d, const uint8_t *k, const uint8_t *v, const float *k_scales,
-                   const float *v_scales, int64_t count, const uint8_t *mask, float factor, float *scores, float *y) {
+                   const float *v_scales, const sight *o, float factor, float *scores, float *y) {
+    const int64_t count = o->count, *seen = o->seen;
     const int size = SIZE[kind];
     const int64_t whole = d / LANES * LANES, rest = d - whole;
     float most = -INFINITY;
     for (int64_t s = 0; s < count; s++) {
-        if (mask && !mask[s]) {
+        const int64_t at = seen ? seen[s] : s;
+        if (at < 0) {
             scores[s] = -INFINITY;
             continue;
         }
-        const uint8_t *p = k + s * d * size;
+        const uint8_t *p = k + at * d * size;
+        const float *x = at < o->sinks ? o->sink_q : q;
         f32x16 total = fill(0);
-        for (int64_t c = 0; c < whole; c += LANES) total += load(q + c) * load16(kind, p + c * size);
-        if (rest) total += load(q + whole) * load_rest(kind, p + whole * size, rest, size);
-        const float score = sum(total) * factor * (k_scales ? k_scales[s] : 1.0f);
+        for (int64_t c = 0; c < whole; c += LANES) total += load(x + c) * load16(kind, p + c * size);
+        if (rest) total += load(x + whole) * load_rest(kind, p + whole * size, rest, size);
+        const float score = sum(total) * factor * (k_scales ? k_scales[at] : 1.0f);
         scores[s] = score;
         most = score > most ? score : most;
     }
@@ -131,18 +143,22 @@ INLINE void attend(int kind, const float *q, int64_t d, const uint8_t *k, const 
         f32x16 part[4] = {fill(0), fill(0), fill(0), fill(0)};
         if (d - c >= 4 * LANES) {
             for (int64_t t = 0; t < count; t++) {
-                const f32x16 w = fill(scores[t] * (v_scales ? v_scales[t] : 1.0f));
-                const uint8_t *p = v + (t * d + c) * size;
+                const int64_t at = seen ? seen[t] : t;
+                if (at < 0) continue;
+                const f32x16 w = fill(scores[t] * (v_scales ? v_scales[at] : 1.0f));
+                const uint8_t *p = v + (at * d + c) * size;
                 for (int i = 0; i < 4; i++) part[i] += w * load16(kind, p + i * LANES * size);
             }
             for (int i = 0; i < 4; i++) store(y + c + i * LANES, part[i] * share_of);
             continue;
         }
         for (int64_t t = 0; t < count; t++) {
-            const f32x16 w = fill(scores[t] * (v_scales ? v_scales[t] : 1.0f));
+            const int64_t at = seen ? seen[t] : t;
+            if (at < 0) continue;
+            const f32x16 w = fill(scores[t] * (v_scales ? v_scales[at] : 1.0f));
             for (int i = 0; c + i * LANES < d; i++) {
                 const int64_t left = d - c - i * LANES;
-                const uint8_t *p = v + (t * d + c + i * LANES) * size;
+                const uint8_t *p = v + (at * d + c + i * LANES) * size;
                 part[i] += w * (left >= LANES ? load16(kind, p) : load_rest(kind, p, left, size));
             }
         }
@@ -156,12 +172,12 @@ INLINE void attend(int kind, const float *q, int64_t d, const uint8_t *k, const 
 }
 
 static void one_query(int64_t kind, const float *q, int64_t d, const uint8_t *k, const uint8_t *v, const float *ks,
-                      const float *vs, int64_t count, const uint8_t *mask, float factor, float *scores, float *y) {
+                      const float *vs, const sight *o, float factor, float *scores, float *y) {
     switch (kind) {
-    case FP32: attend(FP32, q, d, k, v, 0, 0, count, mask, factor, scores, y); break;
-    case BF16: attend(BF16, q, d, k, v, 0, 0, count, mask, factor, scores, y); break;
-    case FP16: attend(FP16, q, d, k, v, 0, 0, count, mask, factor, scores, y); break;
-    default: attend(INT8, q, d, k, v, ks, vs, count, mask, factor, scores, y);
+    case FP32: attend(FP32, q, d, k, v, 0, 0, o, factor, scores, y); break;
+    case BF16: attend(BF16, q, d, k, v, 0, 0, o, factor, scores, y); break;
+    case FP16: attend(FP16, q, d, k, v, 0, 0, o, factor, scores, y); break;
+    default: attend(INT8, q, d, k, v, ks, vs, o, factor, scores, y);
     }
 }
 
@@ -183,7 +199,7 @@ int64_t limbeck_widest(const model *m) {
 /* Floats of one thread; the last part is for integers: a quarter for codes, two halves for what goes with them. */
 static int64_t limbeck_own(const model *m, int64_t rows, int64_t slots) {
     const int64_t widest = limbeck_widest(m), integers = rows * (up_to(widest, 128) / 4 + up_to(widest, 128) / 2 + 64);
-    return up_to(3 * rows * widest + 8 * widest + slots + 2 * up_to(m->head_width, UNIT) + 12 * UNIT + integers, UNIT);
+    return up_to(3 * rows * widest + 8 * widest + slots + 4 * up_to(m->head_width, UNIT) + 12 * UNIT + integers, UNIT);
 }
 
 /* Floats of scratch that ``limbeck_step`` wants, for ``rows`` sequences, ``threads`` and at most ``slots``. */
@@ -220,7 +236,7 @@ void limbeck_step(const model *m, int64_t rows, int64_t each, const int64_t *tok
         room o = {turned, turned + rows * widest, 0, 0, 0, 0, 0};
         o.scales = o.sums + rows * (widest / 2);
         o.halves = (uint16_t *)(o.sums); /* never both: halves are for bf16 codes, sums for integers */
-        float *query = o.sums + rows * widest + 8 * widest, *scores = query + 2 * up_to(d, UNIT);
+        float *query = o.sums + rows * widest + 8 * widest, *sink_query = query + 2 * up_to(d, UNIT), *scores = sink_query + 2 * up_to(d, UNIT);
         const int64_t laid = up_to(widest, 128);
         o.steps = scores + slots + UNIT;
         o.begin = (int32_t *)(o.steps + rows * (laid / 4));
@@ -245,13 +261,19 @@ void limbeck_step(const model *m, int64_t rows, int64_t each, const int64_t *tok
                 keep(m->cache_kind, key, d, (uint8_t *)l->keys + slot * size, l->key_scales ? l->key_scales + slot : 0);
                 keep(m->cache_kind, value, d, (uint8_t *)l->values + slot * size,
                      l->value_scales ? l->value_scales + slot : 0);
+                const sight sees = {l->count[b], l->sink_cosines ? l->sinks : 0, l->seen ? l->seen + b * l->most : 0,
+                                    sink_query};
                 for (int64_t g = h * group; g < (h + 1) * group; g++) {
                     memcpy(query, row + g * d, d * sizeof(float));
+                    if (l->sink_cosines) {
+                        memcpy(sink_query, query, d * sizeof(float));
+                        turn(sink_query, d / 2, l->sink_cosines + b * (d / 2), l->sink_sines + b * (d / 2));
+                    }
                     if (m->rotary) turn(query, d / 2, cosines + b * (d / 2), sines + b * (d / 2));
                     one_query(m->cache_kind, query, d, (uint8_t *)l->keys + base * size,
                               (uint8_t *)l->values + base * size, l->key_scales ? l->key_scales + base : 0,
-                              l->value_scales ? l->value_scales + base : 0, l->count[b],
-                              l->mask ? l->mask + b * l->slots : 0, factor, scores, mixed + b * lda + g * d);
+                              l->value_scales ? l->value_scales + base : 0, &sees, factor, scores,
+                              mixed + b * lda + g * d);
                 }
             }
 #pragma omp barrier
