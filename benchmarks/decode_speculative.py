@@ -27,7 +27,7 @@ from torch import Tensor
 
 from limbeck.data.tokenizer import Tokenizer
 from limbeck.decode.generate import generate
-from limbeck.decode.session import Session, evaluating
+from limbeck.decode.session import DecodingSession, evaluating
 from limbeck.decode.settings import Decoding
 from limbeck.decode.speculative import speculate
 from limbeck.formats.load import load_bundle
@@ -50,9 +50,9 @@ def costs(model: Decoder, draft: Decoder, proposals: int, prompt: list[int]) -> 
 
     with evaluating(model), evaluating(draft):
         for _ in range(5):
-            timed("start", lambda: Session(model, [prompt], NEW).start())
-            timed("draft_start", lambda: Session(draft, [prompt], NEW).start())
-        ours, its = (Session(one, [[1] * (NEW // 2)], NEW) for one in (model, draft))
+            timed("start", lambda: DecodingSession(model, [prompt], NEW).start())
+            timed("draft_start", lambda: DecodingSession(draft, [prompt], NEW).start())
+        ours, its = (DecodingSession(one, [[1] * (NEW // 2)], NEW) for one in (model, draft))
         ours.start()
         its.start()
         held = ours.lengths

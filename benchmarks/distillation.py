@@ -25,7 +25,7 @@ def limbeck(turn: Turn, shape: Shape, size: tuple[int, int], top_k: int = 0) -> 
     import numpy as np
 
     from limbeck.data.batch import Example, collate
-    from limbeck.objectives.distill import Distill
+    from limbeck.objectives.distill import Distillation
     from limbeck.objectives.teacher import LiveTeacher
     from limbeck.objectives.teacher_cache import CachedTeacher, CacheKey
     from limbeck.objectives.teacher_cache_build import build_cache
@@ -45,7 +45,7 @@ def limbeck(turn: Turn, shape: Shape, size: tuple[int, int], top_k: int = 0) -> 
             key = CacheKey(teacher="t", data="d", template="p", k=top_k, temperature=TEMPERATURE, rows=shape.vocabulary)
             build_cache(teacher, examples, Path(folder), key, batch_size=1)
             teacher = CachedTeacher(Path(folder), key)
-        objective = Distill(teacher, ALPHA, BETA, TEMPERATURE)
+        objective = Distillation(teacher, ALPHA, BETA, TEMPERATURE)
         train_ours(named, ours(student_of(shape)), objective, [batch])
 
 

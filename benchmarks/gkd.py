@@ -16,13 +16,13 @@ from harness.worker import Turn
 def limbeck(turn: Turn, shape: Shape, size: tuple[int, int]) -> None:
     turn.imports(*OURS, "limbeck.objectives.distill")
     from limbeck.data.batch import Batch
-    from limbeck.objectives.distill import Distill
+    from limbeck.objectives.distill import Distillation
     from limbeck.objectives.teacher import LiveTeacher
 
     def named(tokens: float, losses: Any) -> None:
         turn(tokens, {"kl": losses["kl"]})
 
-    objective = Distill(LiveTeacher(ours(shape, "bfloat16")), alpha=0.0, beta=1.0)
+    objective = Distillation(LiveTeacher(ours(shape, "bfloat16")), alpha=0.0, beta=1.0)
     train_ours(named, ours(student_of(shape)), objective, [Batch.of_ids(random_ids(shape, *size))])
 
 

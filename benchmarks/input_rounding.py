@@ -31,7 +31,7 @@ from limbeck.techniques.rtn import RTN
 
 GRIDS = {
     "int8 per channel": Grid(format="int8"),
-    "int4 group 32": Grid(format="int4", granularity="group", group=32),
+    "int4 group 32": Grid(format="int4", granularity="group", group_size=32),
     "q8_0": Grid(format="q8_0"),
     "q4_0": Grid(format="q4_0"),
 }

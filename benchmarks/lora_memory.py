@@ -39,7 +39,7 @@ def step(turn: Turn, shape: Shape, size: tuple[int, int], techniques: list[dict[
     torch.manual_seed(0)
     model = Decoder(
         DecoderConfig(
-            vocab_size=shape.vocabulary, context=shape.context, layers=shape.layers, width=shape.width,
+            vocab_size=shape.vocabulary, context=shape.context, layers=shape.layers, hidden_size=shape.width,
             heads=shape.heads,
         )
     )  # fmt: skip

@@ -30,7 +30,7 @@ SHAPES = ((768, 2304), (768, 768), (768, 3072), (3072, 768))  # columns, rows: a
 TOY = ((96, 64), (64, 160))
 GRIDS = {
     "int8": Grid(format="int8"),
-    "int4 group 32": Grid(format="int4", granularity="group", group=32),
+    "int4 group 32": Grid(format="int4", granularity="group", group_size=32),
     "q8_0": Grid(format="q8_0"),
     "q4_0": Grid(format="q4_0"),
 }

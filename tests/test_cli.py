@@ -15,8 +15,8 @@ import yaml
 from limbeck import __version__, cli
 from limbeck.command import verb as verbs
 from limbeck.command.flags import flags_of
-from limbeck.recipes import table
 from limbeck.schema import PAGES, SCHEMA, generate, main, page
+from limbeck.verbs import table
 
 
 @dataclass

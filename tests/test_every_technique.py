@@ -14,7 +14,7 @@ from limbeck.config import Config, build, dump, parse
 from limbeck.errors import TechniqueError
 from limbeck.model.decoder import Decoder
 from limbeck.techniques.table import TECHNIQUES, AnyTechnique, describe
-from limbeck.techniques.technique import Technique, apply_all, deployed, finish_all, training
+from limbeck.techniques.technique import Technique, apply_all, convert_all, deployed, training
 from tests.reference.techniques import BASES, EXAMPLES, base, calibration, logits, plain_batch, shake
 
 CASES = [
@@ -101,7 +101,7 @@ def test_finish_stays_within_its_tolerance(technique: Technique, name: str, dtyp
     model = technique.apply(base(name, dtype=getattr(torch, dtype)), calibration())
     shake(model, scale=0.005 if dtype == "bfloat16" else 0.05)  # a larger change saturates, where rounding is chaos
     wanted = logits(model)
-    finished, _ = technique.finish(model)
+    finished, _ = technique.convert(model)
     assert relative(wanted, logits(finished)) <= technique.tolerance[dtype]
 
 
@@ -123,24 +123,24 @@ def test_training_skeleton_takes_the_training_state(technique: Technique, name: 
 def test_deployed_skeleton_takes_the_saved_model(technique: Technique, name: str):
     model = technique.apply(base(name), calibration())
     shake(model)
-    finished, residue = technique.finish(model)
+    finished, deployed_spec = technique.convert(model)
     plain = Decoder(finished.config)
-    rebuilt = plain if residue is None else residue.deployed_skeleton(plain)
+    rebuilt = plain if deployed_spec is None else deployed_spec.deployed_skeleton(plain)
     assert structure(rebuilt) == structure(finished)
     rebuilt.load_state_dict(finished.state_dict(), strict=True)
     assert torch.equal(logits(rebuilt), logits(finished))
 
 
 @pytest.mark.parametrize("kind", sorted(TECHNIQUES))
-def test_only_a_technique_with_a_residue_rebuilds_one(kind: str):
+def test_only_a_technique_with_a_deployed_spec_rebuilds_one(kind: str):
     if TECHNIQUES[kind].deployed_skeleton is Technique.deployed_skeleton:
-        with pytest.raises(TypeError, match=f"{kind} leaves no residue"):
+        with pytest.raises(TypeError, match=f"{kind} leaves no deployed spec"):
             EXAMPLES[kind][0].deployed_skeleton(base("gpt2"))
         for technique in EXAMPLES[kind]:
-            assert technique.finish(technique.apply(base("gpt2"), calibration()))[1] is None
+            assert technique.convert(technique.apply(base("gpt2"), calibration()))[1] is None
     else:
-        finished = [t.finish(t.apply(base("gpt2"), calibration())) for t in EXAMPLES[kind]]
-        assert any(residue is not None for _, residue in finished)
+        finished = [t.convert(t.apply(base("gpt2"), calibration())) for t in EXAMPLES[kind]]
+        assert any(deployed_spec is not None for _, deployed_spec in finished)
 
 
 @every
@@ -155,7 +155,7 @@ def test_gradients_only_where_declared(technique: Technique, name: str):
 
 @every
 def test_finish_leaves_nothing_frozen(technique: Technique, name: str):
-    finished, _ = technique.finish(technique.apply(base(name), calibration()))
+    finished, _ = technique.convert(technique.apply(base(name), calibration()))
     assert all(p.requires_grad for p in finished.parameters() if p.is_floating_point())
 
 
@@ -163,7 +163,7 @@ def test_finish_leaves_nothing_frozen(technique: Technique, name: str):
 def test_measured_bytes_are_within_those_stated(technique: Technique, name: str, tmp_path):
     plain = base(name)
     stated = technique.stated_bytes(plain)
-    finished, _ = technique.finish(technique.apply(plain, calibration()))
+    finished, _ = technique.convert(technique.apply(plain, calibration()))
     unique = {id(x): (key, x) for key, x in reversed(finished.state_dict(keep_vars=True).items())}
     save_file({key: x.detach().contiguous() for key, x in unique.values()}, str(tmp_path / "x.safetensors"))
     measured = sum(x.numel() * x.element_size() for x in load_file(str(tmp_path / "x.safetensors")).values())
@@ -205,10 +205,10 @@ def test_techniques_compose_as_a_tuple(pair: tuple[Technique, ...], name: str):
     assert structure(training(pair, base(name, seed=9))) == structure(model)
     shake(model)
     wanted = logits(model)
-    finished, residues = finish_all(pair, model)
+    finished, deployed_specs = convert_all(pair, model)
     worst = sum(t.tolerance["float32"] for t in pair)
     assert relative(wanted, logits(finished)) <= worst
-    rebuilt = deployed(residues, Decoder(finished.config))
+    rebuilt = deployed(deployed_specs, Decoder(finished.config))
     assert structure(rebuilt) == structure(finished)
     rebuilt.load_state_dict(finished.state_dict(), strict=True)
     assert torch.equal(logits(rebuilt), logits(finished))

@@ -100,5 +100,5 @@ def test_no_technique_imports_another() -> None:
 
 
 def test_the_reading_of_imports_finds_some() -> None:
-    assert "errors" in EDGES["config"] and "command.flags" in EDGES["cli"] and "recipes.table" in EDGES["cli"]
+    assert "errors" in EDGES["config"] and "command.flags" in EDGES["cli"] and "verbs.table" in EDGES["cli"]
     assert EDGES["losses.terms"] == set()

@@ -13,7 +13,7 @@ import yaml
 
 from limbeck.cli import main
 from limbeck.config import build, dump
-from limbeck.recipes.table import recipe
+from limbeck.verbs.table import recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -14,7 +14,7 @@ import torch
 
 from limbeck.errors import ConfigError, StorageError
 from limbeck.formats.load import load_bundle
-from limbeck.recipes.recipe import Session
+from limbeck.jobs.recipe import Display
 from limbeck.run import Run
 from limbeck.storage import share, writing
 from tests.reference.commands import Limbeck, refused
@@ -152,9 +152,9 @@ def test_qa_counts_rows_without_an_answer_where_told(base: Path, tmp_path: Path,
 
 
 def test_a_fresh_student_reads_as_far_as_its_teacher(tmp_path: Path) -> None:
-    learned = {"preset": "toy-gpt2", "layers": 1, "width": 16, "heads": 2, "context": 32}
+    learned = {"preset": "toy-gpt2", "layers": 1, "hidden_size": 16, "heads": 2, "context": 32}
     run("pretrain", **{**PRETRAIN, **FAST, "context": 32, "architecture": learned, "out": str(tmp_path / "teacher")})
-    small = {"layers": 1, "width": 16, "heads": 2}
+    small = {"layers": 1, "hidden_size": 16, "heads": 2}
     for name, shape, reach in (("same", small, 32), ("longer", {**small, "context": 48}, 48)):
         out = tmp_path / name
         values = run("distill", teacher=str(tmp_path / "teacher"), architecture=shape, out=str(out), **FAST)
@@ -172,7 +172,7 @@ def test_a_setting_refused_leaves_no_run_behind(tmp_path: Path) -> None:
 
 
 def test_a_run_that_made_nothing_gives_way_to_a_corrected_recipe(tmp_path: Path) -> None:
-    from limbeck.recipes.evaluate import Evaluate
+    from limbeck.verbs.evaluate import Evaluate
 
     first, second = (Evaluate(model="m", data="d", limit=n) for n in (1, 2))
     with Run.create(tmp_path / "r", first) as begun:
@@ -186,7 +186,7 @@ def test_a_run_that_made_nothing_gives_way_to_a_corrected_recipe(tmp_path: Path)
 
 
 def test_a_run_that_was_moved_is_the_same_run(tmp_path: Path) -> None:
-    from limbeck.recipes.evaluate import Evaluate
+    from limbeck.verbs.evaluate import Evaluate
 
     with Run.create(tmp_path / "r", Evaluate(model="m", data="d", out="r")) as begun:
         begun.finish({"verb": "evaluate"})
@@ -227,9 +227,9 @@ def test_a_refused_write_names_what_was_asked_for_and_what_helps(tmp_path: Path)
 
 def test_tables_in_a_file_are_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("COLUMNS", raising=False)
-    assert Session().console.width == 140
+    assert Display().console.width == 140
     monkeypatch.setenv("COLUMNS", "70")
-    assert Session().console.width == 70
+    assert Display().console.width == 70
 
 
 def test_only_a_training_says_how_much_was_trained(base: Path, limbeck: Limbeck) -> None:

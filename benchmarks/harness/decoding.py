@@ -51,7 +51,7 @@ def limbeck(shape: Shape, kind: str, rows: int, new: int, prompt: int = PROMPT) 
         import torch.nn.functional as F
 
         from limbeck.data.batch import Batch
-        from limbeck.decode.session import Session, evaluating
+        from limbeck.decode.session import DecodingSession, evaluating
 
         model, ids = _rounded(shape, kind), random_ids(shape, rows, prompt)
         with evaluating(model):
@@ -59,7 +59,7 @@ def limbeck(shape: Shape, kind: str, rows: int, new: int, prompt: int = PROMPT) 
             nll = float(F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()))
             del logits
             while True:
-                session = Session(model, ids.tolist(), new)
+                session = DecodingSession(model, ids.tolist(), new)
                 logits = session.start()
                 for _ in range(new):
                     logits = session.step(logits.argmax(dim=-1).tolist())

@@ -24,7 +24,7 @@ from limbeck.command.verb import Verb, Verbs
 from limbeck.errors import nearest
 
 if TYPE_CHECKING:
-    from limbeck.recipes.recipe import Recipe
+    from limbeck.jobs.recipe import Recipe
 
 __all__ = ["main"]
 
@@ -51,7 +51,7 @@ def _start(verb: str, flags: Sequence[Flag], typed: Mapping[str, Any]) -> None:
     """Resolve the recipe from YAML and flags; print it, or run it and give its report."""
     from limbeck.config import dump
     from limbeck.errors import ConfigError
-    from limbeck.recipes.recipe import Session
+    from limbeck.jobs.recipe import Display
 
     _settle_allocator()
     recipe = _resolve(verb, flags, typed)
@@ -65,7 +65,7 @@ def _start(verb: str, flags: Sequence[Flag], typed: Mapping[str, Any]) -> None:
         return
     quiet = bool(typed["quiet"])
     text = sys.stdout if not as_json else StringIO() if quiet else sys.stderr
-    session = Session(text=text, quiet=quiet, progress=not quiet)
+    session = Display(text=text, quiet=quiet, progress=not quiet)
     # whatever a library prints must not stand beside the one JSON object
     with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
         report = recipe.run(session)
@@ -95,7 +95,7 @@ def _resolve(verb: str, flags: Sequence[Flag], typed: Mapping[str, Any]) -> Reci
     """Defaults <- YAML <- flags."""
     from limbeck.command.values import converted, overlay
     from limbeck.config import build, read
-    from limbeck.recipes.table import recipe
+    from limbeck.verbs.table import recipe
 
     given = []
     for flag, typed_as in typed["values"]:

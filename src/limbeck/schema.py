@@ -12,7 +12,7 @@ from typing import Any
 
 from limbeck.command.flags import COMMON, Flag, flags_of
 from limbeck.command.help import described, entry, sections
-from limbeck.recipes.table import RECIPES, recipe
+from limbeck.verbs.table import RECIPES, recipe
 
 __all__ = ["PAGES", "SCHEMA", "generate", "main", "page"]
 

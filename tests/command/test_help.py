@@ -41,7 +41,7 @@ def test_defaults_as_typed() -> None:
 
     assert default("\n") == "'\\n'"
     assert default([{"kind": "lora", "rank": 3}, 2]) == "lora, 2"
-    assert default([{"format": "int4", "group": 32}]) is None
+    assert default([{"format": "int4", "group_size": 32}]) is None
     assert [default(v) for v in (None, "", [], {}, 0, False)] == [None, None, None, None, "0", "false"]
 
 

@@ -8,7 +8,7 @@ from limbeck.command.flags import Flag, flags_of
 from limbeck.command.values import converted, overlay
 from limbeck.config import build
 from limbeck.errors import ConfigError
-from limbeck.recipes.finetune import Finetune
+from limbeck.verbs.finetune import Finetune
 from tests.reference.toy_recipe import Box, Freeze, Left, Lora, Right, Toy
 
 ALL = flags_of(Toy.model_json_schema())

@@ -205,7 +205,7 @@ def test_keys_tell_rows_and_tokens_apart(tmp_path: Path) -> None:
 def test_batches_hold_each_pair_once_with_both_sides(how: dict[str, bool]) -> None:
     rows = read_preferences("toy:preferences", limit=30)
     pairs, _ = encode_pairs(rows, ChatTemplate.named("turns", TOK), 600)
-    stream = Batches(pairs, batch_size=4, context=600, pad_id=0, lay=collate_pairs, **how)  # type: ignore[arg-type]
+    stream = Batches(pairs, batch_size=4, context=600, pad_id=0, collate_fn=collate_pairs, **how)  # type: ignore[arg-type]
     seen: list[str] = []
     for i in range(stream.per_epoch):
         batch = stream.at(i)

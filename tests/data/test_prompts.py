@@ -12,7 +12,7 @@ from limbeck.data.batch import Example
 from limbeck.data.prompts import Template, Truncate, encode_pair, encode_rows, encode_text, prompt_ids
 from limbeck.data.rows import Row, Rows
 from limbeck.data.tokenizer import Tokenizer
-from limbeck.data.toy import toy_rows
+from limbeck.data.toy.table import toy_rows
 from limbeck.errors import ConfigError, DataError, NothingToLearnError
 from tests.reference.tokenizers import llama_like
 

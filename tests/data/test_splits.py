@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from limbeck.data.rows import Row, Rows
 from limbeck.data.splits import normalise, split_rows
-from limbeck.data.toy import toy_rows
+from limbeck.data.toy.table import toy_rows
 from limbeck.errors import DataError
 
 PARTS = {"train": 0.5, "valid": 0.25, "test": 0.25}

@@ -11,7 +11,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from limbeck.data.probes import PROBES
 from limbeck.data.tokenizer import END_OF_TEXT, TextStream, Tokenizer
-from limbeck.data.toy import toy_rows
+from limbeck.data.toy.table import toy_rows
 from limbeck.errors import CheckpointError, ConfigError, ModelError
 from tests.reference.tokenizers import llama_like
 

@@ -94,11 +94,13 @@ def test_equal_prompts_are_sampled_apart_and_seeds_differ():
 
 
 def test_finished_rows_leave_the_batch(monkeypatch):
-    from limbeck.decode.session import Session
+    from limbeck.decode.session import DecodingSession
 
     widths = []
-    step = Session.step
-    monkeypatch.setattr(Session, "step", lambda self, t, alive=None: (widths.append(len(t)), step(self, t, alive))[1])
+    step = DecodingSession.step
+    monkeypatch.setattr(
+        DecodingSession, "step", lambda self, t, alive=None: (widths.append(len(t)), step(self, t, alive))[1]
+    )
     model = model_of(seed=4)
     free = generate(model, TOKENIZER, PROMPTS, Decoding(max_new_tokens=20), end_ids=())
     ends = (free[0][0].ids[2], free[2][0].ids[5])

@@ -11,15 +11,15 @@ from scipy.stats import chisquare
 
 from limbeck.data.tokenizer import Tokenizer
 from limbeck.decode.generate import generate
-from limbeck.decode.session import Session, evaluating
+from limbeck.decode.session import DecodingSession, evaluating
 from limbeck.decode.settings import Decoding
 from limbeck.decode.speculative import speculate
 from limbeck.errors import ConfigError
 from limbeck.formats.load import save_bundle
+from limbeck.jobs.recipe import Display as Shown
 from limbeck.model.decoder import Decoder
 from limbeck.model.patterns import Sliding
-from limbeck.recipes.generate import Generate
-from limbeck.recipes.recipe import Session as Shown
+from limbeck.verbs.generate import Generate
 from tests.reference.small_model import MODERN, decoder, saved
 from tests.reference.small_tokenizer import byte_level
 
@@ -68,7 +68,7 @@ def exact(model: Decoder, decoding: Decoding, count: int) -> dict[tuple[int, ...
         grown: dict[tuple[int, ...], float] = {}
         for ids, p in held.items():
             with evaluating(model):
-                after = Session(model, [[*PROMPTS[0], *ids]], 1).start()
+                after = DecodingSession(model, [[*PROMPTS[0], *ids]], 1).start()
             for token, q in enumerate(distribution(after, decoding)[0].tolist()):
                 if q > 0:
                     grown[(*ids, token)] = p * q

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from limbeck.decode.session import Session, evaluating
+from limbeck.decode.session import DecodingSession, evaluating
 from limbeck.decode.step import MOST_ROWS, CompiledStep
 from limbeck.errors import DataError
 from limbeck.kernels import native
@@ -24,12 +24,12 @@ from limbeck.techniques.lora import LoRA
 from limbeck.techniques.rtn import RTN
 from tests.reference.small_model import MODERN, decoder
 
-WIDE: dict[str, Any] = {"width": 96, "heads": 4, "ffn_width": 136, "vocab_size": 291}
+WIDE: dict[str, Any] = {"hidden_size": 96, "heads": 4, "ffn_width": 136, "vocab_size": 291}
 SHAPES: dict[str, dict[str, Any]] = {
     "gpt2": WIDE,
     "modern": {**WIDE, **MODERN},
-    "odd": {"width": 44, "heads": 2, "ffn_width": 50, "vocab_size": 289, "kv_heads": 1},
-    "wide heads": {**WIDE, **MODERN, "head_width": 80, "tied": False},
+    "odd": {"hidden_size": 44, "heads": 2, "ffn_width": 50, "vocab_size": 289, "kv_heads": 1},
+    "wide heads": {**WIDE, **MODERN, "head_dim": 80, "tied": False},
     "gelu": {**WIDE, "activation": "gelu"},
     "relu, gated": {**WIDE, "activation": "relu", "gated": True},
     "window": {**WIDE, "pattern": Sliding(window=4, sinks=1)},
@@ -44,8 +44,8 @@ GRIDS = [
     for f in ("fp32", "bf16", "fp16", "fp8_e4m3", "fp8_e5m2", "int8", "int4", "q8_0", "q4_0", "q4_1")
 ] + [
     Grid(format="int8", symmetric=False), Grid(format="int8", granularity="tensor"),
-    Grid(format="int8", granularity="group", group=64, symmetric=False), Grid(format="int4", granularity="channel"),
-    Grid(format="int4", symmetric=False), Grid(format="int4", group=64), Grid(format="int4", group=128),
+    Grid(format="int8", granularity="group", group_size=64, symmetric=False), Grid(format="int4", granularity="channel"),
+    Grid(format="int4", symmetric=False), Grid(format="int4", group_size=64), Grid(format="int4", group_size=128),
 ]  # fmt: skip
 
 
@@ -78,7 +78,7 @@ def steps(model: Decoder, rows: int = 3, count: int = 7, kind: KVKind = "model",
     """(count, rows, V) logits of a session's steps; every third has a row at rest, whose logits are left out (0)."""
     out = []
     with evaluating(model):
-        session = Session(model, [PROMPTS[i % 3] for i in range(rows)], count, cache=kind)
+        session = DecodingSession(model, [PROMPTS[i % 3] for i in range(rows)], count, cache=kind)
         with dispatch("reference"):  # prompts are not what is tested
             session.start()
         for i in range(count):
@@ -106,7 +106,7 @@ def test_every_shape_in_fp32(name: str, rows: int, said: list[bool]) -> None:
     assert said == [True, False]
 
 
-@pytest.mark.parametrize("grid", GRIDS, ids=lambda g: f"{g.format}-{g.granularity}-{g.group}-{g.symmetric}")
+@pytest.mark.parametrize("grid", GRIDS, ids=lambda g: f"{g.format}-{g.granularity}-{g.group_size}-{g.symmetric}")
 @pytest.mark.parametrize("name", ["gpt2", "modern", "odd"])
 def test_every_grid_as_torch_decodes_it(name: str, grid: Grid, said: list[bool]) -> None:
     model = RTN(grid=grid).apply(decoder(**SHAPES[name]))
@@ -183,7 +183,7 @@ def test_an_int8_cache_rounds_the_same_in_both(name: str, said: list[bool]) -> N
 
 
 def test_an_int8_cache_is_smaller() -> None:
-    model = decoder(width=128, heads=2)
+    model = decoder(hidden_size=128, heads=2)
     sizes = [KVCache(model.config, 2, 20, torch.float32, kind=kind).bytes for kind in ("model", "int8")]
     assert sizes[1] == sizes[0] * (64 + 4) // (64 * 4)
 
@@ -201,7 +201,7 @@ def test_selected_rows_go_on_where_they_stood(said: list[bool]) -> None:
 
     def walk() -> Tensor:
         with evaluating(model):
-            session = Session(model, PROMPTS, 6)
+            session = DecodingSession(model, PROMPTS, 6)
             session.start()
             session.step([1, 2, 3])
             session.select([2, 0, 0])  # as many: the cache's tensors are new ones
@@ -245,7 +245,7 @@ def test_numbers_that_are_none_stay_none() -> None:
 def test_past_learned_positions_is_refused() -> None:
     model = decoder(context=6)
     with evaluating(model):
-        session = Session(model, [[1, 2, 3, 4, 5]], 3)
+        session = DecodingSession(model, [[1, 2, 3, 4, 5]], 3)
         session.start()
         session.step([1])
         with pytest.raises(DataError, match="6 learned positions"):
@@ -255,7 +255,7 @@ def test_past_learned_positions_is_refused() -> None:
 def test_a_full_cache_is_refused() -> None:
     model = decoder(**SHAPES["modern"])
     with evaluating(model):
-        session = Session(model, [[1, 2]], 1)
+        session = DecodingSession(model, [[1, 2]], 1)
         session.start()
         session.step([1])
         with pytest.raises(ValueError, match="holds 3 of 3"):
@@ -265,7 +265,7 @@ def test_a_full_cache_is_refused() -> None:
 def test_rewinding_forgets_what_a_draft_left() -> None:
     model = decoder(**SHAPES["modern"])
     with evaluating(model):
-        session = Session(model, [[1, 2, 3]], 6)
+        session = DecodingSession(model, [[1, 2, 3]], 6)
         session.start()
         straight = session.step([4]).clone()
         session.step([9])
@@ -279,7 +279,7 @@ def test_rewinding_forgets_what_a_draft_left() -> None:
 def test_several_tokens_at_once_are_one_after_another(name: str, kind: KVKind) -> None:
     model, tokens = decoder(**SHAPES[name]), [[4, 5, 6, 7], [9, 8, 7, 6]]
     with evaluating(model):
-        one, many = (Session(model, PROMPTS[:2], 5, cache=kind) for _ in range(2))
+        one, many = (DecodingSession(model, PROMPTS[:2], 5, cache=kind) for _ in range(2))
         one.start()
         many.start()
         each = torch.stack([one.step([row[i] for row in tokens]).clone() for i in range(4)], dim=1)

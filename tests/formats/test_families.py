@@ -47,10 +47,10 @@ def test_old_gpt2_files_call_the_context_n_ctx():
 
 def test_llama_defaults_where_old_files_are_silent():
     config = read(LLAMA)
-    assert (config.kv_heads, config.head_width, config.norm_eps, config.rope.theta) == (2, 4, 1e-6, 10000.0)
+    assert (config.kv_heads, config.head_dim, config.norm_eps, config.rope.theta) == (2, 4, 1e-6, 10000.0)
     assert not (config.tied or config.qkv_bias or config.out_bias or config.ffn_bias)
     assert read(LLAMA, num_key_value_heads=None, head_dim=None) == config
-    assert read(LLAMA, num_key_value_heads=1, head_dim=6).head_width == 6
+    assert read(LLAMA, num_key_value_heads=1, head_dim=6).head_dim == 6
 
 
 def test_both_spellings_of_llama3_scaling_are_one():
@@ -102,7 +102,7 @@ def test_unsupported_gpt2_settings(over, words):
         ({"partial_rotary_factor": 0.5}, ["partial_rotary_factor"]),
         ({"rope_parameters": {"partial_rotary_factor": 0.5}}, ["partial_rotary_factor"]),
         ({"num_key_value_heads": 3}, ["3 key/value heads"]),
-        ({"head_dim": 5}, ["even head width"]),
+        ({"head_dim": 5}, ["even head_dim"]),
     ],
 )
 def test_unsupported_llama_settings(over, words):
@@ -140,7 +140,7 @@ def test_family_of_names_the_family_or_what_none_can_say():
     for config, word in [
         (gpt2_config(norm="rms"), "rms"),
         (gpt2_config(kv_heads=2), "key/value"),
-        (gpt2_config(head_width=4), "head width"),
+        (gpt2_config(head_dim=4), "head width"),
         (gpt2_config(ffn_bias=False), "biases"),
         (gpt2_config(pattern=Sliding(window=4)), "patterns"),
         (llama_config(gated=False), "gated=False"),
@@ -172,7 +172,7 @@ def configs(draw) -> DecoderConfig:
     bias = draw(st.booleans())
     return llama_config(
         rope=draw(ROPES), pattern=draw(PATTERNS), kv_heads=draw(st.sampled_from([1, 2, 4])),
-        activation=draw(st.sampled_from(["silu", "gelu", "gelu_tanh"])), head_width=draw(st.sampled_from([0, 6])),
+        activation=draw(st.sampled_from(["silu", "gelu", "gelu_tanh"])), head_dim=draw(st.sampled_from([0, 6])),
         qkv_bias=bias, out_bias=bias and draw(st.booleans()), ffn_bias=draw(st.booleans()), **common,
     )  # fmt: skip
 

@@ -26,12 +26,12 @@ from tests.reference.small_model import MODERN, decoder
 from tests.reference.small_tokenizer import byte_level
 from tests.reference.tokenizers import llama_like
 
-SHAPE: dict[str, Any] = {"width": 64, "ffn_width": 96}
+SHAPE: dict[str, Any] = {"hidden_size": 64, "ffn_width": 96}
 FAMILIES: dict[str, dict[str, Any]] = {
     "gpt2": {},
     "gpt2-untied": {"tied": False},
     "llama": {**MODERN, "tied": False},
-    "llama-tied-wide-heads": {**MODERN, "head_width": 24},
+    "llama-tied-wide-heads": {**MODERN, "head_dim": 24},
     "qwen2": {**MODERN, "qkv_bias": True},
     "llama-biases": {**MODERN, "qkv_bias": True, "out_bias": True, "ffn_bias": True},
 }
@@ -174,12 +174,12 @@ def _logits(model: Decoder) -> Tensor:
 @pytest.mark.parametrize(
     ("grid", "kind"),
     [
-        (Grid(format="int4", group=32), "Q4_0"),
-        (Grid(format="int4", group=64), "Q4_0"),
+        (Grid(format="int4", group_size=32), "Q4_0"),
+        (Grid(format="int4", group_size=64), "Q4_0"),
         (Grid(format="int4", granularity="channel", scale_dtype="fp16"), "Q4_0"),
         (Grid(format="int4", granularity="tensor", scale_dtype="fp16"), "Q4_0"),
-        (Grid(format="int4", group=64, symmetric=False), "Q4_1"),
-        (Grid(format="int8", group=128), "Q8_0"),
+        (Grid(format="int4", group_size=64, symmetric=False), "Q4_1"),
+        (Grid(format="int8", group_size=128), "Q8_0"),
     ],
 )
 def test_any_grid_that_a_block_can_say_is_kept(grid: Grid, kind: str) -> None:
@@ -193,8 +193,8 @@ def test_any_grid_that_a_block_can_say_is_kept(grid: Grid, kind: str) -> None:
 @pytest.mark.parametrize(
     "grid",
     [
-        Grid(format="int8"), Grid(format="int8", group=32, symmetric=False), Grid(format="fp16"),
-        Grid(format="int4", group=32, scale_dtype="fp32"), Grid(format="fp8_e4m3"),
+        Grid(format="int8"), Grid(format="int8", group_size=32, symmetric=False), Grid(format="fp16"),
+        Grid(format="int4", group_size=32, scale_dtype="fp32"), Grid(format="fp8_e4m3"),
     ],
 )  # fmt: skip
 def test_a_grid_that_no_block_can_say_is_none(grid: Grid) -> None:
@@ -220,7 +220,7 @@ def test_other_grids_are_rounded_once_more_and_said(tmp_path: Path) -> None:
 
 
 def test_columns_that_do_not_divide_are_f16_and_said(tmp_path: Path) -> None:
-    model = small("gpt2", width=48, ffn_width=96)
+    model = small("gpt2", hidden_size=48, ffn_width=96)
     written = write_gguf(model, byte_level(), tmp_path / "m.gguf", kind="q8_0")
     assert written.types["blk.0.ffn_down.weight"] == "Q8_0" and written.types["blk.0.ffn_up.weight"] == "F16"
     assert "blk.0.ffn_up.weight" in written.unfit and len(written.unfit) == 7

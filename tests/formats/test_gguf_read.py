@@ -28,12 +28,12 @@ from tests.reference.small_tokenizer import byte_level
 from tests.reference.spm import spm_encode
 from tests.reference.tokenizers import llama_like
 
-SHAPE: dict[str, Any] = {"width": 64, "ffn_width": 96}
+SHAPE: dict[str, Any] = {"hidden_size": 64, "ffn_width": 96}
 MODELS: dict[str, dict[str, Any]] = {
     "gpt2": {},
     "gpt2-untied": {"tied": False},
     "llama": {**MODERN, "tied": False},
-    "llama-tied-wide-heads": {**MODERN, "head_width": 24},
+    "llama-tied-wide-heads": {**MODERN, "head_dim": 24},
     "qwen2": {**MODERN, "qkv_bias": True},
     "llama-biases": {**MODERN, "qkv_bias": True, "out_bias": True, "ffn_bias": True},
     "llama3": {**MODERN, "rope": {"theta": 5e5, "scaling": {
@@ -62,7 +62,7 @@ def test_what_was_written_reads_back_as_the_same_model(tmp_path: Path, name: str
     bundle = load_bundle(str(file))
     expected = model.config.model_copy(update={"dropout": bundle.model.config.dropout})
     assert bundle.model.config == expected
-    assert bundle.folder == file and bundle.residues == ()
+    assert bundle.folder == file and bundle.deployed_specs == ()
     with torch.no_grad():
         batch = probe(model.config.vocab_size)
         assert torch.equal(bundle.model(batch), model(batch))
@@ -102,21 +102,21 @@ def test_every_type_is_read_in_pieces_of_any_size(tmp_path: Path, kind: str, mon
 @pytest.mark.parametrize("grid", ["q8_0", "q4_0", "q4_1"])
 @pytest.mark.parametrize("name", ["gpt2", "llama", "qwen2"])
 def test_codes_are_kept_bit_for_bit(tmp_path: Path, name: str, grid: str) -> None:
-    model, _ = RTN(grid={"format": grid}).finish(RTN(grid={"format": grid}).apply(small(name)))
+    model, _ = RTN(grid={"format": grid}).convert(RTN(grid={"format": grid}).apply(small(name)))
     file = written(tmp_path, model)
     bundle = load_bundle(str(file), keep_codes=True)
     kept, made = bundle.model.state_dict(), model.state_dict()
     assert kept.keys() == made.keys()
     for key, value in made.items():
         assert torch.equal(kept[key].view(torch.uint8), value.view(torch.uint8)), key
-    save_bundle(bundle.model, bundle.tokenizer, tmp_path / "native", residues=bundle.residues)
+    save_bundle(bundle.model, bundle.tokenizer, tmp_path / "native", deployed_specs=bundle.deployed_specs)
     again = load_bundle(str(tmp_path / "native")).model.state_dict()
     assert all(torch.equal(again[k].view(torch.uint8), v.view(torch.uint8)) for k, v in kept.items())
 
 
 def test_a_matrix_in_a_foreign_type_is_decoded_beside_codes(tmp_path: Path) -> None:
     plan = RTN(grid={"format": "q8_0"}, overrides={"blocks.0.ffn.up": None})
-    model, _ = plan.finish(plan.apply(small("llama")))
+    model, _ = plan.convert(plan.apply(small("llama")))
     bundle = load_bundle(str(written(tmp_path, model)), keep_codes=True)
     assert bundle.model.blocks[0].ffn.up.weight.dtype == torch.float32
     assert bundle.model.state_dict().keys() == model.state_dict().keys()

@@ -30,7 +30,7 @@ MODELS = {
     "gpt2": gpt2_config(VOCAB),
     "gpt2-untied": gpt2_config(VOCAB, tied=False, ffn_width=40, activation="relu"),
     "llama": llama_config(VOCAB),
-    "llama-tied-scaled": llama_config(VOCAB, tied=True, rope=SCALED, head_width=12),
+    "llama-tied-scaled": llama_config(VOCAB, tied=True, rope=SCALED, head_dim=12),
     "llama-biases": llama_config(VOCAB, qkv_bias=True, out_bias=True, ffn_bias=True, activation="gelu_tanh"),
     "qwen2": llama_config(VOCAB, qkv_bias=True, tied=True),
     "qwen2-window": llama_config(VOCAB, qkv_bias=True, pattern=(Causal(), Sliding(window=5))),
@@ -75,7 +75,7 @@ def test_what_is_saved_loads_back_bit_for_bit(name, tmp_path):
     model = random_decoder({**MODELS, **NATIVE}[name])
     save_bundle(model, byte_level(VOCAB), tmp_path / "out")
     back = load_bundle(str(tmp_path / "out"))
-    assert back.model.config == model.config and not back.model.training and back.residues == ()
+    assert back.model.config == model.config and not back.model.training and back.deployed_specs == ()
     assert back.folder == tmp_path / "out" and back.source == str(tmp_path / "out")
     state = back.model.state_dict()
     assert state.keys() == model.state_dict().keys()
@@ -264,7 +264,7 @@ def test_a_replacement_cut_short_between_its_renames_is_mended_by_loading(earlie
 
 def test_loading_holds_one_copy_of_the_model(tmp_path):
     """Peak memory grows by the model and a tensor, not by two models; measured in a fresh process."""
-    model = random_decoder(gpt2_config(VOCAB, width=384, layers=6, heads=6))
+    model = random_decoder(gpt2_config(VOCAB, hidden_size=384, layers=6, heads=6))
     size = model.count_bytes()
     save_bundle(model, byte_level(VOCAB), tmp_path / "out")
     script = f"""

@@ -15,7 +15,7 @@ from limbeck.model.decoder import Decoder
 from limbeck.model.linear import Linear
 from limbeck.model.surgery import matches, replace
 from limbeck.techniques.table import TECHNIQUES
-from limbeck.techniques.technique import Technique, finish_all
+from limbeck.techniques.technique import Technique, convert_all
 from tests.reference.checkpoints import edit_weights
 from tests.reference.small_tokenizer import byte_level
 from tests.reference.twins import gpt2_config, random_decoder
@@ -57,7 +57,7 @@ class Rounding(Technique):
 
         return self._swap(model, build)
 
-    def finish(self, model: Decoder) -> tuple[Decoder, Technique | None]:
+    def convert(self, model: Decoder) -> tuple[Decoder, Technique | None]:
         return model, self
 
     def training_skeleton(self, model: Decoder) -> Decoder:
@@ -71,9 +71,9 @@ class Rounding(Technique):
 def saved(tmp_path, monkeypatch):
     monkeypatch.setitem(TECHNIQUES, "test-rounding", Rounding)
     technique = Rounding()
-    model, residues = finish_all((technique,), technique.apply(random_decoder(gpt2_config(VOCAB))))
-    save_bundle(model, byte_level(VOCAB), tmp_path / "out", residues=residues)
-    return tmp_path / "out", model, residues
+    model, deployed_specs = convert_all((technique,), technique.apply(random_decoder(gpt2_config(VOCAB))))
+    save_bundle(model, byte_level(VOCAB), tmp_path / "out", deployed_specs=deployed_specs)
+    return tmp_path / "out", model, deployed_specs
 
 
 def logits(model):
@@ -94,10 +94,10 @@ def edit(file, **values):
     file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
 
 
-def test_a_technique_is_rebuilt_from_its_residue(saved):
-    folder, model, residues = saved
+def test_a_technique_is_rebuilt_from_its_deployed_spec(saved):
+    folder, model, deployed_specs = saved
     back = load_bundle(str(folder))
-    assert back.residues == residues and back.residues[0].targets == ("ffn.down",)
+    assert back.deployed_specs == deployed_specs and back.deployed_specs[0].targets == ("ffn.down",)
     assert torch.equal(logits(back.model), logits(model))
     assert isinstance(back.model.get_submodule("blocks.1.ffn.down"), Rounded)
     assert back.model.head.weight is back.model.embed.weight
@@ -110,16 +110,16 @@ def test_a_technique_keeps_the_dtypes_it_fixed(saved):
     assert torch.equal(down.codes, model.get_submodule("blocks.0.ffn.down").codes)
 
 
-def test_a_loaded_model_is_saved_again_with_its_residues(saved, tmp_path):
+def test_a_loaded_model_is_saved_again_with_its_deployed_specs(saved, tmp_path):
     back = load_bundle(str(saved[0]))
-    save_bundle(back.model, back.tokenizer, tmp_path / "again", residues=back.residues)
+    save_bundle(back.model, back.tokenizer, tmp_path / "again", deployed_specs=back.deployed_specs)
     assert torch.equal(logits(load_bundle(str(tmp_path / "again")).model), logits(saved[1]))
 
 
-def test_residues_do_not_fit_the_hugging_face_layout(saved, tmp_path):
-    _, model, residues = saved
+def test_deployed_specs_do_not_fit_the_hugging_face_layout(saved, tmp_path):
+    _, model, deployed_specs = saved
     with pytest.raises(ModelError, match="test-rounding"):
-        save_bundle(model, byte_level(VOCAB), tmp_path / "again", residues=residues, layout="huggingface")
+        save_bundle(model, byte_level(VOCAB), tmp_path / "again", deployed_specs=deployed_specs, layout="huggingface")
 
 
 @pytest.mark.parametrize(
@@ -132,17 +132,17 @@ def test_residues_do_not_fit_the_hugging_face_layout(saved, tmp_path):
         ({"kind": "test-rounding", "bits": 4}, ["bits"]),
     ],
 )
-def test_residues_that_cannot_be(entry, words, saved):
-    edit(saved[0] / "limbeck.json", residues=[entry])
+def test_deployed_specs_that_cannot_be(entry, words, saved):
+    edit(saved[0] / "limbeck.json", deployed_specs=[entry])
     refused(saved[0], ModelError, "limbeck.json", *words)
 
 
-def test_a_list_of_residues_that_is_none(saved):
-    edit(saved[0] / "limbeck.json", residues={"kind": "test-rounding"})
+def test_a_list_of_deployed_specs_that_is_none(saved):
+    edit(saved[0] / "limbeck.json", deployed_specs={"kind": "test-rounding"})
     refused(saved[0], ModelError, "limbeck.json")
 
 
-def test_lost_residues_show_as_mismatched_keys(saved):
+def test_lost_deployed_specs_show_as_mismatched_keys(saved):
     (saved[0] / "limbeck.json").unlink()
     refused(saved[0], CheckpointError, "blocks.0.ffn.down.weight", "model.safetensors")
 
@@ -161,8 +161,8 @@ def test_codes_do_not_load_from_floats(saved):
         ({"decoder": {"vocab_size": VOCAB, "widht": 3}}, ["widht", "did you mean"]),
         ({"decoder": {"vocab_size": VOCAB, "layers": 9000}}, ["9000 layers"]),
         ({"decoder": {"vocab_size": 2**60}}, ["vocab_size"]),
-        ({"decoder": {"vocab_size": VOCAB, "width": None}}, ["width"]),
-        ({"decoder": {"vocab_size": VOCAB, "width": 2**19, "heads": 64, "layers": 1}}, ["shape"]),
+        ({"decoder": {"vocab_size": VOCAB, "hidden_size": None}}, ["width"]),
+        ({"decoder": {"vocab_size": VOCAB, "hidden_size": 2**19, "heads": 64, "layers": 1}}, ["shape"]),
     ],
 )
 def test_native_configs_that_cannot_be(values, words, saved):
@@ -178,11 +178,11 @@ def test_a_technique_whose_values_are_not_saved_is_a_programming_error(saved):
             super().__init__(*args)
             self.register_buffer("lost", torch.ones(3), persistent=False)
 
-    from limbeck.formats.pieces import Piece, fill, meta, places
-    from limbeck.formats.weights import Weights
+    from limbeck.formats.pieces import TensorPiece, fill, meta, places
+    from limbeck.formats.weights import WeightFiles
 
     model = meta(lambda: Rounding()._swap(Decoder(gpt2_config(VOCAB)), lambda n, m: Leaky(128, 32, torch.float32)))
-    pieces = [Piece(name, name, tuple(t.shape)) for name, t in places(model).items()]
-    weights = Weights(saved[0])
+    pieces = [TensorPiece(name, name, tuple(t.shape)) for name, t in places(model).items()]
+    weights = WeightFiles(saved[0])
     with pytest.raises(TypeError, match=r"blocks\.0\.ffn\.down\.lost"):
         fill(model, pieces, weights, "cpu")

@@ -81,7 +81,7 @@ def test_configs_that_do_not_go_with_their_tensors(folder, values, message):
 
 
 def test_an_adapter_for_another_base_names_key_and_both_shapes(folder):
-    wider = random_decoder(gpt2_config(layers=4, width=64))
+    wider = random_decoder(gpt2_config(layers=4, hidden_size=64))
     refused(
         folder, CheckpointError, r"'base_model.*c_attn.lora_A.weight' .* has shape \(2, 32\).*needs \(rank, 64\)", wider
     )

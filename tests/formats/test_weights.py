@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from limbeck.formats.weights import Weights, write_weights
+from limbeck.formats.weights import WeightFiles, write_weights
 
 STATUS = Path("/proc/self/status")
 
@@ -22,7 +22,7 @@ def file_bytes() -> int:
 def test_pages_of_a_tensor_that_was_read_do_not_stay(tmp_path: Path) -> None:
     tensors = {f"t{i}": torch.full((1 << 20,), float(i)) for i in range(16)}  # 4 MiB each
     write_weights(tmp_path, tensors.items())
-    weights = Weights(tmp_path)
+    weights = WeightFiles(tmp_path)
     before = file_bytes()
     for name, tensor in tensors.items():
         assert torch.equal(weights.read(name), tensor)

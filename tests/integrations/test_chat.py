@@ -10,7 +10,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from limbeck.errors import ConfigError, ModelError
-from limbeck.integrations.chat import ChatTemplate
+from limbeck.integrations.chat import JinjaTemplate
 from tests.reference.small_tokenizer import byte_level
 
 TEMPLATE = (
@@ -44,7 +44,7 @@ def folder(path: Path, template: Any, apart: bool = False) -> Path:
 @pytest.mark.parametrize("answer", [False, True])
 def test_it_renders_as_transformers_does(tmp_path: Path, apart: bool, answer: bool) -> None:
     where = folder(tmp_path, TEMPLATE, apart)
-    template = ChatTemplate.read(where)
+    template = JinjaTemplate.read(where)
     assert template is not None
     talk = TALK[:2] if answer else TALK
     theirs = AutoTokenizer.from_pretrained(where).apply_chat_template(
@@ -56,23 +56,23 @@ def test_it_renders_as_transformers_does(tmp_path: Path, apart: bool, answer: bo
 
 def test_a_folder_without_one_has_none(tmp_path: Path) -> None:
     byte_level().save(tmp_path)
-    assert ChatTemplate.read(tmp_path) is None
+    assert JinjaTemplate.read(tmp_path) is None
 
 
 def test_one_of_several_is_named(tmp_path: Path) -> None:
     where = folder(tmp_path, [{"name": "default", "template": "a"}, {"name": "tools", "template": "b"}])
-    found = [ChatTemplate.read(where, name) for name in ("default", "tools")]
+    found = [JinjaTemplate.read(where, name) for name in ("default", "tools")]
     assert [t.text for t in found if t is not None] == ["a", "b"]
     with pytest.raises(ConfigError, match="has no chat template 'other', only default, tools"):
-        ChatTemplate.read(where, "other")
+        JinjaTemplate.read(where, "other")
 
 
 def test_what_a_template_refuses_is_one_sentence(tmp_path: Path) -> None:
-    template = ChatTemplate(TEMPLATE)
+    template = JinjaTemplate(TEMPLATE)
     with pytest.raises(ModelError, match="refuses this conversation: system comes first"):
         template.render([TALK[1], TALK[0]])
     with pytest.raises(ModelError, match="changes the last turn"):
-        ChatTemplate("{{ messages[-1]['content'] | upper }}").render(TALK, answer=False)
+        JinjaTemplate("{{ messages[-1]['content'] | upper }}").render(TALK, answer=False)
     (tmp_path / "tokenizer_config.json").write_text("{")
     with pytest.raises(ModelError, match=r"tokenizer_config.json cannot be read"):
-        ChatTemplate.read(tmp_path)
+        JinjaTemplate.read(tmp_path)

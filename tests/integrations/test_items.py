@@ -11,7 +11,7 @@ import pytest
 
 from limbeck.errors import DataError
 from limbeck.integrations.items import ROW_ID, found_of
-from limbeck.recipes.harness import Found
+from limbeck.jobs.harness import Found
 
 CONFIG: dict[str, Any] = {
     "metadata": {"version": 2, "rows": "made.csv"}, "dataset_path": None, "dataset_name": None, "test_split": "test",

@@ -15,7 +15,7 @@ from limbeck.data.batch import Batch, Example, collate
 from limbeck.losses.terms import add_counts, total
 from limbeck.model.config import DecoderConfig
 from limbeck.model.decoder import Decoder
-from limbeck.objectives.distill import Distill
+from limbeck.objectives.distill import Distillation
 from limbeck.objectives.next_token import NextToken
 from limbeck.objectives.teacher import LiveTeacher
 
@@ -24,7 +24,7 @@ V = 40
 
 def decoder(seed: int, layers: int = 1) -> Decoder:
     torch.manual_seed(seed)
-    model = Decoder(DecoderConfig(vocab_size=V, context=32, layers=layers, width=16, heads=2)).double()
+    model = Decoder(DecoderConfig(vocab_size=V, context=32, layers=layers, hidden_size=16, heads=2)).double()
     with torch.no_grad():
         model.embed.weight.mul_(10)
     return model
@@ -34,8 +34,8 @@ STUDENT, TEACHER = decoder(0), LiveTeacher(decoder(1, 2))
 OBJECTIVES = {
     "next_token": NextToken(),
     "z_loss": NextToken(z_loss=0.01),
-    "distill": Distill(TEACHER, alpha=0.5664, beta=0.1081, temperature=0.7),
-    "distill_on_answers": Distill(TEACHER, alpha=0.3, beta=0.7, temperature=2.0, divergence="jsd", on="answers"),
+    "distill": Distillation(TEACHER, alpha=0.5664, beta=0.1081, temperature=0.7),
+    "distill_on_answers": Distillation(TEACHER, alpha=0.3, beta=0.7, temperature=2.0, divergence="jsd", on="answers"),
 }
 
 
@@ -45,7 +45,7 @@ def example(row: int, length: int, prompt: int) -> Example:
 
 
 def gradient(
-    objective: NextToken | Distill, batches: Sequence[Batch], tell: bool = False
+    objective: NextToken | Distillation, batches: Sequence[Batch], tell: bool = False
 ) -> tuple[float, list[Tensor]]:
     """The loop's arithmetic: counts over the micro-batches first, then each one's share, gradients added up."""
     counts = add_counts(objective.counts(b) for b in batches)

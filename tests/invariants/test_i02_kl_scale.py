@@ -11,14 +11,14 @@ from limbeck.data.batch import Batch
 from limbeck.losses.terms import total
 from limbeck.model.config import DecoderConfig
 from limbeck.model.decoder import Decoder
-from limbeck.objectives.distill import Distill
+from limbeck.objectives.distill import Distillation
 from limbeck.objectives.teacher import LiveTeacher
 from tests.reference import losses as slow
 
 
 def decoder(seed: int) -> Decoder:
     torch.manual_seed(seed)
-    model = Decoder(DecoderConfig(vocab_size=60, context=16, layers=1, width=16, heads=2)).double()
+    model = Decoder(DecoderConfig(vocab_size=60, context=16, layers=1, hidden_size=16, heads=2)).double()
     with torch.no_grad():
         model.embed.weight.mul_(20)
     return model.eval()
@@ -28,7 +28,7 @@ def decoder(seed: int) -> Decoder:
 def test_mean_over_tokens_of_scipy_s_entropy_times_t_squared(temperature: float) -> None:
     student, teacher = decoder(1), decoder(2)
     batch = Batch.of_ids(torch.randint(60, (3, 10)), lengths=[10, 4, 7])
-    objective = Distill(LiveTeacher(teacher), alpha=0.0, beta=1.0, temperature=temperature)
+    objective = Distillation(LiveTeacher(teacher), alpha=0.0, beta=1.0, temperature=temperature)
     got = total(objective(student, batch), objective.counts(batch))
     mask = batch.prediction_mask()
     assert int(mask.sum()) == 9 + 3 + 6
@@ -42,7 +42,7 @@ def test_mean_over_tokens_of_scipy_s_entropy_times_t_squared(temperature: float)
 def test_zero_for_the_teacher_itself() -> None:
     model = decoder(1)
     batch = Batch.of_ids(torch.randint(60, (3, 10)))
-    objective = Distill(LiveTeacher(decoder(1)), alpha=0.0, beta=1.0, temperature=0.7)
+    objective = Distillation(LiveTeacher(decoder(1)), alpha=0.0, beta=1.0, temperature=0.7)
     loss = total(objective(model, batch), objective.counts(batch))
     grads = torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad])
     assert abs(loss.item()) < 1e-14
@@ -55,7 +55,7 @@ def test_gradients_keep_their_size_across_temperatures() -> None:
     norms = []
     for temperature in (20.0, 40.0):
         student = decoder(1)
-        objective = Distill(LiveTeacher(decoder(2)), alpha=0.0, beta=1.0, temperature=temperature)
+        objective = Distillation(LiveTeacher(decoder(2)), alpha=0.0, beta=1.0, temperature=temperature)
         total(objective(student, batch), objective.counts(batch)).backward()  # type: ignore[no-untyped-call]
         grad = student.embed.weight.grad
         assert grad is not None

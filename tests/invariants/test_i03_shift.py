@@ -10,7 +10,7 @@ from limbeck.data.batch import IGNORE, Batch
 from limbeck.data.batches import Batches
 from limbeck.data.prompts import Template, encode_rows
 from limbeck.data.tokenizer import Tokenizer
-from limbeck.data.toy import toy_rows
+from limbeck.data.toy.table import toy_rows
 from limbeck.model.decoder import Decoder
 from tests.reference.families import family, nll
 

@@ -7,9 +7,9 @@ import torch
 
 from limbeck.data.batch import Example, collate
 from limbeck.decode.generate import generate
-from limbeck.decode.session import Session, evaluating
+from limbeck.decode.session import DecodingSession, evaluating
 from limbeck.decode.settings import Decoding
-from limbeck.kernels.head import head_sequence_log_probs
+from limbeck.kernels.fused_head.losses import head_sequence_log_probs
 from limbeck.model.patterns import Causal, Sliding
 from tests.reference.small_tokenizer import byte_level
 from tests.reference.twins import gpt2_config, llama_config, random_decoder
@@ -27,7 +27,7 @@ def test_the_id_on_padding_is_never_read(family, pattern):
     found = []
     with evaluating(model):
         for pad in (0, 77, TOKENIZER.vocab_size - 1):
-            session = Session(model, prompts, 4, pad)
+            session = DecodingSession(model, prompts, 4, pad)
             found.append([session.start(), session.step([1, 2, 3]), session.step([4, 5, 6], [True, False, True])])
     for other in found[1:]:
         assert torch.equal(found[0][0], other[0]) and torch.equal(found[0][1], other[1])

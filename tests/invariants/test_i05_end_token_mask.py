@@ -7,7 +7,7 @@ import pytest
 from limbeck.data.batches import Batches
 from limbeck.data.prompts import Template, encode_rows
 from limbeck.data.tokenizer import Tokenizer
-from limbeck.data.toy import toy_rows
+from limbeck.data.toy.table import toy_rows
 
 ROWS = toy_rows("qa", size=30)
 TOK = Tokenizer.train([" ".join(row.fields.values()) for row in ROWS], 300)

@@ -9,7 +9,7 @@ from limbeck.data.batch import collate
 from limbeck.data.batches import Batches
 from limbeck.data.prompts import Template, encode_rows
 from limbeck.data.tokenizer import Tokenizer
-from limbeck.data.toy import toy_rows
+from limbeck.data.toy.table import toy_rows
 from limbeck.model.patterns import Sliding
 from tests.reference.families import family, gradients, nll
 

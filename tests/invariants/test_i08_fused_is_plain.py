@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from limbeck.kernels.comparison import Comparison, Dense
-from limbeck.kernels.fused import Weights, fused_distill, fused_nll, fused_sequence_log_probs
+from limbeck.kernels.fused_head.divergence import Dense, TeacherLoss
+from limbeck.kernels.fused_head.fused import LossWeights, fused_distill, fused_nll, fused_sequence_log_probs
 from limbeck.losses.divergence import TopK, divergence, named
 from tests.reference import losses as slow
 
@@ -37,8 +37,8 @@ def fused(loss: str, leaves: list[Tensor], labels: Tensor, mask: Tensor, teacher
         each = fused_sequence_log_probs(hidden, weight, labels, torch.arange(N) // 24, 4, bias=bias, chunk_rows=CHUNK)
         return torch.nn.functional.softplus(each / 100).sum()
     signal = teacher if loss == "dense" else top(teacher)
-    comparison = Comparison(signal, named("forward_kl"), 0.7, mask)
-    expected = Weights(0.57, divergence=0.05)
+    comparison = TeacherLoss(signal, named("forward_kl"), 0.7, mask)
+    expected = LossWeights(0.57, divergence=0.05)
     nll, kl = fused_distill(hidden, weight, labels, comparison, bias=bias, expected=expected, chunk_rows=CHUNK)
     return 0.57 * nll + 0.05 * kl
 
@@ -87,7 +87,7 @@ def test_bf16_gradients_stay_near_those_of_fp32(loss: str) -> None:
 def test_logits_never_exist_whole(loss: str, dtype: torch.dtype) -> None:
     leaves, labels, mask, teacher = inputs(dtype)
     signal = top(teacher)  # made from whole logits, outside of what is measured
-    comparison = Comparison(signal if loss == "topk" else teacher, named("forward_kl"), 0.7, mask)
+    comparison = TeacherLoss(signal if loss == "topk" else teacher, named("forward_kl"), 0.7, mask)
     largest = max(x.numel() for x in leaves) + max(x.numel() for x in teacher.head.parameters())
     with slow.Largest() as seen:
         if loss in ("dense", "topk"):

@@ -10,7 +10,7 @@ import pytest
 
 from limbeck.data.probes import PROBES
 from limbeck.data.tokenizer import Tokenizer, check_alike
-from limbeck.data.toy import toy_rows
+from limbeck.data.toy.table import toy_rows
 from limbeck.errors import VocabularyError
 from tests.reference.tokenizers import llama_like
 

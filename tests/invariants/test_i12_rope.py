@@ -53,7 +53,7 @@ def test_position_zero_is_the_identity_and_position_one_is_not(rope, width, seed
 
 def test_angles_are_those_written_out_one_by_one():
     for rope in (Rope(), SCALED):
-        config = llama_config(rope=rope, head_width=16)
+        config = llama_config(rope=rope, head_dim=16)
         expected = torch.tensor(slow_angles(config, 7), dtype=torch.float64)
         assert torch.allclose(inverse_frequencies(rope, 16) * 7, expected, rtol=1e-14, atol=0)
 

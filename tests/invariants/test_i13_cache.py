@@ -149,7 +149,7 @@ def test_a_rolling_cache_holds_no_more_than_it_can_see():
     config = llama_config(V, pattern=(Sliding(window=4, sinks=2), Causal()))
     cache = KVCache(config, 3, 1000)
     assert [k.shape[2] for k in cache.keys] == [4 + 2 + 1, 1000 + 1]
-    assert cache.bytes == 2 * 3 * (7 + 1001) * config.kv_heads * config.head_width * 4
+    assert cache.bytes == 2 * 3 * (7 + 1001) * config.kv_heads * config.head_dim * 4
 
 
 @pytest.mark.parametrize("kind", ["model", "int8"])
@@ -158,7 +158,7 @@ def test_the_memory_of_a_window_does_not_grow_with_the_text(kind):
     small, large = (KVCache(config, 2, capacity, kind=kind) for capacity in (6, 1_000_000))
     assert small.bytes == large.bytes
     model = random_decoder(config)
-    bins = 2 * 2 * config.layers * config.kv_heads * config.head_width * 4  # of both rows, keys and values
+    bins = 2 * 2 * config.layers * config.kv_heads * config.head_dim * 4  # of both rows, keys and values
     if kind == "model":
         assert 2 * model.kv_bytes(1_000_000) == 2 * model.kv_bytes(6) == large.bytes - bins
     assert model.kv_bytes(3) == 3 * model.kv_bytes_per_token()

@@ -94,4 +94,4 @@ def test_a_decoded_token_reads_as_many_keys_as_it_sees():
     listed = PATTERN.key_slots(torch.tensor([1000]), 1100)
     assert listed.shape[1] < 45
     assert largest.elements == cache.keys[0].numel()  # the cache itself, written in place; no larger copy
-    assert c.kv_heads * listed.shape[1] * c.head_width < cache.keys[0].numel() / 20
+    assert c.kv_heads * listed.shape[1] * c.head_dim < cache.keys[0].numel() / 20

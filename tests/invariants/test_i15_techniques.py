@@ -10,7 +10,7 @@ from limbeck.model.patterns import Sliding
 from limbeck.techniques.depth import Depth
 from limbeck.techniques.freeze import Freeze
 from limbeck.techniques.lora import LoRA
-from limbeck.techniques.technique import apply_all, finish_all
+from limbeck.techniques.technique import apply_all, convert_all
 from tests.reference.fake_quantized import FakeQuantize
 from tests.reference.slow_decoder import sees
 from tests.reference.techniques import BASES, base, calibration, plain_batch, shake
@@ -49,7 +49,7 @@ def test_no_logit_depends_on_a_later_token(stack, name, finished):
     model = apply_all(STACKS[stack], base(name), calibration())
     shake(model)
     if finished:
-        model, _ = finish_all(STACKS[stack], model)
+        model, _ = convert_all(STACKS[stack], model)
     later = torch.ones(8, 8).tril(-1).bool()
     found = influence(model)
     assert not found[later].any()
@@ -66,7 +66,7 @@ def test_a_window_with_sinks_stays_one(stack, name, finished):
     model = apply_all(STACKS[stack], random_decoder(config, scale=0.1), calibration())
     shake(model)
     if finished:
-        model, _ = finish_all(STACKS[stack], model)
+        model, _ = convert_all(STACKS[stack], model)
     one = torch.tensor([[sees(pattern, s, t) for s in range(8)] for t in range(8)]).double()
     reached = torch.linalg.matrix_power(one, model.config.layers) > 0
     assert not reached[torch.ones(8, 8).triu().bool()].all()  # narrower than causal

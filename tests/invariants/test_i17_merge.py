@@ -42,8 +42,8 @@ def test_merged_equals_adapted(name, dtype, rank, split, scaling, targets):
     model = lora.apply(base(name, dtype=dtype))
     shake(model)
     wanted = logits(model)
-    merged, residue = lora.finish(model)
-    assert residue is None
+    merged, deployed_spec = lora.convert(model)
+    assert deployed_spec is None
     torch.testing.assert_close(logits(merged), wanted, rtol=0, atol=BOUNDS[dtype] * float(wanted.abs().max()))
     assert merged.state_dict().keys() == base(name).state_dict().keys()
 
@@ -54,7 +54,7 @@ def test_each_weight_is_the_sum_rounded_once(dtype):
     model = lora.apply(base("llama", dtype=dtype))
     shake(model)
     wanted = {n: (m.base.weight.double() + slow_delta(m)).to(dtype) for n, m in adapters(model).items()}
-    merged, _ = lora.finish(model)
+    merged, _ = lora.convert(model)
     for name, weight in wanted.items():
         got = merged.get_submodule(name).weight
         assert got.dtype == dtype
@@ -76,8 +76,8 @@ def test_untied_on_purpose_the_head_alone_changes():
     shake(model)
     wanted = logits(model)
     assert model.config.tied and model.head.base.weight is model.embed.weight  # one matrix while it trains
-    merged, residue = lora.finish(model)
-    assert residue is None and not merged.config.tied
+    merged, deployed_spec = lora.convert(model)
+    assert deployed_spec is None and not merged.config.tied
     assert torch.equal(merged.embed.weight, embedding) and merged.head.weight is not merged.embed.weight
     torch.testing.assert_close(logits(merged), wanted, rtol=1e-5, atol=1e-5)
 
@@ -86,13 +86,13 @@ def test_left_beside_a_tied_head_stays_tied():
     lora = LoRA(rank=2, targets=("head",), merge="never")
     model = lora.apply(base("gpt2"))
     shake(model)
-    finished, residue = lora.finish(model)
-    assert residue == lora and finished.config.tied and finished.head.base.weight is finished.embed.weight
+    finished, deployed_spec = lora.convert(model)
+    assert deployed_spec == lora and finished.config.tied and finished.head.base.weight is finished.embed.weight
 
 
 def test_other_adapters_leave_a_tied_head_tied():
     lora = LoRA(rank=2, targets="all")
-    merged, _ = lora.finish(lora.apply(base("gpt2")))
+    merged, _ = lora.convert(lora.apply(base("gpt2")))
     assert merged.config.tied and merged.head.weight is merged.embed.weight
 
 
@@ -103,8 +103,8 @@ def test_a_quantized_base_is_never_merged_into():
     model = lora.apply(quantized)
     shake(model)
     wanted = logits(model)
-    finished, residue = lora.finish(model)
-    assert residue == lora and len(adapters(finished)) == 16
+    finished, deployed_spec = lora.convert(model)
+    assert deployed_spec == lora and len(adapters(finished)) == 16
     assert torch.equal(logits(finished), wanted)
     after = {n.replace(".base.", "."): b for n, b in finished.named_buffers()}
     assert all(torch.equal(after[n], b) for n, b in codes.items())

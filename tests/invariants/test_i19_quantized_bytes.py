@@ -10,14 +10,14 @@ from limbeck.model.config import DecoderConfig
 from limbeck.model.decoder import Decoder
 from limbeck.techniques.gptq import GPTQ
 from limbeck.techniques.grid import Grid
-from limbeck.techniques.qaft import QAFT
+from limbeck.techniques.qat import QAT
 from limbeck.techniques.quantized import Quantizer
 from limbeck.techniques.rtn import RTN
 from tests.reference.quantized import batches, decoder
 
 CASES = [
     RTN(bits=8), RTN(bits=4), RTN(grid=Grid(format="q4_1")), RTN(bits=4, embeddings=False), GPTQ(bits=4),
-    QAFT(bits=4, learned_scales=True), RTN(bits=8, overrides={"positions": Grid(format="bf16"), "up": None}),
+    QAT(bits=4, learned_scales=True), RTN(bits=8, overrides={"positions": Grid(format="bf16"), "up": None}),
 ]  # fmt: skip
 
 
@@ -25,7 +25,7 @@ CASES = [
 @pytest.mark.parametrize("technique", CASES, ids=str)
 def test_stated_reported_and_written_bytes_are_one(technique: Quantizer, tied: bool, tmp_path):
     stated = technique.stated_bytes(decoder(tied=tied))
-    model, _ = technique.finish(technique.apply(decoder(tied=tied), batches(8)))
+    model, _ = technique.convert(technique.apply(decoder(tied=tied), batches(8)))
     file = tmp_path / "model.safetensors"
     kept = {k: v for k, v in model.state_dict().items() if k != "head.weight" or not tied}
     save_file(kept, str(file))
@@ -38,7 +38,7 @@ def test_stated_reported_and_written_bytes_are_one(technique: Quantizer, tied: b
 )
 def test_a_gpt2_small_shrinks_as_promised(technique: RTN, most: float):
     with torch.device("meta"):
-        model = Decoder(DecoderConfig(vocab_size=50257, layers=12, width=768, heads=12))
+        model = Decoder(DecoderConfig(vocab_size=50257, layers=12, hidden_size=768, heads=12))
     full = model.count_bytes()
     assert full == 4 * 124_439_808
     assert technique.deployed_skeleton(model).count_bytes() <= most * full

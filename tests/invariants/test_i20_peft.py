@@ -52,8 +52,8 @@ def test_an_adapter_trained_by_peft_loads_here(case, tmp_path):
     assert trainable_share(model).trainable == sum(p.numel() for n, p in theirs.named_parameters() if "lora_" in n)
     again = lora.training_skeleton(base(name))
     again.load_state_dict(model.state_dict(), strict=True)
-    merged, residue = lora.finish(model)
-    assert residue is None
+    merged, deployed_spec = lora.convert(model)
+    assert deployed_spec is None
     check_equal(wanted, logits(merged))
 
 
@@ -109,12 +109,12 @@ def test_an_adapter_goes_on_a_quantized_base_and_stays_beside_it(tmp_path):
     save_adapter(model, lora, tmp_path, "base")
     back, read = load_adapter(FakeQuantize().apply(base("llama")), tmp_path)
     assert torch.equal(logits(back), logits(model))
-    assert read.finish(back)[1] == read and adapters(back)
+    assert read.convert(back)[1] == read and adapters(back)
 
 
 def test_a_tied_head_read_from_peft_stays_beside_and_tied(tmp_path):
     theirs = trained_by_peft(base("gpt2"), tmp_path, r=2, target_modules=["lm_head"])
     model, lora = load_adapter(base("gpt2"), tmp_path)
     check_equal(their_logits(theirs), logits(model))
-    finished, residue = lora.finish(model)
-    assert residue == lora and finished.head.base.weight is finished.embed.weight
+    finished, deployed_spec = lora.convert(model)
+    assert deployed_spec == lora and finished.head.base.weight is finished.embed.weight

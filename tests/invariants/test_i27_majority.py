@@ -9,14 +9,14 @@ import pytest
 import torch
 from rich.console import Console
 
-from limbeck.data.toy import toy_rows
+from limbeck.data.toy.table import toy_rows
 from limbeck.formats.load import save_bundle
+from limbeck.jobs.recipe import Display
 from limbeck.measure.classes import class_columns, class_counts, class_statistics, collapse
 from limbeck.measure.scores import Scores
-from limbeck.recipes.evaluate import Evaluate
-from limbeck.recipes.finetune import Finetune
-from limbeck.recipes.recipe import Session
 from limbeck.tasks.table import TASKS
+from limbeck.verbs.evaluate import Evaluate
+from limbeck.verbs.finetune import Finetune
 from tests.reference.task_models import small, tokenizer
 
 
@@ -49,7 +49,7 @@ def test_every_task_with_an_accuracy_has_the_majority_rate_beside_it(name: str) 
 
 def test_fine_tuning_and_evaluating_show_both(tmp_path: Path) -> None:
     """End to end: a head is put on, trained, saved, loaded; the report for people holds rate and histogram."""
-    save_bundle(small(width=32), tokenizer(), tmp_path / "base")
+    save_bundle(small(hidden_size=32), tokenizer(), tmp_path / "base")
     finetune = Finetune.model_validate(
         {
             "model": str(tmp_path / "base"),
@@ -61,7 +61,7 @@ def test_fine_tuning_and_evaluating_show_both(tmp_path: Path) -> None:
             "out": str(tmp_path / "run"),
         }
     )
-    trained = finetune.run(Session.silent())
+    trained = finetune.run(Display.silent())
     assert {"accuracy", "majority rate"} <= set(trained.values["metrics"])
     evaluate = Evaluate.model_validate(
         {
@@ -72,7 +72,7 @@ def test_fine_tuning_and_evaluating_show_both(tmp_path: Path) -> None:
             "measuring": {"resamples": 100},
         }
     )
-    report = evaluate.run(Session.silent())
+    report = evaluate.run(Display.silent())
     metrics, notes = report.values["metrics"], report.values["notes"]
     rows = toy_rows("sentiment").rows[:60]
     ones = sum(r.fields["label"] for r in rows)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from limbeck.data.audit import Audit, AuditSettings, audit
+from limbeck.data.audit.report import AuditReport, AuditSettings, audit
 from limbeck.data.readers import read
 from limbeck.data.rows import Rows
 from limbeck.errors import DataError
@@ -63,7 +63,7 @@ def test_or_not_trained_on(tmp_path: Path, sources: dict[str, str]) -> None:
     assert not leakage["fired"] and leakage["value"] == 0
 
 
-def rows_with(found: Audit, against: str, kind: str, least: int = 1) -> int:
+def rows_with(found: AuditReport, against: str, kind: str, least: int = 1) -> int:
     return sum((f.against, f.kind) == (against, kind) and f.count >= least for f in found.findings)
 
 

@@ -11,12 +11,12 @@ import pytest
 
 from limbeck.data.readers import read
 from limbeck.data.rows import Row, Rows
-from limbeck.data.toy import toy_rows
+from limbeck.data.toy.table import toy_rows
 from limbeck.formats.load import Bundle, save_bundle
+from limbeck.jobs.harness import Asked, Found, run_harness
 from limbeck.measure.choice import score_choices
 from limbeck.measure.perplexity import PerplexityProtocol, perplexity
 from limbeck.measure.reasoning import flexible_answer, gold_answer, same_number, strict_answer
-from limbeck.recipes.harness import Asked, Found, run_harness
 from limbeck.tasks.gsm8k import GSM8K
 from limbeck.tasks.sst2 import SST2
 from limbeck.tasks.task import Measuring, Result

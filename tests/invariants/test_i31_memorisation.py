@@ -9,9 +9,9 @@ from limbeck.data.batch import Example, collate
 from limbeck.decode.settings import Decoding
 from limbeck.losses.terms import total
 from limbeck.measure.alarm import Subject
-from limbeck.measure.probe_memory import CopiedRun, Memorised, TrainingIndex
-from limbeck.measure.probe_writing import write
-from limbeck.measure.probes import run_probes
+from limbeck.measure.probes.memory import CopiedRun, Memorised, TrainingIndex
+from limbeck.measure.probes.table import run_probes
+from limbeck.measure.probes.writing import write
 from limbeck.objectives.next_token import NextToken
 from tests.reference.small_model import decoder
 from tests.reference.small_tokenizer import byte_level
@@ -24,7 +24,7 @@ def test_a_model_that_recites_its_training_text_rings_and_a_fresh_one_does_not()
     train = [Example(0, "0", learned, np.ones(length, np.bool_))]
     unlike = torch.randint(5, 265, (length - 16,), generator=draw).numpy().astype(np.int32)
     held_out = [Example(1, "1", np.concatenate([learned[:16], unlike]), np.ones(length, np.bool_))]
-    model = decoder(context=2 * length, width=32, heads=4)
+    model = decoder(context=2 * length, hidden_size=32, heads=4)
     index = TrainingIndex.of(train)
     probes = (Memorised(index), CopiedRun(index, threshold=40))
 

@@ -13,12 +13,13 @@ import torch
 
 from limbeck.config import build
 from limbeck.formats.load import load_bundle
+from limbeck.jobs.recipe import Display
+from limbeck.jobs.reports import quantization as quantize_report
 from limbeck.measure.cost import SpeedProtocol
 from limbeck.model.decoder import Decoder
 from limbeck.model.quantized import is_quantized
-from limbeck.recipes import quantize, quantize_report
-from limbeck.recipes.quantize import Quantize
-from limbeck.recipes.recipe import Session
+from limbeck.verbs import quantize
+from limbeck.verbs.quantize import Quantize
 from tests.reference.quantized import reference_logits
 from tests.reference.small_model import decoder, saved
 
@@ -31,7 +32,7 @@ WORDS = re.compile(
 
 
 def test_a_quantized_model_is_timed_against_the_unchanged_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = saved(tmp_path / "m", width=64)
+    source = saved(tmp_path / "m", hidden_size=64)
     unchanged = reference_logits(load_bundle(str(source)).model)
     timed: list[tuple[bool, torch.Tensor, float, float]] = []
     real = quantize_report.speed
@@ -51,7 +52,7 @@ def test_a_quantized_model_is_timed_against_the_unchanged_one(tmp_path: Path, mo
             "speed": {"prompt_tokens": 4, "new_tokens": 4, "repeats": 3, "warm_up": 0},
         },
     )  # fmt: skip
-    values = recipe.run(Session.silent()).values
+    values = recipe.run(Display.silent()).values
     assert [t[0] for t in timed] == [False, True] * 3, "in turns"
     assert all(torch.equal(t[1], unchanged) for t in timed[::2]), "the original is what lies in the folder"
     saved_again = reference_logits(load_bundle(str(tmp_path / "run")).model)

@@ -8,7 +8,7 @@ from torch import nn
 
 from limbeck.kernels.adapted import adapted_linear
 from limbeck.techniques import lora_layer
-from limbeck.techniques.lora_layer import Group, LoRALinear
+from limbeck.techniques.lora_layer import AdapterGroup, LoRALinear
 
 SMALL = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 1.5e-2}
 
@@ -39,7 +39,7 @@ def test_values_and_gradients_are_those_of_the_formula(
 
 def adapted(dropout: float = 0.0) -> LoRALinear:
     base = nn.Linear(6, 8).requires_grad_(False)
-    groups = [Group("x", (slice(0, 4),), 2, 1.5), Group("y", (slice(4, 8),), 3, 0.5)]
+    groups = [AdapterGroup("x", (slice(0, 4),), 2, 1.5), AdapterGroup("y", (slice(4, 8),), 3, 0.5)]
     layer = LoRALinear(base, groups, parts={"x": 4, "y": 4}, dropout=dropout)
     for p in (*layer.lora_a.values(), *layer.lora_b.values()):
         nn.init.normal_(p)

@@ -14,7 +14,7 @@ from torch import Tensor
 from limbeck.data.batch import Batch
 from limbeck.kernels.flex import block_mask, flex_attend
 from limbeck.model import attention
-from limbeck.model.attention import Attention, View, attend
+from limbeck.model.attention import Attention, AttentionContext, attend
 from limbeck.model.config import DecoderConfig
 from limbeck.model.patterns import AnyPattern, Causal, Sliding
 
@@ -26,9 +26,9 @@ ROWS = {
 }
 
 
-def view_of(documents: Tensor) -> View:
+def view_of(documents: Tensor) -> AttentionContext:
     batch = replace(Batch.of_ids(torch.zeros_like(documents)), document_ids=documents.int(), plain=False)
-    return View(batch.positions(), batch.document_ids, batch.plain)
+    return AttentionContext(batch.positions(), batch.document_ids, batch.plain)
 
 
 @pytest.mark.parametrize("pattern", PATTERNS, ids=repr)
@@ -53,7 +53,7 @@ class _OnCuda:
 def test_it_is_chosen_on_a_gpu_where_a_mask_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[AnyPattern] = []
     monkeypatch.setattr(attention, "block_mask", lambda d, p, allows: made.append(allows) or "blocks")
-    packed, plain = view_of(ROWS["packed"]), View(torch.arange(140)[None], torch.ones(1, 140), True)
+    packed, plain = view_of(ROWS["packed"]), AttentionContext(torch.arange(140)[None], torch.ones(1, 140), True)
     assert packed.blocks(Causal()) is None  # a CPU
     for view in (packed, plain):
         view.documents = _OnCuda()
@@ -65,13 +65,15 @@ def test_it_is_chosen_on_a_gpu_where_a_mask_is_needed(monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 @pytest.mark.filterwarnings("ignore:.*flex_attention called without torch.compile")
 def test_a_layer_takes_it_but_with_dropout(dropout: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    layer = Attention(DecoderConfig(vocab_size=9, width=32, layers=1, heads=2, context=200, dropout=dropout), 0).train()
+    layer = Attention(
+        DecoderConfig(vocab_size=9, hidden_size=32, layers=1, heads=2, context=200, dropout=dropout), 0
+    ).train()
     view, x = view_of(ROWS["packed"]), torch.randn(2, 140, 32)
-    monkeypatch.setattr(View, "spans", lambda *_: None)
+    monkeypatch.setattr(AttentionContext, "spans", lambda *_: None)
     with torch.no_grad():
         plain = layer(x, view)
     mask = block_mask(view.documents, view.positions, Causal().allows)
-    monkeypatch.setattr(View, "blocks", lambda *_: mask)
+    monkeypatch.setattr(AttentionContext, "blocks", lambda *_: mask)
     called: list[int] = []
     monkeypatch.setattr(attention, "flex_attend", lambda *a: called.append(1) or flex_attend(*a))
     with torch.no_grad():
@@ -85,11 +87,11 @@ def test_a_layer_takes_it_but_with_dropout(dropout: float, monkeypatch: pytest.M
 def test_a_layer_its_kernels_cannot_serve_takes_the_mask(
     width: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    layer = Attention(DecoderConfig(vocab_size=9, width=width, layers=1, heads=2, context=200), 0).to(dtype)
+    layer = Attention(DecoderConfig(vocab_size=9, hidden_size=width, layers=1, heads=2, context=200), 0).to(dtype)
     view, x = view_of(ROWS["packed"]), torch.randn(2, 140, width, dtype=dtype)
-    monkeypatch.setattr(View, "spans", lambda *_: None)
+    monkeypatch.setattr(AttentionContext, "spans", lambda *_: None)
     plain = layer(x, view)
-    monkeypatch.setattr(View, "blocks", lambda *_: pytest.fail("no blocks for these"))
+    monkeypatch.setattr(AttentionContext, "blocks", lambda *_: pytest.fail("no blocks for these"))
     assert torch.equal(layer(x, view), plain)
 
 

@@ -14,7 +14,7 @@ from limbeck.techniques.grid import Grid, encode
 
 GRIDS = [
     Grid(format="int8"), Grid(format="int8", granularity="tensor"), Grid(format="int8", symmetric=False),
-    Grid(format="q8_0"), Grid(format="int4"), Grid(format="int4", group=128), Grid(format="q4_0"), Grid(format="q4_1"),
+    Grid(format="q8_0"), Grid(format="int4"), Grid(format="int4", group_size=128), Grid(format="q4_0"), Grid(format="q4_1"),
     Grid(format="int4", granularity="channel"), Grid(format="int4", granularity="tensor", symmetric=False),
     Grid(format="int4", granularity="channel", symmetric=False), Grid(format="fp8_e4m3"), Grid(format="fp8_e5m2"),
     Grid(format="bf16"), Grid(format="fp16"), Grid(format="fp32"),
@@ -22,7 +22,7 @@ GRIDS = [
 
 
 def ids(grid: Grid) -> str:
-    return f"{grid.format}-{'sym' if grid.symmetric else 'asym'}-{grid.granularity}{grid.group or ''}"
+    return f"{grid.format}-{'sym' if grid.symmetric else 'asym'}-{grid.granularity}{grid.group_size or ''}"
 
 
 @pytest.fixture(autouse=True)

@@ -63,7 +63,7 @@ def test_what_is_not_contiguous_or_empty_is_kept_as_ever(value: Tensor):
     assert weight.grad is not None
 
 
-CONFIG = DecoderConfig(vocab_size=61, width=16, layers=2, heads=2, context=32)
+CONFIG = DecoderConfig(vocab_size=61, hidden_size=16, layers=2, heads=2, context=32)
 
 
 def gradients(model: Decoder, batch: Batch) -> dict[str, Tensor]:

@@ -21,12 +21,12 @@ QUICK = SpeedProtocol(prompt_tokens=8, new_tokens=2, repeats=1, warm_up=0)
 def saved(folder: Path, technique: RTN | None, read: Tokenizer) -> tuple[Path, int]:
     """A model of 20 M parameters, most of them in linear layers, and its bytes."""
     torch.manual_seed(0)
-    config = DecoderConfig(vocab_size=read.vocab_size, layers=6, width=512, heads=4, context=64)
-    model, residues = Decoder(config), ()
+    config = DecoderConfig(vocab_size=read.vocab_size, layers=6, hidden_size=512, heads=4, context=64)
+    model, deployed_specs = Decoder(config), ()
     if technique is not None:
-        model, residue = technique.finish(technique.apply(model))
-        residues = (residue,)
-    save_bundle(model, read, folder, residues=residues)
+        model, deployed_spec = technique.convert(technique.apply(model))
+        deployed_specs = (deployed_spec,)
+    save_bundle(model, read, folder, deployed_specs=deployed_specs)
     return folder, model.count_bytes()
 
 

@@ -91,7 +91,7 @@ _MODELS = {}
 
 def _small(make):
     if make not in _MODELS:
-        config = gpt2_config(make().vocab_size, layers=1, width=8, heads=1, context=16)
+        config = gpt2_config(make().vocab_size, layers=1, hidden_size=8, heads=1, context=16)
         _MODELS[make] = random_decoder(config, 0)
     return _MODELS[make]
 

@@ -9,7 +9,7 @@ from random import Random
 import numpy as np
 import pytest
 
-from limbeck.data.toy import toy_rows
+from limbeck.data.toy.table import toy_rows
 from limbeck.measure.scores import Scores
 from limbeck.measure.verse import (
     MEMORISED,

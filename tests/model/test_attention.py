@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from limbeck.data.batch import Batch
 from limbeck.model import attention
-from limbeck.model.attention import View, attend
+from limbeck.model.attention import AttentionContext, attend
 from limbeck.model.patterns import Causal, LogSparse, Sliding
 from tests.reference.slow_decoder import sees
 from tests.reference.twins import gpt2_config, llama_config, random_decoder
@@ -32,7 +32,7 @@ def test_the_mask_says_who_is_seen_and_the_scale_is_the_callers():
 @pytest.mark.parametrize("pattern", [Causal(), Sliding(window=2), Sliding(window=2, sinks=1), Sliding(window=9)])
 def test_masks_are_the_patterns_and_left_out_where_causal_says_it(pattern):
     batch = Batch.of_ids(torch.zeros(1, 6, dtype=torch.long))
-    view = View(batch.positions(), batch.document_ids, plain=True)
+    view = AttentionContext(batch.positions(), batch.document_ids, plain=True)
     expected = torch.tensor([[sees(pattern, t, s) for s in range(6)] for t in range(6)])
     assert torch.equal(view.dense_mask(pattern)[0, 0], expected)
     causal = torch.equal(expected, torch.ones(6, 6).tril().bool())
@@ -44,7 +44,7 @@ def test_one_forward_builds_each_mask_once(monkeypatch):
     calls = []
     allows = Sliding.allows
     monkeypatch.setattr(Sliding, "allows", lambda self, q, k: calls.append(1) or allows(self, q, k))
-    monkeypatch.setattr(attention.View, "sparse_spans", lambda *_: None)  # as with dropout
+    monkeypatch.setattr(attention.AttentionContext, "sparse_spans", lambda *_: None)  # as with dropout
     model(Batch.of_ids(torch.zeros(1, 6, dtype=torch.long)))
     assert len(calls) == 1
 
@@ -120,15 +120,15 @@ def test_values_and_gradients_of_packed_rows_are_those_of_dense_attention(make, 
 
     ours = logits_and_gradients()
     monkeypatch.setattr(attention, "attend", dense)
-    monkeypatch.setattr(attention.View, "spans", lambda *_: None)
-    monkeypatch.setattr(attention.View, "sparse_spans", lambda *_: None)
+    monkeypatch.setattr(attention.AttentionContext, "spans", lambda *_: None)
+    monkeypatch.setattr(attention.AttentionContext, "sparse_spans", lambda *_: None)
     for a, b in zip(ours, logits_and_gradients(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
 
 
 def test_bf16_takes_the_own_kernel_and_dropout_torchs(monkeypatch):
     batch = Batch.of_ids(torch.zeros(1, 6, dtype=torch.long))
-    view = View(batch.positions(), batch.document_ids, plain=True)
+    view = AttentionContext(batch.positions(), batch.document_ids, plain=True)
     assert view.spans(Causal(), 4, narrow=True) == ((0, 1, 0, 6),)
     assert view.spans(Causal(), 4, narrow=False) is None
     assert view.spans(Sliding(window=3), 4, narrow=True) is None

@@ -160,7 +160,7 @@ def test_dropout_acts_in_training_alone_on_embedding_attention_and_branches(monk
 
 
 def test_weights_are_drawn_as_published_for_gpt2():
-    config = gpt2_config(2000, context=500, width=128, layers=6)
+    config = gpt2_config(2000, context=500, hidden_size=128, layers=6)
     model = Decoder(config)
     branch = 0.02 / math.sqrt(2 * 6)
     stds = {"embed.weight": 0.02, "positions.weight": 0.02, "attention.qkv.weight": 0.02, "ffn.up.weight": 0.02,
@@ -228,20 +228,22 @@ def test_rotary_positions_have_no_end():
 
 
 def count_by_hand(c: DecoderConfig) -> int:
-    q, kv = c.heads * c.head_width, c.kv_heads * c.head_width
-    norm = c.width * (2 if c.norm == "layer" else 1)
-    attention = c.width * q + 2 * c.width * kv + q * c.width
-    attention += (q + 2 * kv) * c.qkv_bias + c.width * c.out_bias
-    ffn = c.width * c.ffn_width * (3 if c.gated else 2)
-    ffn += (c.ffn_width * (2 if c.gated else 1) + c.width) * c.ffn_bias
-    outside = c.vocab_size * c.width * (1 if c.tied else 2) + c.context * c.width * (c.positions == "learned")
+    q, kv = c.heads * c.head_dim, c.kv_heads * c.head_dim
+    norm = c.hidden_size * (2 if c.norm == "layer" else 1)
+    attention = c.hidden_size * q + 2 * c.hidden_size * kv + q * c.hidden_size
+    attention += (q + 2 * kv) * c.qkv_bias + c.hidden_size * c.out_bias
+    ffn = c.hidden_size * c.ffn_width * (3 if c.gated else 2)
+    ffn += (c.ffn_width * (2 if c.gated else 1) + c.hidden_size) * c.ffn_bias
+    outside = c.vocab_size * c.hidden_size * (1 if c.tied else 2) + c.context * c.hidden_size * (
+        c.positions == "learned"
+    )
     return outside + norm + c.layers * (2 * norm + attention + ffn)
 
 
 SHAPES = {
     **CONFIGS,
     "gpt2-untied": gpt2_config(V, tied=False),
-    "qwen-like": llama_config(V, qkv_bias=True, tied=True, head_width=10),
+    "qwen-like": llama_config(V, qkv_bias=True, tied=True, head_dim=10),
     "mix": gpt2_config(V, norm="rms", gated=True, kv_heads=1, out_bias=False),
 }
 
@@ -254,16 +256,16 @@ def test_parameters_and_bytes_are_counted(name):
     assert model.count_bytes() == 4 * count_by_hand(config)
     assert model.bfloat16().count_bytes() == 2 * count_by_hand(config)
     model.embed.weight.requires_grad_(False)
-    assert model.count_parameters(trainable=True) == count_by_hand(config) - V * config.width
+    assert model.count_parameters(trainable=True) == count_by_hand(config) - V * config.hidden_size
 
 
 def test_parameters_of_the_published_sizes():
     with torch.device("meta"):
         small = Decoder(DecoderConfig(vocab_size=50257))
-        large = Decoder(DecoderConfig(vocab_size=50257, layers=36, width=1280, heads=20))
+        large = Decoder(DecoderConfig(vocab_size=50257, layers=36, hidden_size=1280, heads=20))
         smol = Decoder(
             DecoderConfig(
-                vocab_size=49152, layers=30, width=576, heads=9, kv_heads=3, ffn_width=1536, positions="rope",
+                vocab_size=49152, layers=30, hidden_size=576, heads=9, kv_heads=3, ffn_width=1536, positions="rope",
                 norm="rms", activation="silu", gated=True, qkv_bias=False, out_bias=False, ffn_bias=False,
             )
         )  # fmt: skip
@@ -283,8 +285,8 @@ def test_flops_are_those_that_torch_counts(name, length):
         for module in model.modules():
             if isinstance(module, nn.Linear):
                 module(torch.zeros(1, module.in_features))
-        q = torch.zeros(model.config.heads, 1, model.config.head_width)
-        held = torch.zeros(model.config.heads, length, model.config.head_width)
+        q = torch.zeros(model.config.heads, 1, model.config.head_dim)
+        held = torch.zeros(model.config.heads, length, model.config.head_dim)
         for _ in range(model.config.layers):
             (q @ held.transpose(1, 2)).softmax(-1) @ held
     assert model.flops_per_token(length) == counter.get_total_flops()
@@ -294,7 +296,7 @@ def test_flops_of_a_window_end_with_it():
     model = Decoder(llama_config(V, pattern=(Sliding(window=4, sinks=1), Causal())))
     full = Decoder(llama_config(V))
     assert model.flops_per_token(5) == full.flops_per_token(5)
-    q = model.config.heads * model.config.head_width
+    q = model.config.heads * model.config.head_dim
     assert full.flops_per_token(100) - model.flops_per_token(100) == 2 * 2 * q * (100 - 5)
 
 

@@ -12,16 +12,16 @@ from limbeck.decode.generate import generate
 from limbeck.decode.settings import Decoding
 from limbeck.errors import ConfigError, ModelError
 from limbeck.formats.load import load_bundle, save_bundle
+from limbeck.jobs.recipe import Display
 from limbeck.model.config import Classes, DecoderConfig
 from limbeck.model.heads import class_logits, classes_of, last_column, mean_pool, with_classes
-from limbeck.recipes.distill import Distill
-from limbeck.recipes.recipe import Session
 from limbeck.tasks.classification import encode_texts
 from limbeck.tasks.text import Text
 from limbeck.techniques.freeze import Freeze
 from limbeck.techniques.lora import LoRA
 from limbeck.techniques.rtn import RTN
-from limbeck.techniques.technique import apply_all, finish_all
+from limbeck.techniques.technique import apply_all, convert_all
+from limbeck.verbs.distill import Distill
 from tests.reference.task_models import class_rows, small, tokenizer
 
 TWO = Classes(labels=("bad", "good"))
@@ -80,10 +80,10 @@ def test_names_of_classes_are_distinct_and_a_head_of_classes_is_never_tied() -> 
 
 @pytest.mark.parametrize("techniques", [(), (RTN(bits=8),), (Freeze(train=("head",)),), (LoRA(rank=2),)])
 def test_saved_and_loaded_it_tells_the_same(techniques: tuple, tmp_path: Path) -> None:
-    model, residues = finish_all(techniques, apply_all(techniques, with_classes(small(), TWO)))
+    model, deployed_specs = convert_all(techniques, apply_all(techniques, with_classes(small(), TWO)))
     batch = Batch.of_ids(torch.randint(0, 300, (3, 8)), [8, 5, 2])
     before = class_logits(model, batch, "last")
-    save_bundle(model, tokenizer(), tmp_path / "m", residues=residues)
+    save_bundle(model, tokenizer(), tmp_path / "m", deployed_specs=deployed_specs)
     bundle = load_bundle(str(tmp_path / "m"))
     assert bundle.model.config.classes == TWO
     assert torch.equal(class_logits(bundle.model, batch, "last"), before)
@@ -111,7 +111,7 @@ def test_what_needs_tokens_is_refused(tmp_path: Path) -> None:
         }
     )
     with pytest.raises(ConfigError, match="distillation teaches the next token"):
-        distil.run(Session.silent())
+        distil.run(Display.silent())
 
 
 def test_freeze_trains_the_head_alone_and_lora_the_head_beside_its_adapters() -> None:

@@ -14,7 +14,7 @@ from limbeck.model.config import DecoderConfig
 from limbeck.model.decoder import Decoder
 from limbeck.model.patterns import Sliding
 
-SIZES = {"vocab_size": 61, "width": 16, "layers": 2, "heads": 4, "context": 80}
+SIZES = {"vocab_size": 61, "hidden_size": 16, "layers": 2, "heads": 4, "context": 80}
 CONFIGS = {
     "gpt2": DecoderConfig(**SIZES),
     "llama": DecoderConfig(**SIZES, kv_heads=2, positions="rope", norm="rms", activation="silu", gated=True),

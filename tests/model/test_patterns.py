@@ -92,15 +92,15 @@ def test_what_cannot_be_meant_is_refused():
     with pytest.raises(ValidationError, match="greater than or equal to 0"):
         Sliding(window=8, sinks=-1)
     with pytest.raises(ValidationError, match="2 attention patterns were given for 3 layers"):
-        DecoderConfig(vocab_size=9, width=8, heads=2, layers=3, pattern=(Causal(), LogSparse()))
+        DecoderConfig(vocab_size=9, hidden_size=8, heads=2, layers=3, pattern=(Causal(), LogSparse()))
     near = Sliding(window=60, sinks=4, sink_distance="cache")
     with pytest.raises(ValidationError, match="a cache of 64 tokens is longer than the 63 learned positions"):
-        DecoderConfig(vocab_size=9, width=8, heads=2, layers=1, context=63, positions="learned", pattern=near)
+        DecoderConfig(vocab_size=9, hidden_size=8, heads=2, layers=1, context=63, positions="learned", pattern=near)
 
 
 def test_costs_of_a_hybrid_by_pattern():
     sparse = LogSparse(window=2, sinks=1)
-    config = DecoderConfig(vocab_size=9, width=8, heads=2, layers=3, pattern=(sparse, Causal(), sparse))
+    config = DecoderConfig(vocab_size=9, hidden_size=8, heads=2, layers=3, pattern=(sparse, Causal(), sparse))
     found = pattern_costs(config, 100)
     assert [c.layers for c in found] == [(0, 2), (1,)] and [c.kv_slots for c in found] == [100, 100]
     assert found[1].keys_per_query == found[0].dense_keys_per_query == 50.5

@@ -23,7 +23,7 @@ from tests.reference.task_models import small, tokenizer
 
 def teacher_of(tok: Tokenizer) -> Decoder:
     torch.manual_seed(7)
-    return Decoder(DecoderConfig(vocab_size=tok.vocab_size, context=64, layers=2, width=24, heads=2)).eval()
+    return Decoder(DecoderConfig(vocab_size=tok.vocab_size, context=64, layers=2, hidden_size=24, heads=2)).eval()
 
 
 def batch(texts: list[tuple[str, str]], end: bool = True) -> Batch:

@@ -9,18 +9,18 @@ from torch import nn
 
 from limbeck.data.batch import Batch, Example, collate
 from limbeck.errors import ConfigError
-from limbeck.kernels import fused
+from limbeck.kernels.fused_head import fused
 from limbeck.losses.divergence import JSD, TopK, divergence
 from limbeck.losses.terms import total
 from limbeck.model.config import DecoderConfig
 from limbeck.model.decoder import Decoder
-from limbeck.objectives.distill import Distill
+from limbeck.objectives.distill import Distillation
 from limbeck.objectives.teacher import LiveTeacher
 from tests.reference import losses as slow
 
 
 def decoder(vocabulary: int = 30, width: int = 16) -> Decoder:
-    config = DecoderConfig(vocab_size=vocabulary, context=16, layers=1, width=width, heads=2, dropout=0.1)
+    config = DecoderConfig(vocab_size=vocabulary, context=16, layers=1, hidden_size=width, heads=2, dropout=0.1)
     model = Decoder(config).double().eval()
     with torch.no_grad():
         model.embed.weight.mul_(10)
@@ -57,7 +57,7 @@ def test_loss_and_gradients(on: Any, rows: int, kind: str) -> None:
     if rows < 30:
         b.ids.clamp_(max=rows - 1)
     source = LiveTeacher(teacher) if kind == "live" else FixedTopK(decoder(30, 8) if rows < 30 else teacher, 5)
-    objective = Distill(source, alpha=0.57, beta=0.11, temperature=0.7, divergence=JSD(0.3), on=on)
+    objective = Distillation(source, alpha=0.57, beta=0.11, temperature=0.7, divergence=JSD(0.3), on=on)
     got = total(objective(student, b), objective.counts(b))
     labels = b.next_token_labels()
     mask = b.prediction_mask() if on == "all" else labels != -100
@@ -77,7 +77,7 @@ def test_loss_and_gradients(on: Any, rows: int, kind: str) -> None:
 
 
 def test_terms_and_counts() -> None:
-    objective, b = Distill(LiveTeacher(decoder()), alpha=0.5, beta=0.25, temperature=2.0), batch()
+    objective, b = Distillation(LiveTeacher(decoder()), alpha=0.5, beta=0.25, temperature=2.0), batch()
     terms = objective(decoder(), b)
     assert {n: (t.count, t.weight) for n, t in terms.items()} == {"nll": (10.0, 0.5), "kl": (8 + 4 + 11, 1.0)}
     assert objective.counts(b) == {"nll": 10.0, "kl": 23.0}
@@ -94,7 +94,7 @@ class Untouchable:
 
 def test_a_weight_of_zero_skips_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
     student, b = decoder(), batch()
-    without = Distill(Untouchable(), alpha=1.0, beta=0.0)
+    without = Distillation(Untouchable(), alpha=1.0, beta=0.0)
     assert list(without(student, b)) == list(without.counts(b)) == ["nll"]
     seen: list[fused.Problem] = []
     real = fused.run
@@ -104,7 +104,7 @@ def test_a_weight_of_zero_skips_the_work(monkeypatch: pytest.MonkeyPatch) -> Non
         return real(problem, *rest)
 
     monkeypatch.setattr(fused, "run", watched)
-    only = Distill(LiveTeacher(decoder()), alpha=0.0, beta=1.0)
+    only = Distillation(LiveTeacher(decoder()), alpha=0.0, beta=1.0)
     assert list(only(student, b)) == list(only.counts(b)) == ["kl"]
     assert seen[0].labels is None
 
@@ -120,7 +120,7 @@ def test_true_counts_save_the_second_pass(tell: bool, monkeypatch: pytest.Monkey
         return real(*args)
 
     monkeypatch.setattr(fused, "run", counted)
-    student, b, objective = decoder(), batch(), Distill(LiveTeacher(decoder()), temperature=0.7)
+    student, b, objective = decoder(), batch(), Distillation(LiveTeacher(decoder()), temperature=0.7)
     step = {"nll": 70.0, "kl": 90.0}
     terms = objective(student, b, step) if tell else objective(student, b)
     total(terms, step).backward()  # type: ignore[no-untyped-call]
@@ -136,14 +136,14 @@ def test_the_teacher_stays_frozen_in_evaluation_mode_and_without_a_graph() -> No
     assert not model.training and not any(p.requires_grad for p in model.parameters())
     assert not dense.hidden.requires_grad and dense.hidden.shape == (2, 14, 16)
     assert torch.equal(dense.hidden, teacher.signal(b).hidden)  # no dropout
-    objective = Distill(teacher)
+    objective = Distillation(teacher)
     total(objective(decoder(), b), objective.counts(b)).backward()  # type: ignore[no-untyped-call]
     assert all(p.grad is None for p in model.parameters())
 
 
 def test_a_student_head_that_is_no_linear_layer() -> None:
     student, b = decoder(), batch()
-    plain = Distill(LiveTeacher(decoder()), temperature=0.7)
+    plain = Distillation(LiveTeacher(decoder()), temperature=0.7)
     want = total(plain(student, b), plain.counts(b))
 
     class Wrapped(nn.Module):
@@ -177,10 +177,10 @@ def test_a_student_head_that_is_no_linear_layer() -> None:
 )
 def test_bad_options(options: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        Distill(Untouchable(), **options)
+        Distillation(Untouchable(), **options)
 
 
 def test_a_signal_of_another_temperature_is_refused_at_once() -> None:
     with pytest.raises(ConfigError, match=r"made at temperature 0\.7, not 1"):
-        Distill(FixedTopK(decoder(), 3), temperature=1.0)
-    assert Distill(FixedTopK(decoder(), 3), temperature=0.7, divergence="skew_kl").on == "all"
+        Distillation(FixedTopK(decoder(), 3), temperature=1.0)
+    assert Distillation(FixedTopK(decoder(), 3), temperature=0.7, divergence="skew_kl").on == "all"

@@ -16,7 +16,7 @@ V = 30
 
 
 def decoder() -> Decoder:
-    model = Decoder(DecoderConfig(vocab_size=V, context=16, layers=2, width=16, heads=2)).double()
+    model = Decoder(DecoderConfig(vocab_size=V, context=16, layers=2, hidden_size=16, heads=2)).double()
     with torch.no_grad():
         model.embed.weight.mul_(10)
     return model

@@ -20,9 +20,9 @@ from limbeck.losses.terms import total
 from limbeck.model.config import DecoderConfig
 from limbeck.model.decoder import Decoder
 from limbeck.objectives import teacher_cache_build as writer
-from limbeck.objectives.distill import Distill
+from limbeck.objectives.distill import Distillation
 from limbeck.objectives.teacher import LiveTeacher, fingerprint
-from limbeck.objectives.teacher_cache import CachedTeacher, CacheKey, Header, loss_difference
+from limbeck.objectives.teacher_cache import CachedTeacher, CacheHeader, CacheKey, loss_difference
 from limbeck.objectives.teacher_cache_build import build_cache
 from tests.reference import losses as slow
 
@@ -31,7 +31,7 @@ V = 40
 
 def decoder(seed: int, vocabulary: int = V) -> Decoder:
     torch.manual_seed(seed)
-    model = Decoder(DecoderConfig(vocab_size=vocabulary, context=32, layers=1, width=16, heads=2)).eval()
+    model = Decoder(DecoderConfig(vocab_size=vocabulary, context=32, layers=1, hidden_size=16, heads=2)).eval()
     with torch.no_grad():
         model.embed.weight.mul_(15)
     return model
@@ -127,7 +127,7 @@ def test_the_whole_vocabulary_is_the_live_teacher(tmp_path: Path) -> None:
     student, batch = decoder(1), collate([[e] for e in EXAMPLES])
     report = loss_difference(CachedTeacher(folder), TEACHER, student, [batch])
     assert abs(report.difference) < 2e-3 * report.live
-    objective = Distill(CachedTeacher(folder), temperature=0.7)
+    objective = Distillation(CachedTeacher(folder), temperature=0.7)
     total(objective(student, batch), objective.counts(batch)).backward()  # type: ignore[no-untyped-call]
 
 
@@ -135,7 +135,7 @@ def test_the_difference_in_loss_is_reported(built: Path) -> None:
     batches = [collate([[EXAMPLES[0]], [EXAMPLES[1]]]), collate([[EXAMPLES[3]]])]
     student = decoder(1)
     report = loss_difference(CachedTeacher(built), TEACHER, student, batches, ReverseKL())
-    live = Distill(TEACHER, alpha=0, beta=1, temperature=0.7, divergence=ReverseKL())
+    live = Distillation(TEACHER, alpha=0, beta=1, temperature=0.7, divergence=ReverseKL())
     want = sum(live(student, b)["kl"].sum.item() for b in batches) / report.tokens
     assert report.tokens == 6 + 11 + 9
     assert report.live == pytest.approx(want)
@@ -393,9 +393,9 @@ def test_keys_check_themselves() -> None:
         key(k=41)
     assert key().difference(key()) == ""
     with pytest.raises(CheckpointError, match="is missing"):
-        Header.read(Path("nowhere"))
+        CacheHeader.read(Path("nowhere"))
     with pytest.raises(ConfigError, match="made at temperature"):
-        Distill(_Named(), temperature=1.0)
+        Distillation(_Named(), temperature=1.0)
 
 
 class _Named:

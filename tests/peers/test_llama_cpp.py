@@ -16,25 +16,25 @@ from limbeck.data.tokenizer import Tokenizer
 from limbeck.errors import RunError
 from limbeck.formats.gguf import write_gguf
 from limbeck.formats.gguf_read import read_gguf
+from limbeck.jobs.export.nearness import agreement
+from limbeck.jobs.export.nearness_llama import llama_cpp_logits
+from limbeck.jobs.recipe import Display
 from limbeck.kernels.packed import dispatch
 from limbeck.model.decoder import Decoder
-from limbeck.recipes.export import Export
-from limbeck.recipes.nearness import agreement
-from limbeck.recipes.nearness_llama import llama_cpp_logits
-from limbeck.recipes.recipe import Session
 from limbeck.techniques.grid import Grid
 from limbeck.techniques.rtn import RTN
+from limbeck.verbs.export import Export
 from tests.reference.small_model import MODERN, decoder, saved
 from tests.reference.small_tokenizer import byte_level
 from tests.reference.tokenizers import llama_like
 
 pytestmark = pytest.mark.peers
 
-SHAPE: dict[str, Any] = {"width": 64, "ffn_width": 96, "context": 64}
+SHAPE: dict[str, Any] = {"hidden_size": 64, "ffn_width": 96, "context": 64}
 MODELS: dict[str, dict[str, Any]] = {
     "gpt2": {},
     "llama": {**MODERN, "tied": False},
-    "llama-tied-wide-heads": {**MODERN, "head_width": 32},
+    "llama-tied-wide-heads": {**MODERN, "head_dim": 32},
     "qwen2": {**MODERN, "qkv_bias": True},
     "llama-biases": {**MODERN, "qkv_bias": True, "out_bias": True, "ffn_bias": True},
     "llama3-scaled": {
@@ -135,7 +135,7 @@ def test_the_export_s_report_has_llama_cpp_s_own_agreement(tmp_path: Path, kind:
     pytest.importorskip("llama_cpp")
     source = saved(tmp_path / "m", **SHAPE)
     recipe = build(Export, {"model": str(source), "out": str(tmp_path / "m.gguf"), "to": "gguf", "type": kind})
-    values = recipe.run(Session.silent()).values
+    values = recipe.run(Display.silent()).values
     mine, theirs = values["agreement"], values["llama_cpp_agreement"]
     assert theirs["of"].startswith("llama.cpp on the file (llama-cpp-python ")
     assert theirs["probe_tokens"] == mine["probe_tokens"] == 4 * 64

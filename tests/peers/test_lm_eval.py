@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from limbeck.cli import main
-from limbeck.data.toy import toy_rows
+from limbeck.data.toy.table import toy_rows
 from limbeck.errors import ConfigError, DataError
 from limbeck.formats.load import save_bundle
 from limbeck.measure.scores import Scores

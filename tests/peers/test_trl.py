@@ -14,7 +14,7 @@ from limbeck.data.chat import ChatTemplate
 from limbeck.data.pairs import collate_pairs, encode_pairs
 from limbeck.data.preferences import read_preferences
 from limbeck.formats.load import load_bundle, save_bundle
-from limbeck.formats.weights import Weights
+from limbeck.formats.weights import WeightFiles
 from limbeck.losses.terms import total
 from limbeck.model.decoder import Decoder
 from limbeck.objectives.preference import Preference
@@ -94,7 +94,7 @@ class Twin:
         for p, q in zip(twin.parameters(), policy.parameters(), strict=True):
             p.data = q.grad if q.grad is not None else torch.zeros_like(q)
         save_bundle(twin, byte_level(280), self.folder / "gradients", layout="huggingface")
-        weights = Weights(self.folder / "gradients")
+        weights = WeightFiles(self.folder / "gradients")
         return {name: weights.read(name) for name in weights.headers}
 
 

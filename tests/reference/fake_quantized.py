@@ -42,7 +42,7 @@ class RoundedLinear(nn.Linear):
 
 
 class FakeQuantize(Technique):
-    """Quantize the blocks' linear layers; its own residue. ``aware``: rounded while training, packed at the end."""
+    """Quantize the blocks' linear layers; its own deployed spec. ``aware``: rounded while training, packed at the end."""
 
     name: ClassVar[str] = "fake"
     kind: Literal["fake"] = "fake"
@@ -51,7 +51,7 @@ class FakeQuantize(Technique):
     def apply(self, model, calibration=()):
         return self._put(model, RoundedLinear if self.aware else FakeQuantizedLinear)
 
-    def finish(self, model):
+    def convert(self, model):
         if self.aware:
             replace(model, lambda _, m: isinstance(m, RoundedLinear), lambda _, m: FakeQuantizedLinear(m))
         return model, self

@@ -22,7 +22,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 
 def family(name: str, **over: Any) -> Decoder:
     """Two layers, 16 wide, 300 ids, 64 positions."""
-    shape = {"vocab_size": 300, "context": 64, "layers": 2, "width": 16, "heads": 4}
+    shape = {"vocab_size": 300, "context": 64, "layers": 2, "hidden_size": 16, "heads": 4}
     model = Decoder(DecoderConfig(**{**shape, **FAMILIES[name], **over})).double()
     with torch.no_grad():
         for parameter in model.parameters():

@@ -16,7 +16,7 @@ __all__ = ["batches", "correlated", "decoder", "nll", "reference_logits"]
 def decoder(seed: int = 0, dtype: torch.dtype = torch.float32, **over: object) -> Decoder:
     """Two layers, 36 wide, 53 words, tied: no size divides by 16 or 32."""
     torch.manual_seed(seed)
-    config = DecoderConfig(**{"vocab_size": 53, "context": 32, "layers": 2, "width": 36, "heads": 2, **over})
+    config = DecoderConfig(**{"vocab_size": 53, "context": 32, "layers": 2, "hidden_size": 36, "heads": 2, **over})
     model = Decoder(config)
     with torch.no_grad():
         for p in model.parameters():

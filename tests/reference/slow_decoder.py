@@ -33,8 +33,8 @@ def sees(pattern, query: int, key: int) -> bool:
 def slow_angles(config, position: int) -> list[float]:
     """Angle of each pair (i, i + D/2) at ``position``, Llama 3's stretching written out as its model card does."""
     angles = []
-    for i in range(config.head_width // 2):
-        frequency = config.rope.theta ** (-2 * i / config.head_width)
+    for i in range(config.head_dim // 2):
+        frequency = config.rope.theta ** (-2 * i / config.head_dim)
         s = config.rope.scaling
         if s is not None:
             wavelength = 2 * math.pi / frequency
@@ -50,7 +50,7 @@ def slow_angles(config, position: int) -> list[float]:
 
 
 def _turn(config, x: Tensor, position: int) -> Tensor:
-    half, out = config.head_width // 2, x.clone()
+    half, out = config.head_dim // 2, x.clone()
     for i, angle in enumerate(slow_angles(config, position)):
         a, b = float(x[i]), float(x[i + half])
         out[i] = a * math.cos(angle) - b * math.sin(angle)
@@ -81,7 +81,7 @@ def _activate(kind: str, x: Tensor) -> Tensor:
 
 
 def _attention(config, layer: int, xs: list[Tensor], w: dict[str, Tensor]) -> list[Tensor]:
-    d, name = config.head_width, f"blocks.{layer}.attention"
+    d, name = config.head_dim, f"blocks.{layer}.attention"
     group = config.heads // config.kv_heads
     fused = [_linear(x, w, f"{name}.qkv") for x in xs]
     first_k, first_v = config.heads * d, (config.heads + config.kv_heads) * d

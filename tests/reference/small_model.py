@@ -22,7 +22,7 @@ MODERN: dict[str, Any] = {
 
 def decoder(**over: Any) -> Decoder:
     """A decoder of two layers, 16 wide, with random biases and norms."""
-    config = DecoderConfig(**{"vocab_size": 288, "context": 32, "layers": 2, "width": 16, "heads": 4, **over})
+    config = DecoderConfig(**{"vocab_size": 288, "context": 32, "layers": 2, "hidden_size": 16, "heads": 4, **over})
     model = Decoder(config)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -9,7 +9,7 @@ import torch
 
 from limbeck.data.rows import Row, Rows
 from limbeck.data.tokenizer import Tokenizer
-from limbeck.data.toy import toy_rows
+from limbeck.data.toy.table import toy_rows
 from limbeck.model.config import DecoderConfig
 from limbeck.model.decoder import Decoder
 
@@ -30,7 +30,7 @@ def small(**over: Any) -> Decoder:
         "vocab_size": tokenizer().vocab_size,
         "context": 128,
         "layers": 2,
-        "width": 16,
+        "hidden_size": 16,
         "heads": 2,
     }
     model = Decoder(DecoderConfig(**{**config, **over}))

@@ -14,7 +14,7 @@ from limbeck.techniques.gptq import GPTQ
 from limbeck.techniques.grid import Grid
 from limbeck.techniques.lora import LoRA
 from limbeck.techniques.mixed import Mixed
-from limbeck.techniques.qaft import QAFT
+from limbeck.techniques.qat import QAT
 from limbeck.techniques.rtn import RTN
 from limbeck.techniques.technique import Technique
 from tests.reference.twins import gpt2_config, llama_config, random_decoder
@@ -56,7 +56,7 @@ EXAMPLES: dict[str, list[Technique]] = {
         RTN(grid=Grid(format="q4_1"), overrides={"up": None, "qkv": Grid(format="fp8_e4m3")}),
     ],
     "gptq": [GPTQ(bits=4), GPTQ(grid=Grid(format="int4", granularity="channel"), act_order=False)],
-    "qaft": [QAFT(bits=4), QAFT(grid=Grid(format="int8", symmetric=False)), QAFT(bits=4, learned_scales=True)],
+    "qat": [QAT(bits=4), QAT(grid=Grid(format="int8", symmetric=False)), QAT(bits=4, learned_scales=True)],
     "mixed": [
         Mixed(average_bits=6, overrides={"up": Grid(format="int8"), "*": Grid(format="int4")}),
         Mixed(average_bits=12, candidates=(Grid(format="int8"),)),

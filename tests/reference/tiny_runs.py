@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from limbeck.config import build
-from limbeck.recipes.recipe import Session
-from limbeck.recipes.table import recipe
+from limbeck.jobs.recipe import Display
+from limbeck.verbs.table import recipe
 
-ARCHITECTURE = {"preset": "toy", "layers": 2, "width": 16, "heads": 2, "kv_heads": 1, "context": 64}
+ARCHITECTURE = {"preset": "toy", "layers": 2, "hidden_size": 16, "heads": 2, "kv_heads": 1, "context": 64}
 
 PRETRAIN: dict[str, Any] = {
     "data": "toy:stories",
@@ -26,7 +26,7 @@ PRETRAIN: dict[str, Any] = {
 
 def run(verb: str, **values: Any) -> dict[str, Any]:
     """Run one recipe without output and return its report's values."""
-    return dict(build(recipe(verb), values).run(Session.silent()).values)
+    return dict(build(recipe(verb), values).run(Display.silent()).values)
 
 
 def pretrained(folder: Path, **changes: Any) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from limbeck.config import Config
 from limbeck.errors import DataError, Interrupted
-from limbeck.recipes.recipe import Recipe, Report, Session, facts
+from limbeck.jobs.recipe import Display, Recipe, Report, facts
 
 
 class Box(Config):
@@ -105,7 +105,7 @@ class Toy(Recipe):
     either: Box | Other | None = None
     fail: str | None = None
 
-    def run(self, session: Session) -> Report:
+    def run(self, session: Display) -> Report:
         """Print, stream and fail as told."""
         if self.fail is not None:
             raise {

@@ -21,7 +21,7 @@ VOCABULARY = 50
 def tiny(seed: int = 0, **changes: Any) -> Decoder:
     """A decoder of two layers with every bias and gain random."""
     torch.manual_seed(seed)
-    base: dict[str, Any] = {"vocab_size": VOCABULARY, "context": 32, "layers": 2, "width": 16, "heads": 2}
+    base: dict[str, Any] = {"vocab_size": VOCABULARY, "context": 32, "layers": 2, "hidden_size": 16, "heads": 2}
     model = Decoder(DecoderConfig(**(base | changes)))
     with torch.no_grad():
         for p in model.parameters():

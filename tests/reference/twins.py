@@ -11,13 +11,13 @@ __all__ = ["gpt2_config", "hf_twin", "llama_config", "random_decoder"]
 
 
 def gpt2_config(vocab_size: int = 61, context: int = 64, **over) -> DecoderConfig:
-    values = {"vocab_size": vocab_size, "context": context, "layers": 2, "width": 32, "heads": 4}
+    values = {"vocab_size": vocab_size, "context": context, "layers": 2, "hidden_size": 32, "heads": 4}
     return DecoderConfig(**(values | over))
 
 
 def llama_config(vocab_size: int = 61, context: int = 64, **over) -> DecoderConfig:
     values = {
-        "vocab_size": vocab_size, "context": context, "layers": 2, "width": 32, "heads": 4, "kv_heads": 2,
+        "vocab_size": vocab_size, "context": context, "layers": 2, "hidden_size": 32, "heads": 4, "kv_heads": 2,
         "ffn_width": 48, "positions": "rope", "rope": Rope(), "norm": "rms", "activation": "silu", "gated": True,
         "qkv_bias": False, "out_bias": False, "ffn_bias": False, "tied": False,
     }  # fmt: skip
@@ -42,14 +42,14 @@ def hf_twin(model: Decoder, eos_id: int | None = None):
     c = model.config
     if c.positions == "learned":
         config = GPT2Config(
-            vocab_size=c.vocab_size, n_positions=c.context, n_embd=c.width, n_layer=c.layers, n_head=c.heads,
+            vocab_size=c.vocab_size, n_positions=c.context, n_embd=c.hidden_size, n_layer=c.layers, n_head=c.heads,
             bos_token_id=eos_id, eos_token_id=eos_id, pad_token_id=eos_id, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0,
             tie_word_embeddings=c.tied,
         )  # fmt: skip
         twin, state = GPT2LMHeadModel(config), _gpt2_state(model)
     else:
         config = LlamaConfig(
-            vocab_size=c.vocab_size, max_position_embeddings=c.context, hidden_size=c.width, num_hidden_layers=c.layers,
+            vocab_size=c.vocab_size, max_position_embeddings=c.context, hidden_size=c.hidden_size, num_hidden_layers=c.layers,
             num_attention_heads=c.heads, num_key_value_heads=c.kv_heads, intermediate_size=c.ffn_width,
             rms_norm_eps=c.norm_eps, tie_word_embeddings=c.tied, bos_token_id=eos_id, eos_token_id=eos_id,
             pad_token_id=eos_id,
@@ -80,7 +80,7 @@ def _llama_state(model: Decoder) -> dict[str, torch.Tensor]:
            "lm_head.weight": s["head.weight"]}  # fmt: skip
     for i in range(c.layers):
         ours, theirs = f"blocks.{i}.", f"model.layers.{i}."
-        q, kv = c.heads * c.head_width, c.kv_heads * c.head_width
+        q, kv = c.heads * c.head_dim, c.kv_heads * c.head_dim
         for name, part in zip("qkv", s[ours + "attention.qkv.weight"].split([q, kv, kv]), strict=True):
             out[f"{theirs}self_attn.{name}_proj.weight"] = part
         out[theirs + "self_attn.o_proj.weight"] = s[ours + "attention.out.weight"]

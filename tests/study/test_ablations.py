@@ -14,7 +14,7 @@ from limbeck import cli
 from limbeck.config import merge
 
 STUDY = Path(__file__).parents[2] / "studies" / "ablations.yaml"
-SHAPE = {"preset": "toy", "layers": 2, "width": 32, "heads": 4, "context": 64, "parameters": 40_000}
+SHAPE = {"preset": "toy", "layers": 2, "hidden_size": 32, "heads": 4, "context": 64, "parameters": 40_000}
 
 
 @pytest.fixture(scope="module")

@@ -7,17 +7,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.recipes.test_compare import Measured as Recorded
 
 from limbeck.errors import ConfigError, DataError, ModelError
 from limbeck.formats.load import load_bundle, save_bundle
+from limbeck.jobs.recipe import Display
 from limbeck.measure.scores import Scores
-from limbeck.recipes.recipe import Session
 from limbeck.run import Run
 from limbeck.study.certificate import folder_hash, judge, measured_bytes, measured_speed, seal
 from limbeck.study.certify import Certify
 from limbeck.study.harms import Grams, Harm, Margins, harms, is_refusal
 from limbeck.study.sample_logs import read_samples
-from tests.recipes.test_compare import Measured as Recorded
 from tests.reference.small_model import saved
 
 RNG = np.random.default_rng(0)
@@ -108,7 +108,7 @@ def test_sample_logs_of_two_runs_made_elsewhere(tmp_path: Path) -> None:
     broken = right * (np.random.default_rng(3).random(1500) < 0.9)
     a, b = log(tmp_path / "a.jsonl", right), log(tmp_path / "b.jsonl", broken)
     out = tmp_path / "out"
-    report = Certify(base=a, smaller=b, out=str(out)).run(Session.silent()).values
+    report = Certify(base=a, smaller=b, out=str(out)).run(Display.silent()).values
     assert report["verdict"]["answer"] == "worse"
     assert report["verdict"]["judgements"][0]["items"] < 1500, "it stops as soon as it can be told"
     assert "can show a difference of" in report["stated_before"]
@@ -118,7 +118,7 @@ def test_sample_logs_of_two_runs_made_elsewhere(tmp_path: Path) -> None:
     assert seal(written) != written["seal"], "a changed verdict breaks the seal"
     told = (out / "certificate.md").read_text()
     assert "Certificate: worse: accuracy" in told and report["bound"]["data"] in told
-    same = Certify(base=a, smaller=a).run(Session.silent()).values
+    same = Certify(base=a, smaller=a).run(Display.silent()).values
     assert same["verdict"]["answer"] == "not shown worse"
 
 
@@ -126,7 +126,7 @@ def test_logs_of_other_prompts_or_of_nothing_are_refused(tmp_path: Path) -> None
     a = log(tmp_path / "a.jsonl", np.ones(5))
     b = log(tmp_path / "b.jsonl", np.ones(5), doc_hash="other")
     with pytest.raises(DataError, match="other items or prompts"):
-        Certify(base=a, smaller=b).run(Session.silent())
+        Certify(base=a, smaller=b).run(Display.silent())
     for text, said in (("", "holds no items"), ("[]\n", "needs a 'doc_id'"), ('{"doc_id": 1}\n', "has no metric")):
         (tmp_path / "bad.jsonl").write_text(text)
         with pytest.raises(DataError, match=said):
@@ -148,11 +148,11 @@ def test_two_evaluated_runs(tmp_path: Path) -> None:
     nll = np.random.default_rng(4).normal(20, 3, size=500)
     a = run(tmp_path / "a", Scores.of(IDS[:500], nll=nll, tokens=np.full(500, 10.0)))
     b = run(tmp_path / "b", Scores.of(IDS[:500], nll=nll + 5, tokens=np.full(500, 10.0)))
-    report = Certify(base=a, smaller=b).run(Session.silent()).values
+    report = Certify(base=a, smaller=b).run(Display.silent()).values
     assert report["verdict"]["answer"] == "worse" and report["bound"]["smaller model"] == folder_hash(Path(b) / "model")
     c = run(tmp_path / "c", Scores.of(IDS[:500], nll=nll, tokens=np.full(500, 10.0)), context=64)
     with pytest.raises(ConfigError, match="measured in different ways"):
-        Certify(base=a, smaller=c).run(Session.silent())
+        Certify(base=a, smaller=c).run(Display.silent())
 
 
 def test_models_are_evaluated_until_it_is_decided(tmp_path: Path) -> None:
@@ -167,12 +167,12 @@ def test_models_are_evaluated_until_it_is_decided(tmp_path: Path) -> None:
         "data": "toy:stories", "limit": 120, "look": 30, "speed": None,
         "measuring": {"generate": False, "resamples": 100}, "zero_shot": "toy:verse",
     }  # fmt: skip
-    worse = Certify(base=str(base), smaller=str(tmp_path / "broken"), **quick).run(Session.silent()).values
+    worse = Certify(base=str(base), smaller=str(tmp_path / "broken"), **quick).run(Display.silent()).values
     assert worse["verdict"]["answer"] == "worse"
     names = {j["name"] for j in worse["verdict"]["judgements"]}
     assert names == {"nats", "zero-shot nats"} and worse["verdict"]["judgements"][0]["items"] < 120
     assert set(worse["bound"]) == {"base model", "smaller model", "data", "zero-shot data", "protocol"}
-    same = Certify(base=str(base), smaller=str(base), **quick).run(Session.silent()).values
+    same = Certify(base=str(base), smaller=str(base), **quick).run(Display.silent()).values
     assert same["verdict"]["answer"] == "not shown worse" and same["verdict"]["measured"][0]["name"] == "bytes"
 
 

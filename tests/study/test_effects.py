@@ -41,7 +41,7 @@ def test_main_effects_of_an_additive_table_survive_a_missing_cell() -> None:
 
 
 def test_confounded_knobs_have_no_value() -> None:
-    arms = [{"bits": 4, "group": 32}, {"bits": 8, "group": 64}]
+    arms = [{"bits": 4, "group_size": 32}, {"bits": 8, "group_size": 64}]
     assert {e.value for e in effects(arms, np.array([1.0, 2.0]), np.ones((10, 2)))} == {None}
 
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import yaml
 
+from limbeck.jobs.recipe import Display
 from limbeck.measure.cost import disk_bytes
-from limbeck.recipes.recipe import Session
 from limbeck.study.study import Study
 from tests.reference.small_model import saved
 
@@ -18,7 +18,7 @@ SPEED = {"prompt_tokens": 2, "new_tokens": 2, "repeats": 2, "warm_up": 0}
 
 
 def test_quantized_arms_stand_beside_what_is_evaluated_on_the_same_rows(tmp_path: Path) -> None:
-    source = saved(tmp_path / "m", width=64)
+    source = saved(tmp_path / "m", hidden_size=64)
 
     def quantize(form: str, **more: Any) -> dict[str, Any]:
         technique = {"kind": "rtn", "grid": {"format": form}}
@@ -36,7 +36,7 @@ def test_quantized_arms_stand_beside_what_is_evaluated_on_the_same_rows(tmp_path
             "tuned": {
                 "verb": "finetune",
                 "values": {
-                    "model": str(source), "test": "toy:stories", "techniques": [{"kind": "qaft", "bits": 4}],
+                    "model": str(source), "test": "toy:stories", "techniques": [{"kind": "qat", "bits": 4}],
                     "batch_size": 4, "train": {"steps": 1}, "probes": "off",
                 },
             },
@@ -47,7 +47,7 @@ def test_quantized_arms_stand_beside_what_is_evaluated_on_the_same_rows(tmp_path
     file = tmp_path / "plan.yaml"
     file.write_text(yaml.safe_dump(plan))
     study = Study(plan=str(file), out=str(tmp_path / "out"))
-    arms = study.run(Session.silent()).values["arms"]
+    arms = study.run(Display.silent()).values["arms"]
     assert [len(arms[n]["runs"]) for n in ("fp32", "int4", "asked")] == [1, 1, 2], "rounding has no seed"
     text = (tmp_path / "out" / "study.md").read_text()
     first, second = text.split("**nats per token")[1:]
@@ -74,7 +74,7 @@ def test_quantized_arms_stand_beside_what_is_evaluated_on_the_same_rows(tmp_path
     assert "peak MB at load" in html and "weights on disk" in html and "time a token" in html
     # read again, not repeated
     stamps = {f: f.stat().st_mtime_ns for f in (tmp_path / "out").glob("*/seed-*/report.json")}
-    again = study.run(Session.silent())
+    again = study.run(Display.silent())
     assert {f: f.stat().st_mtime_ns for f in stamps} == stamps and len(stamps) == 6
     assert (
         json.loads(json.dumps(again.values["comparisons"]))

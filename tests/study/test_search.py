@@ -13,8 +13,8 @@ import yaml
 from limbeck.config import build
 from limbeck.errors import ConfigError, RunError
 from limbeck.formats.load import load_bundle
+from limbeck.jobs.recipe import Display
 from limbeck.measure.cost import disk_bytes
-from limbeck.recipes.recipe import Session
 from limbeck.study.candidates import Candidate, Workshop, random_cost
 from limbeck.study.fit import Fit
 from limbeck.study.limits import parse_objectives
@@ -22,7 +22,7 @@ from limbeck.study.search import Found, Search, chosen, open_storage
 from limbeck.study.space import Knob, SearchPlan, Step, address
 from tests.reference.small_model import saved
 
-QUIET = Session.silent()
+QUIET = Display.silent()
 MEASURE = {"data": "toy:stories", "limit": 8, "measuring": {"generate": False, "resamples": 100}, "probes": "off"}
 
 
@@ -55,7 +55,7 @@ def plan_of(base: str, **over: Any) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> str:
     torch.manual_seed(0)
-    return str(saved(tmp_path_factory.mktemp("base") / "m", width=32, context=16))
+    return str(saved(tmp_path_factory.mktemp("base") / "m", hidden_size=32, context=16))
 
 
 def test_a_search_ends_with_a_model_that_fits_measured_again(base: str, tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ class Table(Workshop):
 def recorded(seed: int) -> tuple[SearchPlan, dict[str, dict[str, float]]]:
     """A table of 160 arms with the shape of a precision study: fewer bits and layers cost nats, unevenly."""
     rng = np.random.default_rng(seed)
-    knobs = {"bits": [2, 3, 4, 5, 6, 8, 12, 16], "layers": [2, 3, 4, 5], "group": [16, 32, 64, 128, 256]}
+    knobs = {"bits": [2, 3, 4, 5, 6, 8, 12, 16], "layers": [2, 3, 4, 5], "group_size": [16, 32, 64, 128, 256]}
     rows = {}
     for values in product(*knobs.values()):
         bits, layers, group = values

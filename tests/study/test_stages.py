@@ -8,10 +8,10 @@ import pytest
 
 from limbeck.config import build
 from limbeck.errors import ConfigError
+from limbeck.jobs.recipe import Display
 from limbeck.measure.scores import Scores
 from limbeck.measure.statistic import mean
 from limbeck.measure.stats import compare
-from limbeck.recipes.recipe import Session
 from limbeck.study.plan import StudyPlan
 from limbeck.study.stages import standing
 from limbeck.study.study import run_plan
@@ -37,7 +37,7 @@ PLAN: dict[str, Any] = {
 
 
 def test_stages_come_out_as_one_table_with_changes_and_cost(tmp_path: Path) -> None:
-    found = run_plan(build(StudyPlan, PLAN, "a test"), tmp_path, Session.silent()).values
+    found = run_plan(build(StudyPlan, PLAN, "a test"), tmp_path, Display.silent()).values
     told = {s["figure"]: s for s in found["stages"] if s["metric"] == "nats per token"}
     assert len(found["stages"]) == 4
     assert told["verse"]["standing"] == "exceeds" and told["verse"]["first"] == "2 tuned"
@@ -69,7 +69,7 @@ def test_a_study_without_models_writes_no_stage_table() -> None:
 def test_a_model_may_come_after_another_than_the_one_above(tmp_path: Path) -> None:
     models = {"base": "@base", "tuned": "@tuned", "again": {"model": "@tuned", "after": "base"}}
     values = {**PLAN, "models": models, "figures": {"verse": PLAN["figures"]["verse"]}}
-    run_plan(build(StudyPlan, values, "a test"), tmp_path, Session.silent())
+    run_plan(build(StudyPlan, values, "a test"), tmp_path, Display.silent())
     table = (tmp_path / "stages.md").read_text().splitlines()
     tuned, again = table[5], table[6]
     assert tuned.startswith("| tuned |") and "change from" not in tuned

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from limbeck.errors import ConfigError
-from limbeck.recipes.recipe import Session
+from limbeck.jobs.recipe import Display
 from limbeck.study.study import Study, read_plan
 from tests.reference.tiny_runs import PRETRAIN
 
@@ -39,7 +39,7 @@ def test_arms_over_seeds_make_one_table(tmp_path: Path) -> None:
     file = tmp_path / "plan.yaml"
     file.write_text(yaml.safe_dump(PLAN))
     study = Study(plan=str(file), out=str(tmp_path / "out"))
-    report = study.run(Session.silent())
+    report = study.run(Display.silent())
     assert [len(report.values["arms"][n]["runs"]) for n in ("teacher", "taught", "before")] == [1, 2, 2]
     written = json.loads((tmp_path / "out" / "study.json").read_text())
     assert written["comparisons"][0]["seeds"] == [2, 2]
@@ -47,7 +47,7 @@ def test_arms_over_seeds_make_one_table(tmp_path: Path) -> None:
     html = (tmp_path / "out" / "study.html").read_text()
     assert "taught" in html and "train/loss while training" in html
     stamps = {f: f.stat().st_mtime_ns for f in (tmp_path / "out").glob("*/seed-*/report.json")}
-    again = study.run(Session.silent())
+    again = study.run(Display.silent())
     assert {f: f.stat().st_mtime_ns for f in stamps} == stamps, "finished runs are read, not repeated"
     assert again.values["comparisons"] == report.values["comparisons"]
 
@@ -57,7 +57,7 @@ def test_every_value_is_checked_before_anything_runs(tmp_path: Path) -> None:
     file = tmp_path / "plan.yaml"
     file.write_text(yaml.safe_dump(broken))
     with pytest.raises(ConfigError, match="modle.*did you mean 'model'"):
-        Study(plan=str(file), out=str(tmp_path / "out")).run(Session.silent())
+        Study(plan=str(file), out=str(tmp_path / "out")).run(Display.silent())
     assert not (tmp_path / "out").exists()
 
 
@@ -87,4 +87,4 @@ def test_a_chart_of_a_figure_that_no_arm_measures_is_refused(tmp_path: Path) -> 
     file = tmp_path / "plan.yaml"
     file.write_text(yaml.safe_dump({**PLAN, "plots": [["nats per token", "nats per wrod"]]}))
     with pytest.raises(ConfigError, match="no arm measures 'nats per wrod'.*did you mean 'nats per word'"):
-        Study(plan=str(file), out=str(tmp_path / "out")).run(Session.silent())
+        Study(plan=str(file), out=str(tmp_path / "out")).run(Display.silent())

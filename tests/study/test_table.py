@@ -11,7 +11,7 @@ from rich.console import Console, RenderableType
 from limbeck.errors import ConfigError
 from limbeck.measure.perplexity import PERPLEXITY
 from limbeck.measure.statistic import mean
-from limbeck.study.table import Group, findings, groups, markdown, rounded, short, span, tables
+from limbeck.study.table import ArmTable, findings, groups, markdown, rounded, short, span, tables
 from tests.reference.finished_arms import NATS, Arm, arm
 
 
@@ -23,7 +23,7 @@ def shown(body: Sequence[RenderableType], width: int = 80) -> str:
     return out.getvalue()
 
 
-def made(rows: Sequence[Arm], *pairs: tuple[str, str]) -> tuple[tuple[Group, ...], list]:  # type: ignore[type-arg]
+def made(rows: Sequence[Arm], *pairs: tuple[str, str]) -> tuple[tuple[ArmTable, ...], list]:  # type: ignore[type-arg]
     compared = findings(rows, pairs, None)
     return groups(rows, compared, None), compared
 

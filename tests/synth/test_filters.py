@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from limbeck.data.audit import AuditSettings
+from limbeck.data.audit.report import AuditSettings
 from limbeck.data.rows import Row, Rows
 from limbeck.errors import DataError
 from limbeck.measure.verse import poem

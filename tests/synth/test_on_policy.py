@@ -20,7 +20,7 @@ from limbeck.errors import ConfigError, DataError
 from limbeck.losses.divergence import named
 from limbeck.losses.terms import total
 from limbeck.model.decoder import Decoder
-from limbeck.objectives.distill import Distill
+from limbeck.objectives.distill import Distillation
 from limbeck.objectives.teacher import LiveTeacher
 from limbeck.run import Run
 from limbeck.synth.on_policy import LossHistory, Mixing, OnPolicy, Replay, check_mixing, keep_rows, prompt_of
@@ -60,7 +60,7 @@ def examples(count: int = 10) -> list[Example]:
 
 
 def given(size: int = 4, count: int = 10) -> Batches:
-    return Batches(examples(count), batch_size=size, context=128, pad_id=tokenizer().pad_id, lay=keep_rows)
+    return Batches(examples(count), batch_size=size, context=128, pad_id=tokenizer().pad_id, collate_fn=keep_rows)
 
 
 def stream(student: Decoder, mixing: Mixing, **more: Any) -> OnPolicy:
@@ -75,7 +75,7 @@ def stream(student: Decoder, mixing: Mixing, **more: Any) -> OnPolicy:
 def test_loss_and_gradients_are_those_of_gkd(name: str, skew: float | None, beta: float, temperature: float) -> None:
     student, teacher = small().double(), small(layers=3).double()
     batch = stream(student, Mixing(share=1.0, max_new_tokens=8)).at(0)
-    objective = Distill(
+    objective = Distillation(
         LiveTeacher(teacher), alpha=0.0, beta=1.0, temperature=temperature, divergence=named(name, skew), on="answers"
     )
     loss = total(objective(student, batch), objective.counts(batch))
@@ -95,7 +95,7 @@ def test_loss_and_gradients_are_those_of_gkd(name: str, skew: float | None, beta
 def test_skewed_divergence_on_student_text_has_the_gradient_of_its_definition() -> None:
     student, teacher = small().double(), small(layers=3).double()
     batch = stream(student, Mixing(share=1.0, max_new_tokens=8)).at(0)
-    objective = Distill(LiveTeacher(teacher), alpha=0.0, beta=1.0, divergence=named("skew_kl", 0.1), on="answers")
+    objective = Distillation(LiveTeacher(teacher), alpha=0.0, beta=1.0, divergence=named("skew_kl", 0.1), on="answers")
     loss = total(objective(student, batch), objective.counts(batch))
     mask = batch.next_token_labels() != IGNORE
     q, p = (m(batch)[mask].log_softmax(dim=-1) for m in (student, teacher))
@@ -119,7 +119,7 @@ def test_the_student_answers_the_prompts_of_the_data() -> None:
         assert int(made.real[i].sum()) == len(prompt) + len(learned)
     assert len(answers) == 4
     assert torch.equal(stream(student, Mixing(share=1.0, max_new_tokens=5)).at(0).ids, made.ids)
-    other = stream(small(width=32), Mixing(share=1.0, max_new_tokens=5)).at(0)
+    other = stream(small(hidden_size=32), Mixing(share=1.0, max_new_tokens=5)).at(0)
     assert other.ids.shape != made.ids.shape or not torch.equal(other.ids, made.ids)  # another student, another text
 
 
@@ -197,7 +197,7 @@ def run_training(folder: Path, stop_after: int | None, seed: int = 0) -> tuple[d
 
     with Run.create(folder, mixing) as run:
         own = stream(student, mixing, replay=Replay(run.path / "replay.jsonl", 8), seed=seed)
-        objective = Distill(LiveTeacher(teacher), alpha=0.0, beta=1.0, divergence="reverse_kl", on="answers")
+        objective = Distillation(LiveTeacher(teacher), alpha=0.0, beta=1.0, divergence="reverse_kl", on="answers")
         train(student, objective, own, SETTINGS, run=run, seed=seed, progress=False, on_step=fail)
     return student.state_dict(), (folder / "replay.jsonl").read_text()
 
@@ -213,8 +213,8 @@ def test_a_killed_run_goes_on_bit_equal(tmp_path: Path) -> None:
 
 
 def test_training_on_its_own_text_brings_the_student_nearer_to_the_teacher() -> None:
-    student, teacher = small(), small(width=32)
-    objective = Distill(LiveTeacher(teacher), alpha=0.0, beta=1.0, divergence="reverse_kl", on="answers")
+    student, teacher = small(), small(hidden_size=32)
+    objective = Distillation(LiveTeacher(teacher), alpha=0.0, beta=1.0, divergence="reverse_kl", on="answers")
     fixed = stream(small(), Mixing(share=1.0, max_new_tokens=8), seed=5).at(0)
 
     def distance() -> float:
@@ -228,13 +228,13 @@ def test_training_on_its_own_text_brings_the_student_nearer_to_the_teacher() -> 
 
 
 def test_a_stream_of_the_student_is_never_made_ahead() -> None:
-    from limbeck.train.feed import Feed
+    from limbeck.train.prefetch import Prefetcher
 
-    feed = Feed(stream(small(), Mixing(share=1.0)), torch.device("cpu"))
+    feed = Prefetcher(stream(small(), Mixing(share=1.0)), torch.device("cpu"))
     assert feed._thread is None and OnPolicy.live
     gpu = torch.device("cuda")
     if torch.cuda.is_available():
-        assert Feed(stream(small(), Mixing(share=1.0)), gpu)._thread is None
+        assert Prefetcher(stream(small(), Mixing(share=1.0)), gpu)._thread is None
 
 
 @pytest.mark.parametrize(

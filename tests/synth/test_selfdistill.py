@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from limbeck.data.rows import Row, Rows
-from limbeck.data.toy import toy_rows
+from limbeck.data.toy.table import toy_rows
 from limbeck.decode.settings import Decoding
 from limbeck.errors import DataError
 from limbeck.formats.load import Bundle
@@ -39,7 +39,7 @@ def positives(some: Rows) -> Rows:
 
 def restater(steps: int = 60) -> Decoder:
     """A small model that has learned to restate toy questions."""
-    model = small(width=32, layers=2, heads=2)
+    model = small(hidden_size=32, layers=2, heads=2)
     pairs = positives(rows(400))
     tune_generator(
         model, tokenizer(), pairs, "\nIn other words:", FAST.model_copy(update={"steps": steps}), batch_size=16, seed=0
@@ -166,7 +166,7 @@ def test_negatives_take_the_restatement_of_the_nearest_other_context() -> None:
 
 
 def test_rounds_yield_pairs_that_repeat_nothing_and_stop(tmp_path: Path) -> None:
-    model, real, valid = small(width=32), positives(rows(300)), rows(60, seed=9)
+    model, real, valid = small(hidden_size=32), positives(rows(300)), rows(60, seed=9)
     settings = Rounds(
         rounds=2, contexts=40, warm_epochs=6, epochs=1, least_yield=0.0, least_gain=-10,
         decoding=Decoding(max_new_tokens=24, temperature=0.8, samples=4),

@@ -12,7 +12,7 @@ from torch import nn
 from limbeck.data.batch import Batch
 from limbeck.data.prompts import prompt_ids
 from limbeck.data.rows import Row, Rows
-from limbeck.data.toy import toy_rows
+from limbeck.data.toy.table import toy_rows
 from limbeck.decode.settings import Decoding
 from limbeck.errors import ConfigError, DataError
 from limbeck.model.decoder import Decoder

@@ -9,7 +9,7 @@ import pytest
 from sacrebleu.metrics import CHRF as SacreChrf
 
 from limbeck.data.rows import Rows
-from limbeck.data.toy import toy_rows
+from limbeck.data.toy.table import toy_rows
 from limbeck.errors import DataError
 from limbeck.measure.overlap import CHRF
 from limbeck.measure.scores import Scores

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from limbeck.data.rows import Row, Rows
-from limbeck.data.toy import toy_rows
+from limbeck.data.toy.table import toy_rows
 from limbeck.decode.settings import Decoding
 from limbeck.errors import ConfigError, DataError
 from limbeck.measure.choice import calibrate, choose, score_choices

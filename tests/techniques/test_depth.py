@@ -18,7 +18,7 @@ from tests.reference.twins import gpt2_config, llama_config, random_decoder
 
 
 def deep(layers: int, **over):
-    return random_decoder(gpt2_config(layers=layers, width=8, heads=2, **over))
+    return random_decoder(gpt2_config(layers=layers, hidden_size=8, heads=2, **over))
 
 
 def by_hand(model, layers, batch):

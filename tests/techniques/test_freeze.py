@@ -49,7 +49,7 @@ def test_biases_alone_by_pattern():
 
 
 def test_block_1_is_not_block_10():
-    model = Freeze(train=("blocks.1",)).apply(random_decoder(gpt2_config(layers=11, width=8)))
+    model = Freeze(train=("blocks.1",)).apply(random_decoder(gpt2_config(layers=11, hidden_size=8)))
     assert {n.split(".")[1] for n, p in model.named_parameters() if p.requires_grad} == {"1"}
 
 

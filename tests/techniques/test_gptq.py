@@ -10,7 +10,7 @@ from limbeck.errors import TechniqueError
 from limbeck.kernels.packed import dispatch
 from limbeck.techniques.gptq import GPTQ
 from limbeck.techniques.grid import Grid, encode, measure, spread
-from limbeck.techniques.quantized_hessian import Settings, inverse_factor, solve
+from limbeck.techniques.quantized_hessian import GPTQSettings, inverse_factor, solve
 from limbeck.techniques.rtn import RTN
 from tests.reference.quantized import batches, correlated, decoder, reference_logits
 from tests.reference.slow_gptq import slow_gptq
@@ -28,7 +28,7 @@ def test_it_is_the_textbook_s(grid: Grid, act_order: bool, block: int):
     w = torch.randn(9, 40, dtype=torch.float64)
     x = correlated(200, 40)
     hessian = x.t() @ x / 200
-    settings = Settings(act_order=act_order, damping=0.02, block=block)
+    settings = GPTQSettings(act_order=act_order, damping=0.02, block=block)
     got = solve(w, hessian, grid, settings).decode(torch.float64)
     scales = measure(w, grid)
     step = spread(scales.scales.double(), grid.layout(9, 40)).expand_as(w)
@@ -48,7 +48,7 @@ def test_outputs_change_less_than_by_rounding(grid: Grid, dtype: torch.dtype, cl
     def change(value: torch.Tensor) -> float:
         return float((x @ (value - w.double()).t()).norm())
 
-    got = change(solve(w, x.t() @ x / 600, grid, Settings(clip=clip)).decode(torch.float64))
+    got = change(solve(w, x.t() @ x / 600, grid, GPTQSettings(clip=clip)).decode(torch.float64))
     assert got < 0.8 * change(encode(w, grid, clip).decode(torch.float64))
 
 
@@ -69,7 +69,7 @@ def test_layers_are_solved_on_what_the_quantized_layers_before_give():
             batch_now.append(batch)
             partly(batch)
     x = torch.cat(seen)
-    wanted = solve(layer.weight, x.t() @ x / len(x), Grid(format="int4"), Settings())
+    wanted = solve(layer.weight, x.t() @ x / len(x), Grid(format="int4"), GPTQSettings())
     got = done.blocks[0].ffn.down.quantized.value()
     assert float((got.codes == wanted.codes).float().mean()) > 0.995  # sums in another order may flip a tie
     assert torch.equal(got.scales, wanted.scales)
@@ -136,7 +136,7 @@ def test_the_factor_is_that_of_the_damped_inverse():
 
 def test_a_plain_cast_has_nothing_to_correct():
     w = torch.randn(4, 8)
-    assert torch.equal(solve(w, torch.eye(8).double(), Grid(format="bf16"), Settings()).codes, w.bfloat16())
+    assert torch.equal(solve(w, torch.eye(8).double(), Grid(format="bf16"), GPTQSettings()).codes, w.bfloat16())
 
 
 def test_training_mode_is_given_back():

@@ -14,7 +14,7 @@ from limbeck.techniques.grid import Grid, encode, measure, nearest_codes, number
 from tests.reference.slow_gptq import slow_ggml
 
 INTEGERS = [
-    Grid(format=f, symmetric=s, granularity=g, **({"group": n} if n else {}))
+    Grid(format=f, symmetric=s, granularity=g, **({"group_size": n} if n else {}))
     for f in ("int8", "int4")
     for s in (True, False)
     for g, n in (("tensor", 0), ("channel", 0), ("group", 32), ("group", 64), ("group", 128))
@@ -24,7 +24,7 @@ PLAIN = [Grid(format=f) for f in ("fp64", "fp32", "bf16", "fp16")]
 
 
 def ids(grid: Grid) -> str:
-    return f"{grid.format}-{'sym' if grid.symmetric else 'asym'}-{grid.granularity}{grid.group or ''}"
+    return f"{grid.format}-{'sym' if grid.symmetric else 'asym'}-{grid.granularity}{grid.group_size or ''}"
 
 
 def weight(rows: int = 7, columns: int = 172, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -34,7 +34,7 @@ def weight(rows: int = 7, columns: int = 172, seed: int = 0, dtype: torch.dtype 
 
 def slow_scales(w: torch.Tensor, grid: Grid) -> tuple[torch.Tensor, torch.Tensor]:
     """Scale and lowest value of every single weight, by loops over rows and groups, before rounding."""
-    span = {"tensor": 0, "channel": w.shape[1], "group": grid.group}[grid.granularity]
+    span = {"tensor": 0, "channel": w.shape[1], "group": grid.group_size}[grid.granularity]
     scale, low = torch.zeros_like(w), torch.zeros_like(w)
     largest = {"int8": 127, "int4": 7, "fp8_e4m3": 448, "fp8_e5m2": 57344}[grid.kind]
     for r in range(w.shape[0]):
@@ -190,11 +190,11 @@ def test_rows_taken_are_rows_of_the_whole(grid: Grid):
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"format": "q4_0", "group": 64}, "fixes group to 32"),
+        ({"format": "q4_0", "group_size": 64}, "fixes group to 32"),
         ({"format": "q4_0", "symmetric": False}, "fixes symmetric to True"),
         ({"format": "bf16", "granularity": "channel"}, "takes no granularity"),
         ({"format": "int8", "granularity": "none"}, "needs a granularity"),
-        ({"format": "int4", "granularity": "channel", "group": 32}, "does not go with"),
+        ({"format": "int4", "granularity": "channel", "group_size": 32}, "does not go with"),
         ({"format": "fp8_e4m3", "symmetric": False}, "only integers take an offset"),
         ({"format": "int5"}, "int5"),
         ({"formt": "int4"}, "did you mean 'format'"),
@@ -206,8 +206,8 @@ def test_impossible_grids_are_refused(values: dict, said: str):
 
 
 def test_defaults_follow_the_format():
-    assert Grid(format="int4") == Grid(format="int4", granularity="group", group=32, scale_dtype="fp16")
-    assert Grid(format="int8", group=64).granularity == "group"
+    assert Grid(format="int4") == Grid(format="int4", granularity="group", group_size=32, scale_dtype="fp16")
+    assert Grid(format="int8", group_size=64).granularity == "group"
     assert Grid.model_validate("q4_1") == Grid(format="q4_1") and not Grid(format="q4_1").symmetric
     assert Grid.model_validate(Grid(format="q8_0").model_dump()) == Grid(format="q8_0")
     assert Grid.model_validate(Grid()) == Grid() and Grid().gguf is False

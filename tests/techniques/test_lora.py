@@ -16,7 +16,7 @@ from limbeck.model.config import DecoderConfig
 from limbeck.model.decoder import Decoder
 from limbeck.model.linear import Linear
 from limbeck.techniques.lora import LoRA
-from limbeck.techniques.lora_layer import Group, LoRALinear, adapters
+from limbeck.techniques.lora_layer import AdapterGroup, LoRALinear, adapters
 from limbeck.techniques.technique import trainable_share
 from tests.reference.techniques import base, logits, plain_batch, shake
 
@@ -36,8 +36,8 @@ def slow_lora(layer: LoRALinear, x: torch.Tensor) -> torch.Tensor:
     return y
 
 
-SMALL = DecoderConfig(vocab_size=50257, layers=12, width=768, heads=12)
-LARGE = DecoderConfig(vocab_size=50257, layers=36, width=1280, heads=20)
+SMALL = DecoderConfig(vocab_size=50257, layers=12, hidden_size=768, heads=12)
+LARGE = DecoderConfig(vocab_size=50257, layers=36, hidden_size=1280, heads=20)
 
 
 def on_meta(config: DecoderConfig) -> Decoder:
@@ -69,7 +69,7 @@ def test_gpt2_large_trains_under_a_fifth_of_a_percent():
 
 
 @given(
-    width=st.integers(2, 12),
+    hidden_size=st.integers(2, 12),
     sizes=st.lists(st.integers(1, 7), min_size=1, max_size=4),
     data=st.data(),
     bias=st.booleans(),
@@ -84,7 +84,9 @@ def test_forward_and_gradients_equal_the_formula(width, sizes, data, bias, seed)
     while left and (not groups or data.draw(st.booleans())):
         take = data.draw(st.integers(1, len(left)))
         groups.append(
-            Group(f"g{len(groups)}", tuple(left[:take]), data.draw(st.integers(1, 5)), data.draw(st.floats(0.1, 3)))
+            AdapterGroup(
+                f"g{len(groups)}", tuple(left[:take]), data.draw(st.integers(1, 5)), data.draw(st.floats(0.1, 3))
+            )
         )
         left = left[take + data.draw(st.integers(0, 1)) :]
     layer = LoRALinear(linear, groups, parts=linear.parts, dtype=torch.float64)
@@ -124,8 +126,8 @@ def test_any_rank_and_targets_start_as_identity_and_merge(name, rank, alpha, sca
     shake(model)
     adapted = logits(model)
     scale = max(g.scale for m in adapters(model).values() for g in m.groups)
-    merged, residue = lora.finish(model)
-    assert residue is None and not adapters(merged)
+    merged, deployed_spec = lora.convert(model)
+    assert deployed_spec is None and not adapters(merged)
     rounding = torch.finfo(dtype).eps * (1 + scale) * 4 * 16  # 16 layers one after the other
     assert float((adapted - logits(merged)).abs().max()) <= rounding * max(1.0, float(adapted.abs().max()))
 

@@ -9,7 +9,7 @@ from limbeck.errors import TechniqueError
 from limbeck.model.decoder import Decoder
 from limbeck.techniques.lora import LoRA
 from limbeck.techniques.lora_layer import adapters
-from limbeck.techniques.technique import apply_all, deployed, finish_all, training
+from limbeck.techniques.technique import apply_all, convert_all, deployed, training
 from tests.reference.fake_quantized import FakeQuantize, FakeQuantizedLinear
 from tests.reference.techniques import base, logits, plain_batch, shake
 
@@ -18,7 +18,7 @@ ORDERS = [QLORA, (FakeQuantize(aware=True), LoRA(rank=2)), (LoRA(rank=2), FakeQu
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
-@pytest.mark.parametrize("techniques", ORDERS, ids=["ptq-lora", "qaft-lora", "lora-ptq"])
+@pytest.mark.parametrize("techniques", ORDERS, ids=["ptq-lora", "qat-lora", "lora-ptq"])
 def test_it_deploys_as_codes_with_the_adapter_beside(name, techniques):
     model = apply_all(techniques, base(name))
     if techniques[-1].name == "lora":
@@ -26,12 +26,12 @@ def test_it_deploys_as_codes_with_the_adapter_beside(name, techniques):
         assert {n for n, p in model.named_parameters() if p.grad is not None} == techniques[-1].trained(model)
     shake(model)
     wanted = logits(model)
-    finished, residues = finish_all(techniques, model)
-    assert residues == techniques
+    finished, deployed_specs = convert_all(techniques, model)
+    assert deployed_specs == techniques
     found = adapters(finished)
     assert found and all(isinstance(m.base, FakeQuantizedLinear) for m in found.values())
     torch.testing.assert_close(logits(finished), wanted, rtol=1e-5, atol=1e-5)
-    rebuilt = deployed(residues, Decoder(finished.config))
+    rebuilt = deployed(deployed_specs, Decoder(finished.config))
     rebuilt.load_state_dict(finished.state_dict(), strict=True)
     assert torch.equal(logits(rebuilt), logits(finished))
     skeleton = training(techniques, base(name, seed=4))
@@ -50,7 +50,7 @@ def test_and_after_it_where_the_base_was_quantized_in_between():
     lora = LoRA(rank=2, merge="always")
     model = FakeQuantize().apply(lora.apply(base("gpt2")))
     with pytest.raises(TechniqueError, match="is quantized"):
-        lora.finish(model)
+        lora.convert(model)
 
 
 def test_one_quantized_layer_keeps_every_adapter_beside():
@@ -58,6 +58,6 @@ def test_one_quantized_layer_keeps_every_adapter_beside():
     model = base("gpt2")
     model.blocks[1].ffn.down = FakeQuantizedLinear(model.blocks[1].ffn.down)
     stated = lora.stated_bytes(model)
-    finished, residue = lora.finish(lora.apply(model))
-    assert residue == lora and len(adapters(finished)) == 16
+    finished, deployed_spec = lora.convert(lora.apply(model))
+    assert deployed_spec == lora and len(adapters(finished)) == 16
     assert finished.count_bytes() <= stated

@@ -1,4 +1,4 @@
-"""Mixed precision: the budget, the knapsack, and a residue that measures nothing."""
+"""Mixed precision: the budget, the knapsack, and a deployed spec that measures nothing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from limbeck.techniques.lora import LoRA
 from limbeck.techniques.mixed import Mixed, allocate, sensitivities
 from limbeck.techniques.quantized import matrices
 from limbeck.techniques.rtn import RTN
-from limbeck.techniques.technique import finish_all
+from limbeck.techniques.technique import convert_all
 from tests.reference.quantized import batches, decoder, nll, reference_logits
 
 INT4, INT8 = Grid(format="int4"), Grid(format="int8")
@@ -99,16 +99,16 @@ def test_more_bytes_never_cost_more():
     assert changes[0] > changes[-1]
 
 
-def test_the_residue_rebuilds_without_measuring():
+def test_the_deployed_spec_rebuilds_without_measuring():
     technique = Mixed(average_bits=7, overrides={"blocks.0.ffn.up": None, "positions": INT8})
     techniques = (technique, LoRA(rank=2))
     model = techniques[1].apply(technique.apply(decoder(), batches(2)))
-    finished, (residue, adapter) = finish_all(techniques, model)
-    assert isinstance(residue, Mixed) and residue.overrides["blocks.0.ffn.up"] is None
-    assert {g for g in residue.overrides.values() if g} == {INT4, INT8}
+    finished, (deployed_spec, adapter) = convert_all(techniques, model)
+    assert isinstance(deployed_spec, Mixed) and deployed_spec.overrides["blocks.0.ffn.up"] is None
+    assert {g for g in deployed_spec.overrides.values() if g} == {INT4, INT8}
     with torch.device("meta"):
         empty = Decoder(finished.config)
-    again = build(Mixed, residue.model_dump(mode="json"))
+    again = build(Mixed, deployed_spec.model_dump(mode="json"))
     empty = adapter.deployed_skeleton(again.deployed_skeleton(empty))
     empty.load_state_dict(finished.state_dict(), strict=True, assign=True)
     assert torch.equal(reference_logits(empty), reference_logits(finished))

@@ -17,7 +17,7 @@ from limbeck.techniques.depth import Depth
 from limbeck.techniques.grid import Grid, encode
 from limbeck.techniques.lora import LoRA
 from limbeck.techniques.rtn import RTN
-from limbeck.techniques.technique import apply_all, deployed, finish_all
+from limbeck.techniques.technique import apply_all, convert_all, deployed
 from tests.reference.quantized import batches, decoder, nll, reference_logits
 
 
@@ -120,11 +120,11 @@ def test_casting_the_model_rounds_no_scale():
 @pytest.mark.parametrize("tied", [True, False])
 def test_it_loads_onto_meta_without_a_full_copy(tied: bool):
     technique = RTN(bits=4, overrides={"down": Grid(format="int8", symmetric=False)})
-    model, residue = technique.finish(technique.apply(decoder(tied=tied)))
-    assert residue == technique
+    model, deployed_spec = technique.convert(technique.apply(decoder(tied=tied)))
+    assert deployed_spec == technique
     with torch.device("meta"):
         empty = Decoder(model.config)
-    empty = residue.deployed_skeleton(empty)
+    empty = deployed_spec.deployed_skeleton(empty)
     assert all(x.is_meta for x in empty.state_dict().values())
     empty.load_state_dict(model.state_dict(), strict=True, assign=True)
     assert not any(x.is_meta for x in (*empty.parameters(), *empty.buffers()))
@@ -165,9 +165,9 @@ def test_an_adapter_on_top_trains_and_stays_beside():
         losses.append(float(loss.detach()))
     assert losses[-1] < losses[0] - 0.01
     wanted = reference_logits(model)
-    finished, residues = finish_all(techniques, model)
-    assert [r.name for r in residues] == ["rtn", "lora"]
-    rebuilt = deployed(residues, Decoder(finished.config))
+    finished, deployed_specs = convert_all(techniques, model)
+    assert [r.name for r in deployed_specs] == ["rtn", "lora"]
+    rebuilt = deployed(deployed_specs, Decoder(finished.config))
     rebuilt.load_state_dict(finished.state_dict(), strict=True)
     assert torch.equal(reference_logits(rebuilt), wanted)
 
@@ -177,11 +177,11 @@ def test_it_goes_before_adapters_not_after():
         RTN().apply(LoRA(rank=2).apply(decoder()))
 
 
-def test_the_residue_tells_of_the_blocks_that_are_left():
+def test_the_deployed_spec_tells_of_the_blocks_that_are_left():
     techniques = (RTN(bits=4, overrides={"blocks.0.*": None}), Depth(layers=(1,)))
-    model, residues = finish_all(techniques, apply_all(techniques, decoder()))
-    assert residues[0].overrides["blocks.0.ffn.up"] == Grid(format="int4")
-    rebuilt = deployed(residues, Decoder(model.config))
+    model, deployed_specs = convert_all(techniques, apply_all(techniques, decoder()))
+    assert deployed_specs[0].overrides["blocks.0.ffn.up"] == Grid(format="int4")
+    rebuilt = deployed(deployed_specs, Decoder(model.config))
     rebuilt.load_state_dict(model.state_dict(), strict=True)
     assert torch.equal(reference_logits(rebuilt), reference_logits(model))
 

@@ -8,8 +8,8 @@ from limbeck.techniques.lora import LoRA
 from limbeck.techniques.technique import (
     TrainableShare,
     apply_all,
+    convert_all,
     deployed,
-    finish_all,
     train_everything,
     train_only,
     trainable_share,
@@ -27,7 +27,7 @@ def recording(log: list[str]):
             log.append(f"apply {self.label} {len(calibration)}")
             return model
 
-        def finish(self, model):
+        def convert(self, model):
             log.append(f"finish {self.label}")
             return model, self if self.label != "b" else None
 
@@ -47,10 +47,10 @@ def test_applied_first_to_last_finished_last_to_first_rebuilt_first_to_last():
     techniques = recording(log)
     model = base("gpt2")
     assert apply_all(techniques, model, calibration()) is model
-    _, residues = finish_all(techniques, model)
-    deployed(residues, model)
+    _, deployed_specs = convert_all(techniques, model)
+    deployed(deployed_specs, model)
     training(techniques, model)
-    assert [r.label for r in residues] == ["a", "c"]
+    assert [r.label for r in deployed_specs] == ["a", "c"]
     assert log == [
         *(f"apply {name} {len(calibration())}" for name in "abc"),
         *("finish c", "finish b", "finish a"),

@@ -15,7 +15,7 @@ import torch
 from limbeck.errors import CheckpointError, ConfigError, StorageError
 from limbeck.train.checkpoint import Checkpoints
 from limbeck.train.optim import adamw, decayed, state_tensors
-from limbeck.train.precision import Weights
+from limbeck.train.precision import TrainedWeights
 from limbeck.train.settings import TrainSettings
 from limbeck.train.state import State
 from tests.reference.training import same, tiny, weights
@@ -30,7 +30,7 @@ class Kit:
         self.model = tiny()
         if frozen:
             self.model.embed.weight.requires_grad_(False)
-        self.weights = Weights(self.model, "fp32")
+        self.weights = TrainedWeights(self.model, "fp32")
         self.optimizer = adamw(self.weights.trained, decayed(self.model), SETTINGS)
         self.step()
 
@@ -178,7 +178,7 @@ def test_where_none_is_whole_it_is_an_error(damage: Callable[[Path], None], word
 def test_another_model_is_named(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path)
     Kit().save(checkpoints, 1)
-    held = Weights(tiny(width=32), "fp32")
+    held = TrainedWeights(tiny(hidden_size=32), "fp32")
     with pytest.raises(CheckpointError, match=r"model\.safetensors: key 'embed\.weight' has shape 50x16, .* 50x32"):
         checkpoints.load_weights(1, held)
 

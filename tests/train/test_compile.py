@@ -29,9 +29,9 @@ from limbeck.train.settings import TrainSettings
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch's tracer asks for it
 
 CONFIGS = {
-    "gpt2": DecoderConfig(vocab_size=61, width=16, layers=3, heads=2, context=32),
+    "gpt2": DecoderConfig(vocab_size=61, hidden_size=16, layers=3, heads=2, context=32),
     "llama": DecoderConfig(
-        vocab_size=61, width=16, layers=3, heads=2, kv_heads=1, context=32, positions="rope", norm="rms",
+        vocab_size=61, hidden_size=16, layers=3, heads=2, kv_heads=1, context=32, positions="rope", norm="rms",
         activation="silu", gated=True,
     ),
 }  # fmt: skip

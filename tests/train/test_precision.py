@@ -13,7 +13,7 @@ from torch import nn
 from limbeck.errors import CheckpointError, ConfigError
 from limbeck.train import precision as module
 from limbeck.train.loop import train
-from limbeck.train.precision import Weights, fastest, join_halves, split_halves
+from limbeck.train.precision import TrainedWeights, fastest, join_halves, split_halves
 from limbeck.train.settings import TrainSettings
 from tests.reference.training import PlainNextToken, Random, same, tiny, weights
 
@@ -41,7 +41,7 @@ def backward(model: nn.Module, index: int = 0) -> None:
 def test_masters_collect_in_fp32_and_the_model_holds_no_gradient() -> None:
     model = tiny()
     exact = weights(model)
-    held = Weights(model, "bf16")
+    held = TrainedWeights(model, "bf16")
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
     assert {p.dtype for p in held.trained.values()} == {torch.float32}
     assert same(dict(held.trained), exact)
@@ -64,7 +64,7 @@ def test_masters_collect_in_fp32_and_the_model_holds_no_gradient() -> None:
 
 def test_alone_the_gradients_stay_with_the_model_in_bf16() -> None:
     model, other = tiny(), tiny()
-    held, apart = Weights(model, "bf16", alone=True), Weights(other, "bf16")
+    held, apart = TrainedWeights(model, "bf16", alone=True), TrainedWeights(other, "bf16")
     backward(model)
     backward(other)
     assert all(p.grad is None for p in held.trained.values())
@@ -79,7 +79,7 @@ def test_alone_the_gradients_stay_with_the_model_in_bf16() -> None:
 def test_small_updates_are_not_lost_and_come_out_in_fp32() -> None:
     model = tiny()
     start = weights(model)
-    held = Weights(model, "bf16")
+    held = TrainedWeights(model, "bf16")
     for _ in range(8):
         with torch.no_grad():
             for p in held.trained.values():
@@ -105,7 +105,7 @@ def frozen_but_norms(dtype: torch.dtype = torch.float32) -> nn.Module:
 def test_frozen_weights_have_no_master_and_come_back_bit_for_bit() -> None:
     model = frozen_but_norms()
     start = weights(model)
-    held = Weights(model, "bf16")
+    held = TrainedWeights(model, "bf16")
     assert "embed.weight" not in held.trained
     assert model.embed.weight.dtype == torch.bfloat16
     changing, frozen = held.state()
@@ -117,7 +117,7 @@ def test_frozen_weights_have_no_master_and_come_back_bit_for_bit() -> None:
 def test_frozen_bf16_weights_need_nothing_beside_them() -> None:
     model = frozen_but_norms(torch.bfloat16)
     start = {n: w.float() for n, w in weights(model).items()}
-    held = Weights(model, "bf16")
+    held = TrainedWeights(model, "bf16")
     assert not held._halves
     changing, frozen = held.state()
     assert same(changing | frozen, start)
@@ -148,7 +148,7 @@ def test_buffers_keep_their_dtype_and_are_saved_once() -> None:
     model.register_buffer("scale", torch.tensor([1.00001]))
     model.register_buffer("scratch", torch.tensor([2.0]), persistent=False)
     model.register_parameter("codes", nn.Parameter(torch.tensor([1, 2]), requires_grad=False))
-    held = Weights(model, "bf16")
+    held = TrainedWeights(model, "bf16")
     assert model.scale.dtype == torch.float32 and model.codes.dtype == torch.int64
     changing, frozen = held.state()
     assert changing.keys() == {"w", "scale"} and frozen.keys() == {"codes"}
@@ -158,15 +158,15 @@ def test_buffers_keep_their_dtype_and_are_saved_once() -> None:
 
 def test_other_dtypes_and_nothing_to_train() -> None:
     model = tiny().bfloat16()
-    Weights(model, "fp64")
+    TrainedWeights(model, "fp64")
     assert model.dtype == torch.float64
     with pytest.raises(ConfigError, match="nothing to train"):
-        Weights(tiny().requires_grad_(False), "fp32")
+        TrainedWeights(tiny().requires_grad_(False), "fp32")
 
 
 def test_what_does_not_fit_is_named_and_changes_nothing() -> None:
     model = tiny()
-    held, start = Weights(model, "fp32"), weights(model)
+    held, start = TrainedWeights(model, "fp32"), weights(model)
     other = {n: w + 1 for n, w in start.items()}
     with pytest.raises(CheckpointError, match=r"'norm\.bias' is missing"):
         held.load({n: w for n, w in other.items() if n != "norm.bias"})
@@ -183,7 +183,7 @@ def test_the_fastest_is_measured_on_copies(monkeypatch: pytest.MonkeyPatch) -> N
     clock = iter([0.0, 5.0, 10.0, 14.0, 20.0, 22.0, 30.0, 33.0])
     monkeypatch.setattr("limbeck.train.precision.time.perf_counter", lambda: next(clock))
 
-    def step(twin: nn.Module, held: Weights) -> None:
+    def step(twin: nn.Module, held: TrainedWeights) -> None:
         seen.append((held.precision, twin is model))
         with torch.no_grad():
             for p in held.trained.values():

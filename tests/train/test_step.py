@@ -12,13 +12,13 @@ from torch import nn
 
 from limbeck.data.batch import Batch
 from limbeck.errors import DivergedError, NothingToLearnError
-from limbeck.kernels import fused
+from limbeck.kernels.fused_head import fused
 from limbeck.losses.terms import Counts, Term, Terms
-from limbeck.objectives.distill import Distill
+from limbeck.objectives.distill import Distillation
 from limbeck.objectives.teacher import LiveTeacher
 from limbeck.train.distributed import World
 from limbeck.train.optim import adamw, decayed
-from limbeck.train.precision import Weights
+from limbeck.train.precision import TrainedWeights
 from limbeck.train.settings import TrainSettings
 from limbeck.train.step import Stepper
 from tests.reference.training import PlainNextToken, Random, same, tiny, weights
@@ -28,7 +28,7 @@ def stepper(
     model: nn.Module, objective: Any = None, stream: Any = None, alone: bool = False, **changes: Any
 ) -> Stepper:
     settings = TrainSettings(**({"steps": 5, "accumulation": 2, "precision": "fp32"} | changes))
-    held = Weights(model, settings.precision, alone)
+    held = TrainedWeights(model, settings.precision, alone)
     optimizer = adamw(held.trained, decayed(model), settings)
     return Stepper(
         model, held, optimizer, objective or PlainNextToken(0.1), stream or Random(), settings,
@@ -201,7 +201,7 @@ def test_distillation_under_accumulation_makes_one_pass_over_the_head(
     passes: list[bool] = []
     real = fused.run
     monkeypatch.setattr(fused, "run", lambda *arguments: passes.append(True) or real(*arguments))
-    objective: Any = Distill(LiveTeacher(tiny()), alpha=0.6, beta=0.4, temperature=2.0)
+    objective: Any = Distillation(LiveTeacher(tiny()), alpha=0.6, beta=0.4, temperature=2.0)
     if not told:
         objective = Untold(objective)
     model = tiny()
@@ -213,7 +213,7 @@ def test_distillation_under_accumulation_makes_one_pass_over_the_head(
 class Untold:
     """An objective that is not told the counts of the step."""
 
-    objective: Distill
+    objective: Distillation
 
     def counts(self, batch: Batch) -> Counts:
         return self.objective.counts(batch)

@@ -13,13 +13,13 @@ from limbeck.data.batch import Example, collate
 from limbeck.data.packing import pack
 from limbeck.errors import DataError
 
-__all__ = ["Batches", "Lay", "fixed_batches"]
+__all__ = ["Batches", "CollateFn", "fixed_batches"]
 
 _PACK_WINDOW = 8192  # documents packed at a time
 _BUCKET_WINDOW = 64  # batches whose rows are sorted by length together
 
 Order = NDArray[np.int64]
-Lay = Callable[[Sequence[Sequence[Example]], int], Any]
+CollateFn = Callable[[Sequence[Sequence[Example]], int], Any]
 """Lays out rows of examples as a batch, given the id written on padding."""
 
 
@@ -40,7 +40,7 @@ class Batches:
         shuffle: without it, epochs are alike and in the examples' order: rows by their first example where packed, by
             length within windows where bucketed.
         seed: of the order.
-        lay: lays out the examples of each row as a batch.
+        collate_fn: lays out the examples of each row as a batch.
 
     Raises:
         DataError: no example, or one longer than ``context``.
@@ -57,7 +57,7 @@ class Batches:
         bucketing: bool = False,
         shuffle: bool = True,
         seed: int = 0,
-        lay: Lay = collate,
+        collate_fn: CollateFn = collate,
     ) -> None:
         if not examples:
             raise DataError("there are no examples to make batches of")
@@ -73,7 +73,7 @@ class Batches:
         self._examples, self._lengths = examples, lengths
         self._batch_size, self._pad_id = batch_size, pad_id
         self._bucketing, self._shuffle, self._seed = bucketing, shuffle, seed
-        self._lay = lay
+        self._collate_fn = collate_fn
         self._rows = self._pack(context) if packing else None
         self._row_lengths = (
             lengths if self._rows is None else np.array([lengths[row].sum() for row in self._rows], dtype=np.int64)
@@ -87,7 +87,7 @@ class Batches:
         return -(-len(self._row_lengths) // self._batch_size)
 
     def at(self, index: int) -> Any:
-        """The ``index``-th micro-batch of the endless stream: a ``Batch`` (B, T) or what ``lay`` makes.
+        """The ``index``-th micro-batch of the endless stream: a ``Batch`` (B, T) or what ``collate_fn`` makes.
 
         It is padded on the right, T the longest row.
 
@@ -99,7 +99,7 @@ class Batches:
         epoch, place = divmod(index, self.per_epoch)
         rows = self._plan(epoch)[place].tolist()
         documents = [[r] for r in rows] if self._rows is None else [self._rows[r] for r in rows]
-        return self._lay([[self._examples[i] for i in row] for row in documents], self._pad_id)
+        return self._collate_fn([[self._examples[i] for i in row] for row in documents], self._pad_id)
 
     def describe(self) -> dict[str, Any]:
         """Counts of one epoch; ``padding_share`` is that of epoch 0, of all tokens in its batches."""
@@ -142,12 +142,18 @@ class Batches:
 
 
 def fixed_batches(
-    examples: Sequence[Example], batch_size: int, context: int, pad_id: int, lay: Lay = collate
+    examples: Sequence[Example], batch_size: int, context: int, pad_id: int, collate_fn: CollateFn = collate
 ) -> list[Any]:
     """All ``examples`` once, in batches of like length and an order that nothing changes; none of no examples."""
     if not examples:
         return []
     batches = Batches(
-        examples, batch_size=batch_size, context=context, pad_id=pad_id, bucketing=True, shuffle=False, lay=lay
+        examples,
+        batch_size=batch_size,
+        context=context,
+        pad_id=pad_id,
+        bucketing=True,
+        shuffle=False,
+        collate_fn=collate_fn,
     )
     return [batches.at(i) for i in range(batches.per_epoch)]

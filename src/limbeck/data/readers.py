@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from limbeck.data.rows import Row, Rows
 from limbeck.data.tables import iter_jsonl, iter_parquet, iter_text, read_csv, read_json
-from limbeck.data.toy import toy_rows
+from limbeck.data.toy.table import toy_rows
 from limbeck.errors import DataError, nearest
 
 __all__ = ["Row", "Rows", "documents", "read"]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from limbeck.decode.sample import penalise_repeats, seen_tokens
-from limbeck.decode.session import Session
+from limbeck.decode.session import DecodingSession
 from limbeck.decode.settings import Decoding
 from limbeck.errors import RunError
 from limbeck.model.decoder import Decoder
@@ -109,7 +109,7 @@ def beam_search(
     """
     ends = frozenset(end_ids)
     keep = max(2, 1 + len(ends)) * decoding.beams
-    session = Session(model, prompts, decoding.max_new_tokens, pad_id, decoding.cache)
+    session = DecodingSession(model, prompts, decoding.max_new_tokens, pad_id, decoding.cache)
     searches = [_Search(p, [_Beam(row, (), 0.0, 0.0)]) for row, p in enumerate(prompts)]
     active = list(searches)
     logits = session.start()

@@ -13,13 +13,13 @@ from limbeck.data.tokenizer import Tokenizer
 from limbeck.decode.beam import Hypothesis, Stopped, beam_search
 from limbeck.decode.pick import Picked, Picker
 from limbeck.decode.sample import uniforms
-from limbeck.decode.session import Session, evaluating
+from limbeck.decode.session import DecodingSession, evaluating
 from limbeck.decode.settings import Decoding
 from limbeck.decode.text import GrowingText
 from limbeck.errors import ConfigError, DataError, RunError
 from limbeck.model.decoder import Decoder
 
-__all__ = ["Generation", "OnText", "Row", "fit_prompts", "generate", "occurrences"]
+__all__ = ["Generation", "OnText", "GenerationRow", "fit_prompts", "generate", "occurrences"]
 
 T = TypeVar("T")
 
@@ -94,7 +94,9 @@ def generate(
         before = occurrences(prompts)
         jobs = [(i, s) for i in order for s in range(decoding.samples)]
         for chunk in _chunks(jobs, max(1, batch_size)):
-            rows = [Row(i, s, ready[i], decoding, (prompts[i], before[i]), tokenizer, on_text) for i, s in chunk]
+            rows = [
+                GenerationRow(i, s, ready[i], decoding, (prompts[i], before[i]), tokenizer, on_text) for i, s in chunk
+            ]
             _decode(model, tokenizer.pad_id, rows, decoding, ends)
             for row in rows:
                 out[row.prompt_number].append(row.result())
@@ -139,7 +141,7 @@ def fit_prompts(
     return out
 
 
-class Row:
+class GenerationRow:
     """One sequence being generated, as ``generate`` and ``speculate`` write it.
 
     Attributes:
@@ -194,11 +196,13 @@ class Row:
         return Generation(tuple(self.ids), self.text.text, self.stopped, self.log_prob, self.log_prob)
 
 
-def _decode(model: Decoder, pad_id: int, rows: Sequence[Row], decoding: Decoding, ends: Sequence[int]) -> None:
+def _decode(
+    model: Decoder, pad_id: int, rows: Sequence[GenerationRow], decoding: Decoding, ends: Sequence[int]
+) -> None:
     """Generate all ``rows`` together, in place."""
     first = {row.prompt_number: row.prompt for row in rows}
     place = {number: i for i, number in enumerate(first)}
-    session = Session(model, list(first.values()), decoding.max_new_tokens, pad_id, decoding.cache)
+    session = DecodingSession(model, list(first.values()), decoding.max_new_tokens, pad_id, decoding.cache)
     logits = session.start()
     if len(first) < len(rows):  # samples share the forward over their prompt
         repeat = [place[row.prompt_number] for row in rows]
@@ -221,7 +225,7 @@ def _decode(model: Decoder, pad_id: int, rows: Sequence[Row], decoding: Decoding
         logits = session.step([row.ids[-1] for row in held], None if all(alive) else alive)
 
 
-def _pick(picker: Picker, logits: Tensor, rows: Sequence[Row], decoding: Decoding) -> Picked:
+def _pick(picker: Picker, logits: Tensor, rows: Sequence[GenerationRow], decoding: Decoding) -> Picked:
     """Choose one token for each row from ``logits`` (B, V).
 
     Raises:

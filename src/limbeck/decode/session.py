@@ -13,7 +13,7 @@ from limbeck.decode.step import MOST_ROWS, CompiledStep
 from limbeck.model.cache import KVCache, KVKind
 from limbeck.model.decoder import Decoder
 
-__all__ = ["Session", "evaluating"]
+__all__ = ["DecodingSession", "evaluating"]
 
 
 @contextmanager
@@ -31,7 +31,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         model.train(training)
 
 
-class Session:
+class DecodingSession:
     """Ragged sequences on a KV cache.
 
     Attributes:

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from limbeck.data.tokenizer import Tokenizer
-from limbeck.decode.generate import Generation, OnText, Row, fit_prompts, occurrences
+from limbeck.decode.generate import Generation, GenerationRow, OnText, fit_prompts, occurrences
 from limbeck.decode.pick import Picked, Picker
 from limbeck.decode.sample import distribution, invert, penalise_repeats, seen_tokens
-from limbeck.decode.session import Session, evaluating
+from limbeck.decode.session import DecodingSession, evaluating
 from limbeck.decode.settings import Decoding
 from limbeck.errors import ConfigError, RunError
 from limbeck.model.decoder import Decoder
@@ -95,7 +95,7 @@ def speculate(
             some = []
             for sample in range(decoding.samples):
                 key = (prompts[number], before[number])
-                row = Row(number, sample, prompt, decoding, key, tokenizer, on_text)
+                row = GenerationRow(number, sample, prompt, decoding, key, tokenizer, on_text)
                 _Writer(model, draft, row, decoding, ends, proposals, worth).run()
                 some.append(row.result())
             out.append(some)
@@ -122,7 +122,7 @@ class _Writer:
         self,
         model: Decoder,
         draft: Decoder,
-        row: Row,
+        row: GenerationRow,
         decoding: Decoding,
         ends: Sequence[int],
         proposals: int,
@@ -130,8 +130,8 @@ class _Writer:
     ) -> None:
         self.row, self.decoding, self.ends, self.proposals, self.worth = row, decoding, ends, proposals, worth
         room = decoding.max_new_tokens + proposals + 1
-        self.checker = Session(model, [row.prompt], room, cache=decoding.cache)
-        self.drafter = Session(draft, [row.prompt], room, cache=decoding.cache)
+        self.checker = DecodingSession(model, [row.prompt], room, cache=decoding.cache)
+        self.drafter = DecodingSession(draft, [row.prompt], room, cache=decoding.cache)
         self.greedy, self.picker = decoding.temperature == 0, Picker(decoding)
         self.reach = min(m.config.context if m.positions is not None else 1 << 62 for m in (model, draft))
 

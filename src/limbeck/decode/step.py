@@ -48,7 +48,7 @@ class CompiledStep:
         self._layers = (native.Layer * c.layers)(*(self._layer(b) for b in model.blocks if isinstance(b, Block)))
         gain, shift = self._norm(model.norm)
         self._model = native.Model(
-            layers=c.layers, width=c.width, heads=c.heads, kv_heads=c.kv_heads, head_width=c.head_width,
+            layers=c.layers, width=c.hidden_size, heads=c.heads, kv_heads=c.kv_heads, head_width=c.head_dim,
             ffn=c.ffn_width, gated=c.gated, activation=_ACTIVATIONS.index(c.activation), rms=c.norm == "rms",
             cache_kind=native.KINDS[_CASTS[cache.stored]], rotary=model.rotary is not None, eps=c.norm_eps,
             layer=self._layers, gain=gain, shift=shift, head=self._matrix(model.head), embed=self._table(model.embed),
@@ -113,7 +113,7 @@ class CompiledStep:
             c, threads = self.model.config, torch.get_num_threads()
             slots = max(k.shape[2] for k in self.cache.keys)
             size = self._library.limbeck_scratch(ctypes.byref(self._model), rows, slots, threads)
-            x = torch.zeros(rows, -(-c.width // _UNIT) * _UNIT)
+            x = torch.zeros(rows, -(-c.hidden_size // _UNIT) * _UNIT)
             self._rooms[rows] = _Room(x, torch.empty(rows, c.head_rows), torch.zeros(size), slots, threads)
         return self._rooms[rows]
 
@@ -123,7 +123,7 @@ class CompiledStep:
             listed = pattern.key_slots(write, self.cache.capacity)
             near = None
             if pattern.sink_reach and self.model.rotary is not None:
-                near = torch.ones(2, MOST_ROWS, self.model.config.head_width // 2)
+                near = torch.ones(2, MOST_ROWS, self.model.config.head_dim // 2)
             self._patterns[pattern] = _Places(write, count, listed, near, pattern.sinks)
         return self._patterns[pattern]
 

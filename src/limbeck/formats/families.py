@@ -11,7 +11,7 @@ from typing import Any
 
 from limbeck.config import build
 from limbeck.errors import ConfigError, ModelError
-from limbeck.formats.settings import Settings
+from limbeck.formats.settings import ConfigReader
 from limbeck.model.config import DecoderConfig, Rope
 from limbeck.model.patterns import AnyPattern, Causal, Sliding
 
@@ -50,7 +50,7 @@ def config_from(values: Mapping[str, Any], where: str) -> tuple[str, DecoderConf
     Raises:
         ModelError: an unsupported family or setting, or a size that is missing or cannot be.
     """
-    s = Settings(values, where)
+    s = ConfigReader(values, where)
     family = s.text("model_type", "")
     if family not in FAMILIES:
         said = f"model_type '{family}'" if family else "no model_type"
@@ -63,14 +63,14 @@ def config_from(values: Mapping[str, Any], where: str) -> tuple[str, DecoderConf
         raise ModelError(str(error)) from None
 
 
-def _activation(s: Settings, key: str, default: str) -> str:
+def _activation(s: ConfigReader, key: str, default: str) -> str:
     name = s.text(key, default)
     if name not in _ACTIVATIONS:
         raise ModelError(f"{s.where} has {key} '{name}': supported are {', '.join(_ACTIVATIONS)}")
     return _ACTIVATIONS[name]
 
 
-def _gpt2(s: Settings) -> dict[str, Any]:
+def _gpt2(s: ConfigReader) -> dict[str, Any]:
     s.expect("scale_attn_weights", True)
     s.expect("scale_attn_by_inverse_layer_idx", False)
     s.expect("add_cross_attention", False)
@@ -80,7 +80,7 @@ def _gpt2(s: Settings) -> dict[str, Any]:
         "vocab_size": s.size("vocab_size", most=_VOCABULARY),
         "context": s.size("n_positions", s.size("n_ctx", 0)) or s.size("n_positions"),
         "layers": s.size("n_layer", most=_LAYERS),
-        "width": width,
+        "hidden_size": width,
         "heads": s.size("n_head"),
         "ffn_width": s.size("n_inner", 0) or 4 * width,
         "norm_eps": s.number("layer_norm_epsilon", 1e-5),
@@ -91,7 +91,7 @@ def _gpt2(s: Settings) -> dict[str, Any]:
     }
 
 
-def _llama(s: Settings, family: str) -> dict[str, Any]:
+def _llama(s: ConfigReader, family: str) -> dict[str, Any]:
     s.expect("is_encoder_decoder", False)
     heads, width = s.size("num_attention_heads"), s.size("hidden_size", most=_WIDTH)
     qkv, out, ffn = family == "qwen2", False, False
@@ -103,10 +103,10 @@ def _llama(s: Settings, family: str) -> dict[str, Any]:
         "vocab_size": s.size("vocab_size", most=_VOCABULARY),
         "context": s.size("max_position_embeddings"),
         "layers": layers,
-        "width": width,
+        "hidden_size": width,
         "heads": heads,
         "kv_heads": s.size("num_key_value_heads", 0) or heads,
-        "head_width": s.size("head_dim", 0),
+        "head_dim": s.size("head_dim", 0),
         "ffn_width": s.size("intermediate_size"),
         "positions": "rope",
         "rope": _rope(s),
@@ -123,7 +123,7 @@ def _llama(s: Settings, family: str) -> dict[str, Any]:
     }
 
 
-def _rope(s: Settings) -> dict[str, Any]:
+def _rope(s: ConfigReader) -> dict[str, Any]:
     """Read the rotary settings in the spelling before transformers 5, in its own, or in both where they agree."""
     old, new = s.inner("rope_scaling"), s.inner("rope_parameters")
     for key in (old.values.keys() & new.values.keys()) - {"rope_theta"}:
@@ -132,7 +132,7 @@ def _rope(s: Settings) -> dict[str, Any]:
     theta = {x.number("rope_theta") for x in (s, old, new) if x.values.get("rope_theta") is not None}
     if len(theta) > 1:
         raise ModelError(f"{s.where} gives several values of rope_theta: {sorted(theta)}")
-    said = Settings({**old.values, **new.values}, new.where if new.values else old.where)
+    said = ConfigReader({**old.values, **new.values}, new.where if new.values else old.where)
     for place in (s, said):
         if place.number("partial_rotary_factor", 1.0) != 1.0:
             raise ModelError(f"{place.where} has a partial_rotary_factor: only whole heads are rotated here")
@@ -146,7 +146,7 @@ def _rope(s: Settings) -> dict[str, Any]:
     return {"theta": theta.pop() if theta else 10000.0, "scaling": scaling}
 
 
-def _pattern(s: Settings, family: str, layers: int) -> AnyPattern | tuple[AnyPattern, ...]:
+def _pattern(s: ConfigReader, family: str, layers: int) -> AnyPattern | tuple[AnyPattern, ...]:
     """Sliding windows as Mistral (every layer) and Qwen2 (the upper layers, or ``layer_types``) have them."""
     if family == "mistral":
         window = s.size("sliding_window", 4096, null=0)
@@ -180,7 +180,7 @@ def family_of(config: DecoderConfig) -> tuple[str | None, str]:
             "gpt2",
             {
                 "fewer key/value than query heads": config.kv_heads != config.heads,
-                "a head width other than width / heads": config.heads * config.head_width != config.width,
+                "a head width other than width / heads": config.heads * config.head_dim != config.hidden_size,
                 "layers without biases": not (config.qkv_bias and config.out_bias and config.ffn_bias),
                 "attention patterns": patterns != {Causal()},
             },
@@ -211,10 +211,10 @@ def config_to(family: str, config: DecoderConfig) -> dict[str, Any]:
         return {
             **head,
             "n_positions": config.context,
-            "n_embd": config.width,
+            "n_embd": config.hidden_size,
             "n_layer": config.layers,
             "n_head": config.heads,
-            "n_inner": None if config.ffn_width == 4 * config.width else config.ffn_width,
+            "n_inner": None if config.ffn_width == 4 * config.hidden_size else config.ffn_width,
             "activation_function": _activation_name(config, "gelu_new"),
             "layer_norm_epsilon": config.norm_eps,
             "resid_pdrop": config.dropout,
@@ -225,12 +225,12 @@ def config_to(family: str, config: DecoderConfig) -> dict[str, Any]:
     return {
         **head,
         "max_position_embeddings": config.context,
-        "hidden_size": config.width,
+        "hidden_size": config.hidden_size,
         "intermediate_size": config.ffn_width,
         "num_hidden_layers": config.layers,
         "num_attention_heads": config.heads,
         "num_key_value_heads": config.kv_heads,
-        "head_dim": config.head_width,
+        "head_dim": config.head_dim,
         "hidden_act": _activation_name(config, "gelu_pytorch_tanh"),
         "rms_norm_eps": config.norm_eps,
         "attention_dropout": config.dropout,

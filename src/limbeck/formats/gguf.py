@@ -32,7 +32,7 @@ from limbeck.model.patterns import Causal
 from limbeck.model.positions import interleaved_rows, inverse_frequencies
 from limbeck.model.quantized import QuantizedEmbedding, QuantizedLinear
 
-__all__ = ["Place", "Type", "Written", "architecture", "blocks", "places", "weight_error", "write_gguf"]
+__all__ = ["GGUFTensor", "Type", "GGUFReport", "architecture", "blocks", "places", "weight_error", "write_gguf"]
 
 Type = Literal["auto", "f32", "f16", "q8_0", "q4_0", "q4_1"]
 
@@ -50,7 +50,7 @@ _PLAIN = (nn.Linear, Linear, nn.Embedding, nn.LayerNorm, nn.RMSNorm)
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class GGUFTensor:
     """One tensor of a file and where it stands in the model.
 
     Attributes:
@@ -67,7 +67,7 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
+class GGUFReport:
     """What was written.
 
     Attributes:
@@ -109,16 +109,16 @@ def architecture(config: DecoderConfig) -> str:
     return "gpt2" if family == "gpt2" else "llama"
 
 
-def places(config: DecoderConfig) -> Iterator[Place]:
+def places(config: DecoderConfig) -> Iterator[GGUFTensor]:
     """Every tensor of the file, in order.
 
     llama.cpp's rotary pairs are (2i, 2i + 1), so query and key rows change places.
     """
     gpt2 = architecture(config) == "gpt2"
     biased = gpt2
-    yield Place("token_embd.weight", "embed.weight", wide=True)
+    yield GGUFTensor("token_embd.weight", "embed.weight", wide=True)
     if gpt2:
-        yield Place("position_embd.weight", "positions.weight")
+        yield GGUFTensor("position_embd.weight", "positions.weight")
     for i in range(config.layers):
         here, there = f"blocks.{i}.", f"blk.{i}."
         yield from _pair(f"{there}attn_norm", f"{here}attention_norm", biased)
@@ -133,23 +133,23 @@ def places(config: DecoderConfig) -> Iterator[Place]:
         yield from _pair(f"{there}ffn_down", f"{here}ffn.down", config.ffn_bias, wide=True)
     yield from _pair("output_norm", "norm", biased)
     if not config.tied:
-        yield Place("output.weight", "head.weight", wide=True)
+        yield GGUFTensor("output.weight", "head.weight", wide=True)
 
 
-def _pair(key: str, name: str, bias: bool, rows: Tensor | None = None, wide: bool = False) -> Iterator[Place]:
-    yield Place(f"{key}.weight", f"{name}.weight", rows, wide)
+def _pair(key: str, name: str, bias: bool, rows: Tensor | None = None, wide: bool = False) -> Iterator[GGUFTensor]:
+    yield GGUFTensor(f"{key}.weight", f"{name}.weight", rows, wide)
     if bias:
-        yield Place(f"{key}.bias", f"{name}.bias", rows)
+        yield GGUFTensor(f"{key}.bias", f"{name}.bias", rows)
 
 
-def _attention(c: DecoderConfig, here: str, there: str, fused: bool) -> Iterator[Place]:
+def _attention(c: DecoderConfig, here: str, there: str, fused: bool) -> Iterator[GGUFTensor]:
     if fused:
         yield from _pair(f"{there}attn_qkv", f"{here}qkv", c.qkv_bias, wide=True)
     else:
-        q, kv = c.heads * c.head_width, c.kv_heads * c.head_width
+        q, kv = c.heads * c.head_dim, c.kv_heads * c.head_dim
         parts = {
-            "attn_q": interleaved_rows(c.heads, c.head_width),
-            "attn_k": q + interleaved_rows(c.kv_heads, c.head_width),
+            "attn_q": interleaved_rows(c.heads, c.head_dim),
+            "attn_k": q + interleaved_rows(c.kv_heads, c.head_dim),
             "attn_v": torch.arange(q + kv, q + 2 * kv),
         }
         for part, rows in parts.items():
@@ -191,7 +191,7 @@ def write_gguf(
     kind: Type = "auto",
     name: str = "model",
     generation: Mapping[str, Any] | None = None,
-) -> Written:
+) -> GGUFReport:
     """Write ``model``, on the CPU, with its tokenizer; a file that was there before is replaced at the end.
 
     Args:
@@ -229,7 +229,7 @@ def write_gguf(
     finally:
         writer.close()
         draft.unlink(missing_ok=True)
-    return Written(arch, made.types, tuple(made.copied), tuple(made.rounded_twice), tuple(made.unfit), lost)
+    return GGUFReport(arch, made.types, tuple(made.copied), tuple(made.rounded_twice), tuple(made.unfit), lost)
 
 
 class _Making:
@@ -247,7 +247,7 @@ class _Making:
         writer.add_tensor(key, data, raw_dtype=kind)
         self.types[key] = kind.name
 
-    def place(self, writer: gguf.GGUFWriter, place: Place, values: Tensor | Codes) -> None:
+    def place(self, writer: gguf.GGUFWriter, place: GGUFTensor, values: Tensor | Codes) -> None:
         if not place.wide:
             plain = values.decode() if isinstance(values, Codes) else values.float()
             self.add(writer, place.key, plain.contiguous().numpy(), _Kind.F32)
@@ -281,7 +281,7 @@ class _Making:
         return max(sorted(set(self._matrices)), key=self._matrices.count)
 
 
-def _values(model: Decoder, place: Place) -> Tensor | Codes:
+def _values(model: Decoder, place: GGUFTensor) -> Tensor | Codes:
     """The numbers of one tensor of the file, in its order of rows."""
     owner, _, leaf = place.name.rpartition(".")
     module = model.get_submodule(owner)
@@ -301,7 +301,7 @@ def _settings(writer: gguf.GGUFWriter, c: DecoderConfig, name: str, kind: str) -
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     writer.add_vocab_size(c.vocab_size)
     writer.add_context_length(c.context)
-    writer.add_embedding_length(c.width)
+    writer.add_embedding_length(c.hidden_size)
     writer.add_block_count(c.layers)
     writer.add_feed_forward_length(c.ffn_width)
     writer.add_head_count(c.heads)
@@ -310,16 +310,16 @@ def _settings(writer: gguf.GGUFWriter, c: DecoderConfig, name: str, kind: str) -
         writer.add_layer_norm_eps(c.norm_eps)
         return
     writer.add_layer_norm_rms_eps(c.norm_eps)
-    writer.add_key_length(c.head_width)
-    writer.add_value_length(c.head_width)
-    writer.add_rope_dimension_count(c.head_width)
+    writer.add_key_length(c.head_dim)
+    writer.add_value_length(c.head_dim)
+    writer.add_rope_dimension_count(c.head_dim)
     writer.add_rope_freq_base(c.rope.theta)
 
 
 def _rope_factors(c: DecoderConfig) -> Tensor:
-    """(head_width / 2,) by how much Llama 3.1's scaling slows each rotary frequency."""
-    plain = inverse_frequencies(c.rope.model_copy(update={"scaling": None}), c.head_width)
-    return (plain / inverse_frequencies(c.rope, c.head_width)).float()
+    """(head_dim / 2,) by how much Llama 3.1's scaling slows each rotary frequency."""
+    plain = inverse_frequencies(c.rope.model_copy(update={"scaling": None}), c.head_dim)
+    return (plain / inverse_frequencies(c.rope, c.head_dim)).float()
 
 
 def _llama3(s: Llama3Scaling) -> list[float]:
@@ -330,7 +330,7 @@ def _llama3(s: Llama3Scaling) -> list[float]:
 def weight_error(a: Decoder, b: Decoder) -> float:
     """The largest absolute difference of two models of one config in any weight, read as fp32."""
 
-    def numbers(model: Decoder, place: Place) -> Tensor:
+    def numbers(model: Decoder, place: GGUFTensor) -> Tensor:
         values = _values(model, place)
         return values.decode() if isinstance(values, Codes) else values.float()
 

@@ -15,7 +15,7 @@ from limbeck.formats.gguf_file import GgufFile
 from limbeck.formats.gguf_vocabulary import end_ids, read_tokenizer
 from limbeck.formats.gguf_weights import GgufWeights, by_parameter
 from limbeck.formats.keys import pieces
-from limbeck.formats.pieces import Piece, check, fill, meta
+from limbeck.formats.pieces import TensorPiece, check, fill, meta
 from limbeck.model.config import DecoderConfig
 from limbeck.model.decoder import Decoder
 from limbeck.model.quantized import QuantizedEmbedding, QuantizedLinear, QuantizedWeight
@@ -87,7 +87,7 @@ def read_gguf(
     return FromGguf(model.eval(), tokenizer, {k: v for k, v in generation.items() if v is not None}, deployed)
 
 
-def _plan(weights: GgufWeights, config: DecoderConfig, every: list[Piece]) -> RTN | None:
+def _plan(weights: GgufWeights, config: DecoderConfig, every: list[TensorPiece]) -> RTN | None:
     """Grids of the matrices that can stay codes, as the technique that rebuilds them; None where there is none."""
     with torch.device("meta"):
         plain = dict(Decoder(config).named_modules())
@@ -116,7 +116,7 @@ def _coded(model: nn.Module) -> dict[str, QuantizedWeight]:
 
 
 def _fill_codes(
-    coded: dict[str, QuantizedWeight], every: list[Piece], weights: GgufWeights, device: torch.device | str
+    coded: dict[str, QuantizedWeight], every: list[TensorPiece], weights: GgufWeights, device: torch.device | str
 ) -> None:
     for name, group in by_parameter(every):
         if name in coded:

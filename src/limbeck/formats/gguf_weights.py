@@ -14,8 +14,8 @@ from torch import Tensor
 from limbeck.errors import CheckpointError
 from limbeck.formats.gguf_config import ROPE_FACTORS
 from limbeck.formats.gguf_file import GgufFile
-from limbeck.formats.pieces import Piece
-from limbeck.formats.weights import Header
+from limbeck.formats.pieces import TensorPiece
+from limbeck.formats.weights import TensorHeader
 from limbeck.kernels.packed_layout import Codes, pack_int4
 from limbeck.model.config import DecoderConfig
 from limbeck.model.positions import interleaved_rows
@@ -38,7 +38,7 @@ class GgufWeights:
         headers: key of the Hugging Face layout -> shape there; a tensor that the family has no key for keeps its own.
     """
 
-    def __init__(self, file: GgufFile, config: DecoderConfig, pieces: Iterable[Piece]) -> None:
+    def __init__(self, file: GgufFile, config: DecoderConfig, pieces: Iterable[TensorPiece]) -> None:
         """Name the tensors.
 
         Args:
@@ -56,14 +56,16 @@ class GgufWeights:
         self.architecture = str(file.values["general.architecture"])
         names = gguf.get_tensor_name_map(_architecture(self.architecture), config.layers)
         self._keys: dict[str, str] = {}  # of the Hugging Face layout -> of the file
-        self._pieces: dict[str, Piece] = {}
+        self._pieces: dict[str, TensorPiece] = {}
         for piece in pieces:
             key = names.get_name(piece.key, try_suffixes=(".weight", ".bias"))
             if key is not None and key in file.tensors:
                 self._keys[piece.key], self._pieces[piece.key] = key, piece
-        self.headers = {k: Header(file.path, self._shape(k), "F32") for k in self._keys}
+        self.headers = {k: TensorHeader(file.path, self._shape(k), "F32") for k in self._keys}
         known = {*self._keys.values(), *_IGNORED}
-        self.headers |= {k: Header(file.path, t.shape, t.kind.name) for k, t in file.tensors.items() if k not in known}
+        self.headers |= {
+            k: TensorHeader(file.path, t.shape, t.kind.name) for k, t in file.tensors.items() if k not in known
+        }
 
     def _shape(self, key: str) -> tuple[int, ...]:
         shape = self._file.tensors[self._keys[key]].shape
@@ -87,19 +89,19 @@ class GgufWeights:
         if whole:
             yield slice(None), torch.cat(whole).T
 
-    def _order(self, piece: Piece, rows: slice) -> slice | Tensor:
+    def _order(self, piece: TensorPiece, rows: slice) -> slice | Tensor:
         """Rows of the family's layout that these rows of the file are."""
         order = _reorder(self.architecture, self._config, piece.key)
         return rows if order is None else order[rows]
 
-    def grid(self, pieces: Sequence[Piece]) -> str | None:
+    def grid(self, pieces: Sequence[TensorPiece]) -> str | None:
         """Name the grid of ours that a parameter's tensors are all on; None where there is none."""
         kinds = {self._file.tensors[self._keys[p.key]].kind for p in pieces if p.key in self._keys}
         plain = not any(p.transposed and len(p.shape) == 1 or p.lead or p.shift for p in pieces)
         return GRIDS.get(kinds.pop()) if len(kinds) == 1 and plain else None
 
     @torch.no_grad()
-    def codes(self, pieces: Sequence[Piece], into: Codes) -> None:
+    def codes(self, pieces: Sequence[TensorPiece], into: Codes) -> None:
         """Copy the blocks of a parameter's tensors into ``into``, bit for bit and without a float copy."""
         for piece in pieces:
             name = self._keys[piece.key]
@@ -111,11 +113,11 @@ class GgufWeights:
                 for target, values in zip((into.scales, into.zeros, into.codes), parts, strict=True):
                     if values is not None:
                         assert target is not None
-                        flat = Piece(piece.key, piece.name, tuple(_file_shape(piece)), piece.rows)
+                        flat = TensorPiece(piece.key, piece.name, tuple(_file_shape(piece)), piece.rows)
                         flat.put(target, values, at_file)
 
 
-def _file_shape(piece: Piece) -> tuple[int, ...]:
+def _file_shape(piece: TensorPiece) -> tuple[int, ...]:
     return piece.shape[::-1] if piece.transposed else piece.shape
 
 
@@ -135,7 +137,7 @@ def _permuted(config: DecoderConfig, key: str) -> Tensor | None:
     """llama.cpp's llama turns rotary pairs (2i, 2i + 1): rows of q and k lie in that order."""
     for part, heads in (("q_proj", config.heads), ("k_proj", config.kv_heads)):
         if f".{part}." in key:
-            return interleaved_rows(heads, config.head_width)
+            return interleaved_rows(heads, config.head_dim)
     return None
 
 
@@ -155,7 +157,7 @@ def _architecture(name: str) -> gguf.MODEL_ARCH:
     return next(arch for arch, known in gguf.MODEL_ARCH_NAMES.items() if known == name)
 
 
-def by_parameter(pieces: Iterable[Piece]) -> Iterator[tuple[str, list[Piece]]]:
+def by_parameter(pieces: Iterable[TensorPiece]) -> Iterator[tuple[str, list[TensorPiece]]]:
     """Yield each parameter's name with the pieces that fill it."""
     for name, group in groupby(pieces, key=lambda piece: piece.name):
         yield name, list(group)

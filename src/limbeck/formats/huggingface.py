@@ -12,7 +12,7 @@ from limbeck.errors import CheckpointError, ModelError
 from limbeck.formats.families import config_from, config_to, family_of
 from limbeck.formats.keys import hub_prefix, ignored, pieces
 from limbeck.formats.pieces import check, check_dtype, fill, meta, write_order
-from limbeck.formats.weights import SHARD_BYTES, Weights, write_weights
+from limbeck.formats.weights import SHARD_BYTES, WeightFiles, write_weights
 from limbeck.model.config import DecoderConfig
 from limbeck.model.decoder import Decoder
 from limbeck.storage import write_json
@@ -45,7 +45,7 @@ def read_model(
         CheckpointError: a truncated file, a missing or extra key, a shape that does not fit; nothing was allocated.
     """
     family, config = config_from(values, str(folder / "config.json"))
-    weights = Weights(folder)
+    weights = WeightFiles(folder)
     prefix = hub_prefix(family, weights.headers)
     check(pieces(family, config, prefix), weights, lambda k: ignored(family, k) or (config.tied and k == HEAD))
     if config.tied and HEAD in weights.headers:
@@ -61,7 +61,7 @@ def _bare(config: DecoderConfig, dtype: torch.dtype) -> Decoder:
     return model
 
 
-def _check_tied(weights: Weights, embedding: str) -> None:
+def _check_tied(weights: WeightFiles, embedding: str) -> None:
     """A head written beside the embedding it is tied to must be the same; else one of two models is meant."""
     for key in (HEAD, embedding):
         check_dtype(key, weights.headers[key], torch.float32)
@@ -80,7 +80,7 @@ def write_model(model: Decoder, folder: Path, extra: Mapping[str, Any], shard_by
     """Write config.json and safetensors as ``save_pretrained`` does, a tied head once (I20).
 
     Args:
-        model: a decoder of plain parts: a technique that left a residue has no place in this layout.
+        model: a decoder of plain parts: a technique that left a deployed spec has no place in this layout.
         folder: an existing folder.
         extra: further values of config.json, such as the ids of special tokens.
         shard_bytes: size from which the weights are cut into several files.

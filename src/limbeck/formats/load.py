@@ -38,8 +38,8 @@ class Bundle:
         generation: values of generation_config.json, or the special tokens of config.json where there is none.
         source: the name it was loaded by.
         folder: the folder or GGUF file of its weights, those of the base under an adapter; None for one never saved.
-        residues: the techniques whose deployed structure the model has.
-        adapter: the PEFT folder whose adapter stands beside the weights, described by the last of ``residues``.
+        deployed_specs: the techniques whose deployed structure the model has.
+        adapter: the PEFT folder whose adapter stands beside the weights, described by the last of ``deployed_specs``.
     """
 
     model: Decoder
@@ -47,7 +47,7 @@ class Bundle:
     generation: dict[str, Any]
     source: str
     folder: Path | None = None
-    residues: tuple[Technique, ...] = field(default=())
+    deployed_specs: tuple[Technique, ...] = field(default=())
     adapter: Path | None = None
 
 
@@ -107,28 +107,28 @@ def load_bundle(
     if folder.is_file():
         from limbeck.formats.gguf_read import read_gguf  # here, as the gguf package takes a while to import
 
-        model, tokenizer, generation, residues = read_gguf(folder, dtype, device, keep_codes=keep_codes)
+        model, tokenizer, generation, deployed_specs = read_gguf(folder, dtype, device, keep_codes=keep_codes)
     else:
         if keep_codes:
             raise ModelError(f"{name} is a folder, whose weights keep their form by themselves: leave keep_codes out")
-        model, tokenizer, generation, residues = _read_folder(folder, dtype, device)
+        model, tokenizer, generation, deployed_specs = _read_folder(folder, dtype, device)
     _check_rows(model, tokenizer, str(folder))
     if beside is not None:
         model, lora = load_adapter(model, beside)
-        model, residues = model.eval(), (*residues, lora)
-    return Bundle(model, tokenizer, generation, name, folder, residues, beside)
+        model, deployed_specs = model.eval(), (*deployed_specs, lora)
+    return Bundle(model, tokenizer, generation, name, folder, deployed_specs, beside)
 
 
 def _read_folder(
     folder: Path, dtype: torch.dtype, device: torch.device | str
 ) -> tuple[Decoder, Tokenizer, dict[str, Any], tuple[Technique, ...]]:
     values = read_json(folder / "config.json")
-    residues: tuple[Technique, ...] = ()
+    deployed_specs: tuple[Technique, ...] = ()
     if values.get("model_type") == native.MODEL_TYPE:
-        model, residues = native.read_model(folder, values, dtype, device)
+        model, deployed_specs = native.read_model(folder, values, dtype, device)
     else:
         model = huggingface.read_model(folder, values, dtype, device)
-    return model, Tokenizer.load(folder), _read_generation(folder, values), residues
+    return model, Tokenizer.load(folder), _read_generation(folder, values), deployed_specs
 
 
 def _check_rows(model: Decoder, tokenizer: Tokenizer, where: str) -> None:
@@ -152,18 +152,18 @@ def save_bundle(
     folder: Path,
     *,
     generation: Mapping[str, Any] | None = None,
-    residues: tuple[Technique, ...] = (),
+    deployed_specs: tuple[Technique, ...] = (),
     shard_bytes: int = SHARD_BYTES,
     layout: Literal["auto", "huggingface", "native"] = "auto",
 ) -> None:
     """Write a model folder as a whole: an earlier one is replaced at the end, and stays if anything fails (I23).
 
     Args:
-        model: the decoder, finished (``techniques.technique.finish_all``).
+        model: the decoder, finished (``techniques.technique.convert_all``).
         tokenizer: its tokenizer.
         folder: a new path, an empty folder, or an earlier model folder.
         generation: values for generation_config.json, over the tokenizer's special tokens.
-        residues: what finishing left; they need the native layout, as the structure is no longer a family's.
+        deployed_specs: what finishing left; they need the native layout, as the structure is no longer a family's.
         shard_bytes: size from which the weights are cut into several files.
         layout: ``auto`` writes what transformers opens where a family says the model, else the native layout.
 
@@ -173,15 +173,17 @@ def save_bundle(
         StorageError: the disk refused, or ``folder`` holds other files.
     """
     _check_rows(model, tokenizer, str(folder))
-    if layout == "huggingface" and residues:
-        names = ", ".join(residue.name for residue in residues)
+    if layout == "huggingface" and deployed_specs:
+        names = ", ".join(deployed_spec.name for deployed_spec in deployed_specs)
         raise ModelError(f"the Hugging Face layout cannot hold what {names} left in the model: use the native layout")
     special = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
-    foreign = layout == "huggingface" or (layout == "auto" and not residues and family_of(model.config)[0] is not None)
+    foreign = layout == "huggingface" or (
+        layout == "auto" and not deployed_specs and family_of(model.config)[0] is not None
+    )
     with replacing(folder) as draft:
         if foreign:
             huggingface.write_model(model, draft, special, shard_bytes)
         else:
-            native.write_model(model, draft, special, residues, shard_bytes)
+            native.write_model(model, draft, special, deployed_specs, shard_bytes)
         write_json(draft / GENERATION, {**special, **(generation or {})})
         tokenizer.save(draft)

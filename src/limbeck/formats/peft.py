@@ -25,7 +25,7 @@ from limbeck import storage
 from limbeck.config import build
 from limbeck.errors import CheckpointError, ConfigError, ModelError, TechniqueError
 from limbeck.formats.hub import ADAPTER
-from limbeck.formats.peft_names import Place, places, shorten
+from limbeck.formats.peft_names import AdapterPlace, places, shorten
 from limbeck.formats.weights import read_json
 from limbeck.model.decoder import Decoder
 from limbeck.techniques.lora import LoRA
@@ -122,7 +122,7 @@ def _number(value: float) -> float:
     return int(value) if float(value).is_integer() else value
 
 
-def _to_peft(module: LoRALinear, place: Place, lora: LoRA) -> _Adapter | None:
+def _to_peft(module: LoRALinear, place: AdapterPlace, lora: LoRA) -> _Adapter | None:
     """The adapter of those rows of ``module`` that are ``place``'s, its groups in one; None where there is none."""
     lefts, columns, scale = [], [], 0.0
     for g in module.groups:
@@ -171,7 +171,7 @@ def load_adapter(model: Decoder, folder: Path) -> tuple[Decoder, LoRA]:
         folder: with ``adapter_config.json`` and ``adapter_model.safetensors``.
 
     Returns:
-        The model and the ``LoRA`` that describes what it now has: only the adapters take gradients, and its ``finish``
+        The model and the ``LoRA`` that describes what it now has: only the adapters take gradients, and its ``convert``
         merges them.
 
     Raises:
@@ -245,7 +245,11 @@ def _check_supported(values: Mapping[str, Any], file: Path) -> None:
 
 
 def _adapters(
-    values: Mapping[str, Any], tensors: Mapping[str, Tensor], layers: Mapping[str, Place], model: Decoder, where: Path
+    values: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    layers: Mapping[str, AdapterPlace],
+    model: Decoder,
+    where: Path,
 ) -> dict[str, _Adapter]:
     """The file's adapters by Hugging Face layer, in the model's order, every shape checked."""
     sides: dict[str, dict[str, Tensor]] = {}
@@ -275,7 +279,7 @@ def _adapters(
     return out
 
 
-def _known(layer: str, key: str, layers: Mapping[str, Place], where: Path) -> str:
+def _known(layer: str, key: str, layers: Mapping[str, AdapterPlace], where: Path) -> str:
     """``layer`` as ``layers`` spells it: adapters of a bare stack lack ``transformer.`` or ``model.``."""
     for prefix in ("", "transformer.", "model."):
         if f"{prefix}{layer}" in layers:
@@ -287,7 +291,7 @@ def _known(layer: str, key: str, layers: Mapping[str, Place], where: Path) -> st
     )
 
 
-def _check_shape(key: str, tensor: Tensor, side: str, place: Place, where: Path) -> None:
+def _check_shape(key: str, tensor: Tensor, side: str, place: AdapterPlace, where: Path) -> None:
     shape = tuple(tensor.shape)
     fits = len(shape) == 2 and (shape[1] == place.inputs if side == "A" else shape[0] == place.outputs)
     if not fits:
@@ -320,7 +324,7 @@ def _patterned(patterns: Any, layer: str, default: Any, where: Path) -> float:
     return float(value)
 
 
-def _apart(adapter: _Adapter, place: Place, rslora: bool) -> dict[str, _Adapter] | None:
+def _apart(adapter: _Adapter, place: AdapterPlace, rslora: bool) -> dict[str, _Adapter] | None:
     """Take an adapter of a fused layer apart where each column of B serves one part alone; None where it does not."""
     if len(place.parts) == 1:
         return dict.fromkeys(place.parts, adapter)
@@ -340,7 +344,7 @@ def _apart(adapter: _Adapter, place: Place, rslora: bool) -> dict[str, _Adapter]
 def _describe(
     groups: Mapping[tuple[str, str], _Adapter],
     values: Mapping[str, Any],
-    layers: Mapping[str, Place],
+    layers: Mapping[str, AdapterPlace],
     split: bool,
     tied_head: bool,
 ) -> LoRA:

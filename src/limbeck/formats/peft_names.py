@@ -12,7 +12,7 @@ from limbeck.formats.families import family_of
 from limbeck.formats.keys import pieces
 from limbeck.model.config import DecoderConfig
 
-__all__ = ["Place", "places", "shorten"]
+__all__ = ["AdapterPlace", "places", "shorten"]
 
 _BLOCK = re.compile(r"^.*\.\d+\.")
 
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class AdapterPlace:
     """One linear layer of the Hugging Face model.
 
     Attributes:
@@ -41,7 +41,7 @@ class Place:
         return int(self.rows.stop - self.rows.start)
 
 
-def places(config: DecoderConfig) -> dict[str, Place]:
+def places(config: DecoderConfig) -> dict[str, AdapterPlace]:
     """The Hugging Face model's linear layers by name, the head last.
 
     Raises:
@@ -50,7 +50,7 @@ def places(config: DecoderConfig) -> dict[str, Place]:
     family, odd = family_of(config)
     if family is None:
         raise TechniqueError(f"no Hugging Face family says this model ({odd}), so peft has no names for its layers")
-    q, kv = config.heads * config.head_width, config.kv_heads * config.head_width
+    q, kv = config.heads * config.head_dim, config.kv_heads * config.head_dim
     fused = {"qkv": {"q": q, "k": kv, "v": kv}}
     if config.gated:
         fused["up"] = {"gate": config.ffn_width, "up": config.ffn_width}
@@ -63,17 +63,17 @@ def places(config: DecoderConfig) -> dict[str, Place]:
         leaf = name.rpartition(".")[2]
         rows = piece.rows if isinstance(piece.rows, slice) else slice(0, outputs)
         out[key] = _place(name, rows, inputs, fused.get(leaf, {leaf: outputs}))
-    out["lm_head"] = _place("head", slice(0, config.vocab_size), config.width, {"head": config.vocab_size})
+    out["lm_head"] = _place("head", slice(0, config.vocab_size), config.hidden_size, {"head": config.vocab_size})
     return out
 
 
-def _place(name: str, rows: slice, inputs: int, sizes: Mapping[str, int]) -> Place:
+def _place(name: str, rows: slice, inputs: int, sizes: Mapping[str, int]) -> AdapterPlace:
     parts, at = {}, 0
     for part, size in sizes.items():
         if rows.start <= at < rows.stop:
             parts[part] = slice(at - rows.start, at - rows.start + size)
         at += size
-    return Place(name, rows, inputs, parts)
+    return AdapterPlace(name, rows, inputs, parts)
 
 
 def _leaf(key: str) -> str:

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.errors import CheckpointError
-from limbeck.formats.weights import Header
+from limbeck.formats.weights import TensorHeader
 
-__all__ = ["Piece", "Source", "check", "check_dtype", "fill", "meta", "places", "write_order"]
+__all__ = ["TensorPiece", "Source", "check", "check_dtype", "fill", "meta", "places", "write_order"]
 
 _FLOATS = {"F64", "F32", "F16", "BF16"}
 _NAMES = {
@@ -29,7 +29,7 @@ _NAMES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class TensorPiece:
     """One tensor of a file and where it stands in the model.
 
     Attributes:
@@ -89,14 +89,14 @@ class Source(Protocol):
     """
 
     where: str
-    headers: dict[str, Header]
+    headers: dict[str, TensorHeader]
 
     def parts(self, key: str) -> Iterator[tuple[slice | Tensor, Tensor]]:
         """Yield rows of a tensor, and which they are, until all are told."""
         ...
 
 
-def check(pieces: Iterable[Piece], weights: Source, ignored: Callable[[str], bool]) -> None:
+def check(pieces: Iterable[TensorPiece], weights: Source, ignored: Callable[[str], bool]) -> None:
     """Compare what a model needs with what the headers say; nothing is read or allocated.
 
     ``pieces`` may be a long generator: it stops at the first that does not fit.
@@ -121,7 +121,7 @@ def check(pieces: Iterable[Piece], weights: Source, ignored: Callable[[str], boo
         raise CheckpointError(f"{file} holds the key '{extra[0]}'{more} that its config.json has no place for")
 
 
-def check_dtype(key: str, header: Header, wanted: torch.dtype) -> None:
+def check_dtype(key: str, header: TensorHeader, wanted: torch.dtype) -> None:
     """Floats cast to floats; anything else, and codes of 8-bit floats, must be what the place is.
 
     Raises:
@@ -153,7 +153,7 @@ def places(model: nn.Module) -> dict[str, Tensor]:
 @torch.no_grad()
 def fill(
     model: nn.Module,
-    pieces: Sequence[Piece],
+    pieces: Sequence[TensorPiece],
     weights: Source,
     device: torch.device | str,
     later: Callable[[str], bool] = lambda name: False,
@@ -201,7 +201,7 @@ def _homes(model: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
     return homes
 
 
-def write_order(model: nn.Module, pieces: Iterable[Piece]) -> Iterator[tuple[str, Tensor]]:
+def write_order(model: nn.Module, pieces: Iterable[TensorPiece]) -> Iterator[tuple[str, Tensor]]:
     """Yield (key, tensor) of each piece, as views of the model's parameters where the numbers are the same."""
     held = places(model)
     for piece in pieces:

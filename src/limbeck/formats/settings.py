@@ -7,13 +7,13 @@ from typing import Any
 
 from limbeck.errors import ModelError
 
-__all__ = ["Settings"]
+__all__ = ["ConfigReader"]
 
 _MOST = 2**31
 _MOST_REAL = 1e30
 
 
-class Settings:
+class ConfigReader:
     """A JSON object and its file's name; each reader raises a ``ModelError`` that names both.
 
     A key that is absent or null takes the default; without a default it is required.
@@ -63,12 +63,12 @@ class Settings:
             raise ModelError(f"{self.where} has {key} = {value!r}, which is no string")
         return value
 
-    def inner(self, key: str) -> Settings:
+    def inner(self, key: str) -> ConfigReader:
         """A nested object, empty where absent or null."""
         value = self._value(key, {})
         if not isinstance(value, dict):
             raise ModelError(f"{self.where} has {key} = {value!r}, which is no object")
-        return Settings(value, f"{self.where} ({key})")
+        return ConfigReader(value, f"{self.where} ({key})")
 
     def expect(self, key: str, value: bool) -> None:
         """Refuse a switch that would change what the model computes."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from limbeck.errors import CheckpointError, ModelError
 from limbeck.storage import share, write_json, writing
 
-__all__ = ["SHARD_BYTES", "Header", "Weights", "read_json", "write_weights"]
+__all__ = ["SHARD_BYTES", "TensorHeader", "WeightFiles", "read_json", "write_weights"]
 
 SHARD_BYTES = 5_000_000_000
 """Largest weights file that is written; larger models are cut into several, as transformers cuts them."""
@@ -25,7 +25,7 @@ PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.h5", "*.msgpack")
 
 
 @dataclass(frozen=True, slots=True)
-class Header:
+class TensorHeader:
     """What a file says of one tensor: the file it lies in, its shape and its dtype by safetensors' name."""
 
     file: Path
@@ -33,7 +33,7 @@ class Header:
     dtype: str
 
 
-class Weights:
+class WeightFiles:
     """The tensors of one folder by key, one file or many.
 
     Attributes:
@@ -42,7 +42,7 @@ class Weights:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.headers: dict[str, Header] = {}
+        self.headers: dict[str, TensorHeader] = {}
         single = _is_single(folder)
         self.where = str(folder / (SINGLE if single else INDEX))
         places = {} if single else _places(folder)
@@ -53,7 +53,7 @@ class Weights:
                     first = self.headers[key].file.name
                     raise CheckpointError(f"'{key}' lies in both {first} and {file.name} of {folder}")
                 part = handle.get_slice(key)
-                self.headers[key] = Header(file, tuple(part.get_shape()), part.get_dtype())
+                self.headers[key] = TensorHeader(file, tuple(part.get_shape()), part.get_dtype())
         for key, name in places.items():
             if key not in self.headers or self.headers[key].file.name != name:
                 raise CheckpointError(f"{self.where} places '{key}' in {name}, which does not hold it")

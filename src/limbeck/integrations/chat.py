@@ -14,14 +14,14 @@ from jinja2 import TemplateError
 from limbeck.data.chat import sandbox
 from limbeck.errors import ConfigError, ModelError
 
-__all__ = ["ChatTemplate"]
+__all__ = ["JinjaTemplate"]
 
 _FILE = "chat_template.jinja"
 _NAMES = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
 @dataclass(frozen=True)
-class ChatTemplate:
+class JinjaTemplate:
     """Jinja text as Hugging Face folders keep it, in ``chat_template.jinja`` or in ``tokenizer_config.json``.
 
     Attributes:
@@ -33,7 +33,7 @@ class ChatTemplate:
     tokens: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, folder: Path, name: str = "default") -> ChatTemplate | None:
+    def read(cls, folder: Path, name: str = "default") -> JinjaTemplate | None:
         """Read the template of a model folder, the one called ``name`` where there are several; None without any.
 
         Raises:

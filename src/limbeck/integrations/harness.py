@@ -21,7 +21,7 @@ from limbeck.formats.load import Bundle
 from limbeck.integrations.items import found_of, item_id, label_of
 from limbeck.integrations.lm_eval import LimbeckLM
 from limbeck.integrations.local_tasks import LIMIT, local_splits
-from limbeck.recipes.harness import Asked, Found
+from limbeck.jobs.harness import Asked, Found
 
 __all__ = ["LOCAL", "run"]
 

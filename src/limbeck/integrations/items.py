@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from limbeck.errors import DataError
+from limbeck.jobs.harness import Found, HarnessFigure
 from limbeck.measure.classes import class_columns, class_counts, class_statistics
 from limbeck.measure.scores import Scores
 from limbeck.measure.statistic import COUNT
-from limbeck.recipes.harness import Figure, Found
 from limbeck.tasks.task import Result
 
 __all__ = ["ROW_ID", "found_of", "item_id", "label_of"]
@@ -102,9 +102,9 @@ def item_id(doc: Any, number: int) -> str:
 
 def _figures(
     by_filter: Mapping[str, Samples], aggregated: Mapping[str, Any], better: Mapping[str, bool | None]
-) -> tuple[Columns, list[Figure], dict[str, float]]:
+) -> tuple[Columns, list[HarnessFigure], dict[str, float]]:
     columns: Columns = {}
-    figures: list[Figure] = []
+    figures: list[HarnessFigure] = []
     others: dict[str, float] = {}
     for chain, samples in by_filter.items():
         for metric in dict.fromkeys(m for s in samples for m in s["metrics"]):
@@ -119,23 +119,25 @@ def _figures(
     return columns, figures, others
 
 
-def _figure(label: str, metric: str, values: Sequence[Any], better: bool | None) -> tuple[Figure | None, Columns]:
+def _figure(
+    label: str, metric: str, values: Sequence[Any], better: bool | None
+) -> tuple[HarnessFigure | None, Columns]:
     """A figure of numbers an item, or of pairs of a log-likelihood and a count; None of anything else."""
     way: Any = "lower" if better is False else "higher"
     if metric in _ROLLING and all(isinstance(v, Sequence) and len(v) == 2 for v in values):
         form, unit = _ROLLING[metric]
         nll, count = -np.array([v[0] for v in values], dtype=np.float64), np.array([v[1] for v in values], dtype=float)
-        figure = Figure(name=label, form=form, columns=("nll", unit), better="lower")
+        figure = HarnessFigure(name=label, form=form, columns=("nll", unit), better="lower")
         return figure, {"nll": nll, unit: count}
     if not all(isinstance(v, int | float | np.number | np.bool_) and math.isfinite(v) for v in values):
         return None, {}
     column = np.array(values, dtype=np.float64)
     if metric == "perplexity":  # of one log-likelihood an item
-        return Figure(name=label, form="exp", columns=("nll", COUNT), better="lower"), {"nll": -column}
-    return Figure(name=label, form="mean", columns=(label,), better=way), {label: column}
+        return HarnessFigure(name=label, form="exp", columns=("nll", COUNT), better="lower"), {"nll": -column}
+    return HarnessFigure(name=label, form="mean", columns=(label,), better=way), {label: column}
 
 
-def _same(figure: Figure, columns: Columns, whole: Any) -> bool:
+def _same(figure: HarnessFigure, columns: Columns, whole: Any) -> bool:
     """Do the items give the figure that lm-eval aggregated from them?"""
     scores = Scores.of(map(str, range(len(next(iter(columns.values()))))), **columns)
     value = figure.statistic(scores).value(scores)
@@ -182,11 +184,11 @@ def label_of(name: str, item: str, target: int | str, labels: Sequence[str]) -> 
     raise DataError(f"item {item} of {name} has the label {target!r}, which is none of {', '.join(labels)}")
 
 
-def _class_figures(columns: Columns) -> list[Figure]:
+def _class_figures(columns: Columns) -> list[HarnessFigure]:
     """What must stand beside an accuracy."""
     named = [s for s in class_statistics(columns) if s.name != "accuracy"]
-    figures = [Figure(name=s.name, form="class", columns=s.columns) for s in named]
-    nats = Figure(name="nats per item", form="mean", columns=("label_nll",), better="lower", unit="nats/item")
+    figures = [HarnessFigure(name=s.name, form="class", columns=s.columns) for s in named]
+    nats = HarnessFigure(name="nats per item", form="mean", columns=("label_nll",), better="lower", unit="nats/item")
     return [*figures, nats]
 
 

@@ -17,9 +17,9 @@ from lm_eval.api.registry import register_model
 
 from limbeck.errors import ConfigError
 from limbeck.formats.load import Bundle, load_bundle
-from limbeck.integrations.chat import ChatTemplate
+from limbeck.integrations.chat import JinjaTemplate
 from limbeck.integrations.requests import Answers
-from limbeck.recipes.parts import device_of, dtype_of
+from limbeck.jobs.source import device_of, dtype_of
 
 __all__ = ["LimbeckLM"]
 
@@ -138,14 +138,14 @@ class LimbeckLM(LM):  # type: ignore[misc]  # lm-eval has no types
         return {"model_num_parameters": model.count_parameters(), "model_dtype": str(model.dtype)}
 
 
-def _template(bundle: Bundle, name: str) -> ChatTemplate | None:
+def _template(bundle: Bundle, name: str) -> JinjaTemplate | None:
     """Return the template of the model's folder, or of its GGUF file, which has one at most."""
     if bundle.folder is None or bundle.folder.is_dir():
-        return None if bundle.folder is None else ChatTemplate.read(bundle.folder, name)
+        return None if bundle.folder is None else JinjaTemplate.read(bundle.folder, name)
     t = bundle.tokenizer
     ids = {"bos_token": t.bos_id, "eos_token": t.eos_id, "pad_token": t.pad_id}
     tokens = {key: t.piece(i) for key, i in ids.items() if i is not None}
-    return None if t.chat_template is None else ChatTemplate(t.chat_template, tokens)
+    return None if t.chat_template is None else JinjaTemplate(t.chat_template, tokens)
 
 
 def _device(name: str | None) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 from datasets import Dataset
 from lm_eval.api.samplers import ContextSampler
 
-from limbeck.data.audit_rows import wordy_fields
+from limbeck.data.audit.rows import wordy_fields
 from limbeck.data.readers import Row, Rows, read
 from limbeck.data.splits import normalise
 from limbeck.errors import ConfigError

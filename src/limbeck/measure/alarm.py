@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from limbeck.measure.scores import Scores
 from limbeck.model.decoder import Decoder
 
-__all__ = ["Alarm", "Probe", "Subject", "Written"]
+__all__ = ["Alarm", "Probe", "Subject", "Continuation"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class Alarm:
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
+class Continuation:
     """A continuation that a model wrote, beside the true one.
 
     Attributes:
@@ -69,7 +69,7 @@ class Subject:
     """
 
     model: Decoder | None = None
-    written: Sequence[Written] = field(default=())
+    written: Sequence[Continuation] = field(default=())
     scores: Scores | None = None
 
 

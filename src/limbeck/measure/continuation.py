@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from limbeck.data.batch import Batch
 from limbeck.decode.session import evaluating
 from limbeck.errors import DataError
-from limbeck.kernels.engine import chunk_size
+from limbeck.kernels.fused_head.engine import chunk_size
 from limbeck.model.decoder import Decoder
 
 __all__ = ["Continuations", "score_continuations"]

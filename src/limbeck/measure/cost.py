@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor
 
 from limbeck.config import Config
-from limbeck.decode.session import Session, evaluating
+from limbeck.decode.session import DecodingSession, evaluating
 from limbeck.errors import DataError
 from limbeck.kernels.allocator import give_back_freed_memory
 from limbeck.model.decoder import Decoder
@@ -243,7 +243,7 @@ def speed(model: Decoder, protocol: SpeedProtocol = SpeedProtocol()) -> dict[str
     prefill, decode = [], []
     with evaluating(model):
         for number in range(p.warm_up + p.repeats):
-            session = Session(model, prompts, p.new_tokens)
+            session = DecodingSession(model, prompts, p.new_tokens)
             seconds, logits = _timed(session.start, model.device)
             steps, _ = _timed(lambda s=session, x=logits: _decode(s, x, p.new_tokens - 1), model.device)  # type: ignore[misc]
             if number >= p.warm_up:
@@ -263,7 +263,7 @@ def speed(model: Decoder, protocol: SpeedProtocol = SpeedProtocol()) -> dict[str
     }
 
 
-def _decode(session: Session, logits: Tensor, steps: int) -> Tensor:
+def _decode(session: DecodingSession, logits: Tensor, steps: int) -> Tensor:
     for _ in range(steps):
         logits = session.step(logits.argmax(dim=-1).tolist())
     return logits

@@ -99,10 +99,12 @@ def main(asked: str) -> Footprint:
 
 def _warm_up(protocol: SpeedProtocol) -> None:
     """Save, load and run a tiny quantized model: torch imports 70 MB of its own at the first load, and keeps more."""
-    model, residue = _ROUNDING.finish(_ROUNDING.apply(Decoder(DecoderConfig(vocab_size=64, **PRESETS["toy-gpt2"]))))
-    assert residue is not None  # rounding leaves its grids
+    model, deployed_spec = _ROUNDING.convert(
+        _ROUNDING.apply(Decoder(DecoderConfig(vocab_size=64, **PRESETS["toy-gpt2"])))
+    )
+    assert deployed_spec is not None  # rounding leaves its grids
     with TemporaryDirectory() as folder:
-        write_model(model, Path(folder), {}, (residue,))
+        write_model(model, Path(folder), {}, (deployed_spec,))
         again, _ = read_model(Path(folder), read_json(Path(folder) / "config.json"))
     speed(again, protocol)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from limbeck.data.batch import Example, collate
 from limbeck.decode.session import evaluating
-from limbeck.kernels.head import head_sequence_log_probs
+from limbeck.kernels.fused_head.losses import head_sequence_log_probs
 from limbeck.model.decoder import Decoder
 
 __all__ = ["nll_sums"]

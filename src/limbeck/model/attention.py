@@ -18,13 +18,13 @@ from limbeck.model.linear import Linear, project
 from limbeck.model.patterns import AnyPattern
 from limbeck.model.positions import rotate
 
-__all__ = ["Attention", "View", "attend", "attend_apart", "take", "worth_apart"]
+__all__ = ["Attention", "AttentionContext", "attend", "attend_apart", "take", "worth_apart"]
 
 _SCORES_A_SPAN = 1 << 16  # of a dense mask: below, a handful of small operations a document costs more than the mask
 
 
 @dataclass(slots=True)
-class View:
+class AttentionContext:
     """Everything one forward knows about who sees whom; made once, read by every layer.
 
     Attributes:
@@ -179,25 +179,25 @@ class Attention(nn.Module):
 
     def __init__(self, config: DecoderConfig, layer: int) -> None:
         super().__init__()
-        q, kv = config.heads * config.head_width, config.kv_heads * config.head_width
+        q, kv = config.heads * config.head_dim, config.kv_heads * config.head_dim
         self.config, self.layer, self.pattern = config, layer, config.pattern_at(layer)
         self.sizes, self.dropout = [q, kv, kv], config.dropout
-        self.qkv = Linear(config.width, {"q": q, "k": kv, "v": kv}, bias=config.qkv_bias)
-        self.out = Linear(q, {"out": config.width}, bias=config.out_bias)
+        self.qkv = Linear(config.hidden_size, {"q": q, "k": kv, "v": kv}, bias=config.qkv_bias)
+        self.out = Linear(q, {"out": config.hidden_size}, bias=config.out_bias)
 
     def forward(
-        self, x: Tensor, view: View, again: Callable[[], Tensor] | None = None, at: Tensor | None = None
+        self, x: Tensor, view: AttentionContext, recompute: Callable[[], Tensor] | None = None, at: Tensor | None = None
     ) -> Tensor:
-        """(B, T, width) -> (B, T, width), or (B, 1, width) of the one token ``at`` (B,) of each row.
+        """(B, T, C) -> (B, T, C), or (B, 1, C) of the one token ``at`` (B,) of each row.
 
-        With ``again``, which computes ``x``, the backward does not keep it.
+        With ``recompute``, which computes ``x``, the backward does not keep it.
         """
         c, (b, t, _) = self.config, x.shape
         # The layer's own sizes, not ``qkv.parts``: an adapter or a packed layer in its place need not have any.
-        q, k, v = torch.split(project(self.qkv, x, again), self.sizes, dim=-1)
-        q = q.view(b, t, c.heads, c.head_width).transpose(1, 2)
-        k = k.view(b, t, c.kv_heads, c.head_width).transpose(1, 2)
-        v = v.view(b, t, c.kv_heads, c.head_width).transpose(1, 2)
+        q, k, v = torch.split(project(self.qkv, x, recompute), self.sizes, dim=-1)
+        q = q.view(b, t, c.heads, c.head_dim).transpose(1, 2)
+        k = k.view(b, t, c.kv_heads, c.head_dim).transpose(1, 2)
+        v = v.view(b, t, c.kv_heads, c.head_dim).transpose(1, 2)
         sink_q = None
         if view.rotary is not None:
             if (near := view.sink_rotary.get(self.pattern.sink_reach)) is not None:
@@ -208,7 +208,13 @@ class Attention(nn.Module):
         return out
 
     def core(
-        self, q: Tensor, k: Tensor, v: Tensor, view: View, at: Tensor | None = None, sink_q: Tensor | None = None
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        view: AttentionContext,
+        at: Tensor | None = None,
+        sink_q: Tensor | None = None,
     ) -> Tensor:
         """(B, H, T, D), (B, KV, T, D) twice -> (B, H, T, D): what has kernels of its own, and no parameters.
 
@@ -225,7 +231,7 @@ class Attention(nn.Module):
             view.cache.write(self.layer, view.slots[self.pattern], k, v)
         return y
 
-    def _among(self, q: Tensor, k: Tensor, v: Tensor, view: View, sink_q: Tensor | None) -> Tensor:
+    def _among(self, q: Tensor, k: Tensor, v: Tensor, view: AttentionContext, sink_q: Tensor | None) -> Tensor:
         """Attend to this call's own tokens, (B, H, T, D)."""
         dropout = self.dropout if self.training else 0.0
         spans = None if dropout else view.spans(self.pattern, q.shape[1], q.dtype == torch.bfloat16)
@@ -244,7 +250,7 @@ class Attention(nn.Module):
         return attend(q, k, v, view.mask(self.pattern), dropout=dropout)
 
     def _last(
-        self, q: Tensor, k: Tensor, v: Tensor, view: View, at: Tensor, sink_q: Tensor | None
+        self, q: Tensor, k: Tensor, v: Tensor, view: AttentionContext, at: Tensor, sink_q: Tensor | None
     ) -> Tensor:
         """Attend with one query (B, H, 1, D) a row, that of column ``at``, to this call's own tokens."""
         column = torch.arange(k.shape[2], device=k.device)
@@ -257,7 +263,7 @@ class Attention(nn.Module):
         return attend(q, k, v, mask, dropout=self.dropout if self.training else 0.0)
 
     def _behind(
-        self, q: Tensor, k: Tensor, v: Tensor, view: View, cache: KVCache, sink_q: Tensor | None
+        self, q: Tensor, k: Tensor, v: Tensor, view: AttentionContext, cache: KVCache, sink_q: Tensor | None
     ) -> Tensor:
         """Attend to what the cache holds and to this call's own tokens, (B, H, T, D)."""
         slots, pattern = view.slots[self.pattern], self.pattern
@@ -282,9 +288,7 @@ class Attention(nn.Module):
         mask = mask | ~mask.any(dim=-1, keepdim=True)  # a padded row sees something, so that no NaN arises
         return self._masked(q, *cache.read(self.layer, live), mask, held, sink_q)
 
-    def _masked(
-        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, held: Tensor, sink_q: Tensor | None
-    ) -> Tensor:
+    def _masked(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, held: Tensor, sink_q: Tensor | None) -> Tensor:
         """``attend`` under a mask, to keys of positions ``held`` (B, S), of which sinks may see other queries."""
         if sink_q is None:
             return attend(q, k, v, mask)

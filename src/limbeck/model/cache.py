@@ -70,7 +70,7 @@ class KVCache:
         for i in range(config.layers):
             pattern = config.pattern_at(i)
             slots = pattern.slots(capacity) + 1
-            shape = (batch_size, config.kv_heads, slots, config.head_width)
+            shape = (batch_size, config.kv_heads, slots, config.head_dim)
             self.keys.append(torch.zeros(shape, dtype=self.stored, device=device))
             self.values.append(torch.zeros(shape, dtype=self.stored, device=device))
             if kind == "int8":

@@ -23,7 +23,7 @@ class Llama3Scaling(Config):
 
 
 class Rope(Config):
-    """Rotary position embedding (Su et al. 2021), half-split pairs: dimension i turns with i + head_width / 2."""
+    """Rotary position embedding (Su et al. 2021), half-split pairs: dimension i turns with i + head_dim / 2."""
 
     theta: float = Field(10000.0, gt=0)
     scaling: Llama3Scaling | None = None
@@ -54,11 +54,13 @@ class DecoderConfig(Config):
     vocab_size: int = Field(gt=0, le=2**24, description="rows of the embedding, padding rows included")
     context: int = Field(1024, gt=0, le=2**31, description="longest sequence it is trained for, in tokens")
     layers: int = Field(12, ge=1, le=10_000)
-    width: int = Field(768, ge=1, le=2**20, description="hidden size")
+    hidden_size: int = Field(768, ge=1, le=2**20, description="hidden size")
     heads: int = Field(12, ge=1, le=2**16, description="query heads")
     kv_heads: int = Field(0, ge=0, le=2**16, description="key and value heads; 0: as many as query heads")
-    head_width: int = Field(0, ge=0, le=2**16, description="0: width / heads")
-    ffn_width: int = Field(0, ge=0, le=2**24, description="0: 4 x width, or 8/3 x width rounded up to 8 where gated")
+    head_dim: int = Field(0, ge=0, le=2**16, description="0: hidden_size / heads")
+    ffn_width: int = Field(
+        0, ge=0, le=2**24, description="0: 4 x hidden_size, or 8/3 x hidden_size rounded up to 8 where gated"
+    )
     positions: Literal["learned", "rope"] = "learned"
     rope: Rope = Rope()
     norm: Literal["layer", "rms"] = "layer"
@@ -80,25 +82,25 @@ class DecoderConfig(Config):
             return values
         v = dict(values)
         try:
-            width, heads = int(v.get("width", 768)), int(v.get("heads", 12))
+            hidden_size, heads = int(v.get("hidden_size", 768)), int(v.get("heads", 12))
         except (TypeError, ValueError, OverflowError):
             return v  # no numbers: the fields' own checks say so
         if not v.get("kv_heads"):
             v["kv_heads"] = heads
-        if not v.get("head_width"):
-            if heads < 1 or width % heads:
-                raise ValueError(f"width {width} does not divide into {heads} heads")
-            v["head_width"] = width // heads
+        if not v.get("head_dim"):
+            if heads < 1 or hidden_size % heads:
+                raise ValueError(f"hidden_size {hidden_size} does not divide into {heads} heads")
+            v["head_dim"] = hidden_size // heads
         if not v.get("ffn_width"):
-            v["ffn_width"] = 8 * math.ceil(width / 3) if v.get("gated") else 4 * width
+            v["ffn_width"] = 8 * math.ceil(hidden_size / 3) if v.get("gated") else 4 * hidden_size
         return v
 
     @model_validator(mode="after")
     def _fits(self) -> DecoderConfig:
         if self.heads % self.kv_heads:
             raise ValueError(f"{self.heads} query heads do not divide into {self.kv_heads} key/value heads")
-        if self.positions == "rope" and self.head_width % 2:
-            raise ValueError(f"rotary positions need an even head width, not {self.head_width}")
+        if self.positions == "rope" and self.head_dim % 2:
+            raise ValueError(f"rotary positions need an even head_dim, not {self.head_dim}")
         if self.classes is not None and self.tied:
             raise ValueError("a head of classes has a weight of its own: set tied to false")
         if isinstance(self.pattern, tuple) and len(self.pattern) != self.layers:

@@ -15,9 +15,9 @@ from limbeck.data.batch import Batch
 from limbeck.errors import DataError
 from limbeck.kernels.activation import activate, activated_linear
 from limbeck.kernels.attention import document_spans
-from limbeck.kernels.comparison import plain_linear
+from limbeck.kernels.fused_head.divergence import plain_linear
 from limbeck.kernels.hooks import hooked
-from limbeck.model.attention import Attention, View, take, worth_apart
+from limbeck.model.attention import Attention, AttentionContext, take, worth_apart
 from limbeck.model.cache import KVCache
 from limbeck.model.config import DecoderConfig
 from limbeck.model.linear import Linear, project
@@ -33,7 +33,7 @@ _FULL = 0.95  # share of real tokens above which padding is computed: moving the
 
 def _norm(config: DecoderConfig) -> nn.LayerNorm | nn.RMSNorm:
     kind = nn.LayerNorm if config.norm == "layer" else nn.RMSNorm
-    return kind(config.width, eps=config.norm_eps)
+    return kind(config.hidden_size, eps=config.norm_eps)
 
 
 class FeedForward(nn.Module):
@@ -43,12 +43,12 @@ class FeedForward(nn.Module):
         super().__init__()
         f = config.ffn_width
         self.activation, self.gated = config.activation, config.gated
-        self.up = Linear(config.width, {"gate": f, "up": f} if config.gated else {"up": f}, bias=config.ffn_bias)
-        self.down = Linear(f, {"down": config.width}, bias=config.ffn_bias)
+        self.up = Linear(config.hidden_size, {"gate": f, "up": f} if config.gated else {"up": f}, bias=config.ffn_bias)
+        self.down = Linear(f, {"down": config.hidden_size}, bias=config.ffn_bias)
 
-    def forward(self, x: Tensor, again: Callable[[], Tensor] | None = None) -> Tensor:
-        """(B, T, width) -> (B, T, width); with ``again``, which computes ``x``, the backward does not keep it."""
-        y, down = project(self.up, x, again), plain_linear(self.down)
+    def forward(self, x: Tensor, recompute: Callable[[], Tensor] | None = None) -> Tensor:
+        """(B, T, C) -> (B, T, C); with ``recompute``, which computes ``x``, the backward does not keep it."""
+        y, down = project(self.up, x, recompute), plain_linear(self.down)
         plain = torch.is_autocast_enabled(x.device.type) or torch.compiler.is_compiling()
         if down is not None and not plain:
             return activated_linear(self.activation, y, *down, gated=self.gated)
@@ -67,8 +67,8 @@ class Block(nn.Module):
         self.ffn = FeedForward(config)
         self.dropout = config.dropout
 
-    def forward(self, x: Tensor, view: View, at: Tensor | None = None) -> Tensor:
-        """(B, T, width) -> (B, T, width), or (B, 1, width) of the one token ``at`` (B,) of each row."""
+    def forward(self, x: Tensor, view: AttentionContext, at: Tensor | None = None) -> Tensor:
+        """(B, T, C) -> (B, T, C), or (B, 1, C) of the one token ``at`` (B,) of each row."""
         lean = view.lean and torch.is_grad_enabled()
         y = self.attention(self.attention_norm(x), view, _again(self.attention_norm, x, lean), at)
         x = (x if at is None else take(x, at, 1)) + self._drop(y)
@@ -87,7 +87,7 @@ class Decoder(nn.Module):
     """GPT-2, Llama and everything between, chosen by a frozen ``DecoderConfig``.
 
     ``forward(batch)`` returns logits (B, T, V); ``forward(batch, read=fn)`` returns ``fn(hidden, head)`` with the
-    final hidden states (B, T, width) and the head module, called inside the forward so that wrappers for many devices
+    final hidden states (B, T, C) and the head module, called inside the forward so that wrappers for many devices
     see one ordinary forward and a fused loss never builds the logits.
 
     Attributes:
@@ -99,14 +99,14 @@ class Decoder(nn.Module):
         self.config = config
         self.checkpointing = False
         self.dropout = config.dropout
-        self.embed = nn.Embedding(config.vocab_size, config.width)
-        self.positions = nn.Embedding(config.context, config.width) if config.positions == "learned" else None
+        self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.positions = nn.Embedding(config.context, config.hidden_size) if config.positions == "learned" else None
         self.blocks = nn.ModuleList(Block(config, i) for i in range(config.layers))
         self.norm = _norm(config)
-        self.head = Linear(config.width, {"head": config.head_rows}, bias=config.classes is not None)
+        self.head = Linear(config.hidden_size, {"head": config.head_rows}, bias=config.classes is not None)
         if config.tied:
             self.head.weight = self.embed.weight
-        self.rotary = Rotary(config.rope, config.head_width, config.context) if config.positions == "rope" else None
+        self.rotary = Rotary(config.rope, config.head_dim, config.context) if config.positions == "rope" else None
         self.initialise()
 
     @torch.no_grad()
@@ -176,7 +176,7 @@ class Decoder(nn.Module):
     def _pads(self, batch: Batch) -> bool:
         """Is there padding that is better left out: on a CPU, where attention takes documents one by one?
 
-        Not where somebody listens to a part of the model, who expects (B, T, width).
+        Not where somebody listens to a part of the model, who expects (B, T, C).
         """
         (b, t), c = batch.ids.shape, self.config
         if batch.ids.device.type != "cpu" or (self.training and self.dropout):
@@ -203,7 +203,9 @@ class Decoder(nn.Module):
         rotary = self.rotary.tables(positions, longest, x.dtype) if self.rotary is not None else None
         whole = self.checkpointing and self.training
         nearer = self._sink_rotary(positions, longest, x.dtype)
-        view = View(positions, batch.document_ids, batch.plain, rotary, cache, slots, fresh, not whole, nearer)
+        view = AttentionContext(
+            positions, batch.document_ids, batch.plain, rotary, cache, slots, fresh, not whole, nearer
+        )
         for i, block in enumerate(self.blocks):
             # the last layer may leave tokens out, unless somebody listens to it who expects all of them
             last = at is not None and i == len(self.blocks) - 1 and not any(map(hooked, block.modules()))
@@ -231,9 +233,7 @@ class Decoder(nn.Module):
         if self.rotary is None:
             return {}
         found = {self.config.pattern_at(i).sink_reach for i in range(self.config.layers)}
-        return {
-            r: self.rotary.tables(positions.clamp_max(r), r + 1, dtype) for r in found if 0 < r < longest - 1
-        }
+        return {r: self.rotary.tables(positions.clamp_max(r), r + 1, dtype) for r in found if 0 < r < longest - 1}
 
     @contextmanager
     def compiled(self) -> Iterator[None]:
@@ -299,10 +299,10 @@ class Decoder(nn.Module):
         Matrix products and attention scores only, as usual; training costs three times as much.
         """
         c = self.config
-        q, kv = c.heads * c.head_width, c.kv_heads * c.head_width
-        linear = c.width * (2 * q + 2 * kv) + c.width * c.ffn_width * (3 if c.gated else 2)
+        q, kv = c.heads * c.head_dim, c.kv_heads * c.head_dim
+        linear = c.hidden_size * (2 * q + 2 * kv) + c.hidden_size * c.ffn_width * (3 if c.gated else 2)
         seen = [c.pattern_at(i).pairs(context) - c.pattern_at(i).pairs(context - 1) for i in range(c.layers)]
-        return 2 * (c.layers * linear + c.width * c.head_rows + sum(2 * q * s for s in seen))
+        return 2 * (c.layers * linear + c.hidden_size * c.head_rows + sum(2 * q * s for s in seen))
 
     def kv_bytes_per_token(self, dtype: torch.dtype | None = None) -> int:
         """Bytes of the keys and values of one token over all layers; a rolling pattern keeps only so many tokens."""
@@ -312,4 +312,4 @@ class Decoder(nn.Module):
         """Bytes of the keys and values kept of ``length`` tokens: of a rolling pattern its window and sinks alone."""
         c = self.config
         slots = sum(c.pattern_at(i).slots(length) for i in range(c.layers))
-        return 2 * slots * c.kv_heads * c.head_width * (dtype or self.dtype).itemsize
+        return 2 * slots * c.kv_heads * c.head_dim * (dtype or self.dtype).itemsize

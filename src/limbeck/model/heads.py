@@ -17,7 +17,7 @@ __all__ = ["class_logits", "classes_of", "last_column", "mean_pool", "with_class
 
 
 def mean_pool(hidden: Tensor, batch: Batch) -> Tensor:
-    """One vector a document, the mean of its final hidden states: (B, T, width) -> (B, width), padding left out."""
+    """One vector a document, the mean of its final hidden states: (B, T, C) -> (B, C), padding left out."""
     real = batch.real
     share = real.to(hidden.dtype) / real.sum(dim=1, keepdim=True).clamp(min=1).to(hidden.dtype)
     return torch.einsum("btd,bt->bd", hidden, share)
@@ -62,7 +62,7 @@ def with_classes(model: Decoder, classes: Classes) -> Decoder:
             ours, theirs = _named(classes), _named(model.config.classes)
             raise ConfigError(f"the model has a head for {theirs}, and {ours} are wanted: start from its base model")
         return model
-    head = Linear(model.config.width, {"head": len(classes.labels)}, bias=True)
+    head = Linear(model.config.hidden_size, {"head": len(classes.labels)}, bias=True)
     nn.init.normal_(head.weight, 0.0, 0.02)
     nn.init.zeros_(head.bias)
     model.head = head.to(device=model.device, dtype=model.dtype)

@@ -35,12 +35,12 @@ class Linear(nn.Linear):
         raise KeyError(part)
 
 
-def project(layer: nn.Module, x: Tensor, again: Callable[[], Tensor] | None) -> Tensor:
-    """``layer(x)``; with ``again``, which computes ``x`` once more, no backward keeps ``x``."""
+def project(layer: nn.Module, x: Tensor, recompute: Callable[[], Tensor] | None) -> Tensor:
+    """``layer(x)``; with ``recompute``, which computes ``x`` once more, no backward keeps ``x``."""
     y: Tensor
-    if again is None or torch.compiler.is_compiling():
+    if recompute is None or torch.compiler.is_compiling():
         y = layer(x)
         return y
-    with recomputed(x, again):
+    with recomputed(x, recompute):
         y = layer(x)
     return y

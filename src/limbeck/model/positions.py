@@ -14,9 +14,9 @@ __all__ = ["Rotary", "circled", "half_split_rows", "interleaved_rows", "inverse_
 _FEW = 64  # positions whose angles are computed rather than looked up, past the context
 
 
-def inverse_frequencies(rope: Rope, head_width: int) -> Tensor:
-    """(head_width / 2,) float64 angle per position of each pair of dimensions (Su et al. 2021, eq. 15)."""
-    pair = torch.arange(0, head_width, 2, dtype=torch.float64, device="cpu") / head_width
+def inverse_frequencies(rope: Rope, head_dim: int) -> Tensor:
+    """(head_dim / 2,) float64 angle per position of each pair of dimensions (Su et al. 2021, eq. 15)."""
+    pair = torch.arange(0, head_dim, 2, dtype=torch.float64, device="cpu") / head_dim
     inverse = rope.theta**-pair
     return inverse if rope.scaling is None else _llama3(inverse, rope.scaling)
 
@@ -47,17 +47,17 @@ def circled(positions: Tensor, context: int, sinks: int) -> Tensor:
     return positions.where(positions < context, sinks + (positions - sinks) % (context - sinks))
 
 
-def half_split_rows(heads: int, head_width: int) -> Tensor:
-    """(heads * head_width,) int64: order in which to take the rows of a query or key matrix of the interleaved
+def half_split_rows(heads: int, head_dim: int) -> Tensor:
+    """(heads * head_dim,) int64: order in which to take the rows of a query or key matrix of the interleaved
     convention (pairs (2i, 2i + 1): the paper, Meta's Llama files, llama.cpp) to get the half-split one used here and in
     transformers (pairs (i, i + D/2)): ``half = interleaved[half_split_rows(H, D)]``.
     """
-    return torch.arange(heads * head_width).view(heads, head_width // 2, 2).transpose(1, 2).reshape(-1)
+    return torch.arange(heads * head_dim).view(heads, head_dim // 2, 2).transpose(1, 2).reshape(-1)
 
 
-def interleaved_rows(heads: int, head_width: int) -> Tensor:
-    """(heads * head_width,) int64: the way back, ``interleaved = half[interleaved_rows(H, D)]``."""
-    return torch.arange(heads * head_width).view(heads, 2, head_width // 2).transpose(1, 2).reshape(-1)
+def interleaved_rows(heads: int, head_dim: int) -> Tensor:
+    """(heads * head_dim,) int64: the way back, ``interleaved = half[interleaved_rows(H, D)]``."""
+    return torch.arange(heads * head_dim).view(heads, 2, head_dim // 2).transpose(1, 2).reshape(-1)
 
 
 class Rotary:
@@ -68,13 +68,13 @@ class Rotary:
     a model of a very long context costs nothing until it is used.
     """
 
-    def __init__(self, rope: Rope, head_width: int, context: int) -> None:
-        self.inverse = inverse_frequencies(rope, head_width)
+    def __init__(self, rope: Rope, head_dim: int, context: int) -> None:
+        self.inverse = inverse_frequencies(rope, head_dim)
         self.context = context
         self._tables: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
 
     def tables(self, positions: Tensor, longest: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Look up ``positions`` (B, T), all below ``longest``: cos and sin, each (B, 1, T, head_width / 2)."""
+        """Look up ``positions`` (B, T), all below ``longest``: cos and sin, each (B, 1, T, head_dim / 2)."""
         wide = torch.float64 if dtype == torch.float64 else torch.float32
         if longest > self.context and positions.numel() <= _FEW:
             angle = positions.double().cpu()[:, None, :, None] * self.inverse  # no table grows with endless text

@@ -26,12 +26,20 @@ _MODERN: dict[str, Any] = {
 }
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "toy": {**_MODERN, "layers": 4, "width": 128, "heads": 4, "kv_heads": 2, "context": 256},
-    "toy-gpt2": {"layers": 4, "width": 128, "heads": 4, "context": 256},
-    "10m": {**_MODERN, "layers": 8, "width": 288, "heads": 6, "kv_heads": 3, "context": 512},
-    "30m": {**_MODERN, "layers": 10, "width": 448, "heads": 7, "context": 1024},
-    "124m": {"layers": 12, "width": 768, "heads": 12, "context": 1024},
-    "253m": {**_MODERN, "layers": 12, "width": 1024, "heads": 16, "ffn_width": 4096, "context": 1024, "tied": True},
+    "toy": {**_MODERN, "layers": 4, "hidden_size": 128, "heads": 4, "kv_heads": 2, "context": 256},
+    "toy-gpt2": {"layers": 4, "hidden_size": 128, "heads": 4, "context": 256},
+    "10m": {**_MODERN, "layers": 8, "hidden_size": 288, "heads": 6, "kv_heads": 3, "context": 512},
+    "30m": {**_MODERN, "layers": 10, "hidden_size": 448, "heads": 7, "context": 1024},
+    "124m": {"layers": 12, "hidden_size": 768, "heads": 12, "context": 1024},
+    "253m": {
+        **_MODERN,
+        "layers": 12,
+        "hidden_size": 1024,
+        "heads": 16,
+        "ffn_width": 4096,
+        "context": 1024,
+        "tied": True,
+    },
 }
 """Sizes by name; ``124m`` is GPT-2 small, the rest but ``toy-gpt2`` are of the modern family."""
 
@@ -43,7 +51,7 @@ class Architecture(Config):
         "toy", description="named size to start from"
     )
     layers: int | None = Field(None, ge=1, description="blocks")
-    width: int | None = Field(None, ge=1, description="hidden size")
+    hidden_size: int | None = Field(None, ge=1, description="hidden size")
     heads: int | None = Field(None, ge=1, description="query heads")
     kv_heads: int | None = Field(None, ge=1, description="key/value heads; fewer than heads: grouped queries")
     ffn_width: int | None = Field(None, ge=1, description="width of the feed-forward")
@@ -73,7 +81,7 @@ class Architecture(Config):
         chosen = self.model_dump(exclude={"preset", "window", "sinks", "parameters"})
         changes = {k: v for k, v in chosen.items() if v is not None}
         base = dict(PRESETS[self.preset])
-        if "width" in changes or "heads" in changes:
+        if "hidden_size" in changes or "heads" in changes:
             base.pop("ffn_width", None)
         if "heads" in changes and "kv_heads" not in changes:
             base.pop("kv_heads", None)
@@ -99,7 +107,7 @@ def _sized(config: DecoderConfig, parameters: int) -> DecoderConfig:
     found = count(width)
     if abs(found - parameters) > 0.01 * parameters:
         raise ConfigError(
-            f"with {config.layers} layers of width {config.width} no feed-forward comes within 1 % of {parameters:,} "
+            f"with {config.layers} layers of width {config.hidden_size} no feed-forward comes within 1 % of {parameters:,} "
             f"parameters (nearest: {found:,}); change layers, width or the vocabulary"
         )
     return config.model_copy(update={"ffn_width": width})

@@ -14,7 +14,7 @@ from limbeck.model.surgery import find, matches
 __all__ = ["Reader", "taps"]
 
 Reader = Callable[[str, Tensor], None]
-"""What listens: it gets the module's dotted name and the detached tensor, (B, T, width) as it stands there."""
+"""What listens: it gets the module's dotted name and the detached tensor, (B, T, C) as it stands there."""
 
 
 @contextmanager

@@ -9,18 +9,18 @@ from torch import Tensor, nn
 
 from limbeck.data.batch import IGNORE, Batch
 from limbeck.errors import ConfigError, nearest
-from limbeck.kernels.comparison import Comparison
-from limbeck.kernels.fused import Losses, Weights
-from limbeck.kernels.head import head_losses
+from limbeck.kernels.fused_head.divergence import TeacherLoss
+from limbeck.kernels.fused_head.fused import Losses, LossWeights
+from limbeck.kernels.fused_head.losses import head_losses
 from limbeck.losses.divergence import Divergence, ForwardKL, named, names
 from limbeck.losses.terms import Counts, Term, Terms
 from limbeck.objectives.teacher import Teacher
 
-__all__ = ["Distill"]
+__all__ = ["Distillation"]
 
 
 @dataclass(frozen=True)
-class Distill:
+class Distillation:
     """``alpha`` x NLL of the target tokens + ``beta`` x T**2 x divergence to a teacher (Hinton et al. 2015, section 2).
 
     Terms: ``nll`` (mean over target tokens) and ``kl`` (the divergence, whichever it is, in nats; mean over its own
@@ -86,7 +86,7 @@ class Distill:
             model: the student.
             batch: as the teacher knows it, where that is a cache.
             counts: global counts of the optimizer step, where the caller has them. They change no number; with their
-                true ratio the two terms share one gradient pass (see ``kernels.fused``). None: the batch's own, which
+                true ratio the two terms share one gradient pass (see ``kernels.fused_head.fused``). None: the batch's own, which
                 is right where the batch is the whole step.
         """
         labels, mask = self._positions(batch)
@@ -96,8 +96,8 @@ class Distill:
         assert isinstance(self.divergence, Divergence)
         comparison = None
         if self.beta:
-            comparison = Comparison(self.teacher.signal(batch), self.divergence, self.temperature, mask)
-        expected = Weights(
+            comparison = TeacherLoss(self.teacher.signal(batch), self.divergence, self.temperature, mask)
+        expected = LossWeights(
             nll=self.alpha / max(step.get("nll", 0.0), 1.0), divergence=kl_weight / max(step.get("kl", 0.0), 1.0)
         )
         sums: Losses = model(

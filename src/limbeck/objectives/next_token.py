@@ -8,8 +8,8 @@ from torch import nn
 
 from limbeck.data.batch import IGNORE, Batch
 from limbeck.errors import ConfigError
-from limbeck.kernels.fused import Losses, Weights
-from limbeck.kernels.head import head_losses
+from limbeck.kernels.fused_head.fused import Losses, LossWeights
+from limbeck.kernels.fused_head.losses import head_losses
 from limbeck.losses.terms import Counts, Term, Terms
 
 __all__ = ["NextToken"]
@@ -41,7 +41,7 @@ class NextToken:
         labels = batch.next_token_labels()
         tokens = float((labels != IGNORE).sum())
         step = max(tokens if counts is None else counts.get("nll", tokens), 1)
-        expected = Weights(nll=1 / step, z=self.z_loss / step)
+        expected = LossWeights(nll=1 / step, z=self.z_loss / step)
         sums: Losses = model(
             batch,
             read=lambda hidden, head: head_losses(hidden, head, labels, z=self.z_loss > 0, expected=expected),

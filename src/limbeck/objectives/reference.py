@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from limbeck.data.batch import PairBatch
 from limbeck.errors import DataError
-from limbeck.kernels.head import head_sequence_log_probs
+from limbeck.kernels.fused_head.losses import head_sequence_log_probs
 
 __all__ = ["AdapterOff", "Frozen", "LogProbs", "Reference", "Stored", "pair_log_probs"]
 

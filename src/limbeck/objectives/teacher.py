@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.data.batch import Batch
-from limbeck.kernels.comparison import Dense
+from limbeck.kernels.fused_head.divergence import Dense
 from limbeck.losses.divergence import TopK
 
 __all__ = ["Dense", "LiveTeacher", "Teacher", "TopK", "fingerprint"]

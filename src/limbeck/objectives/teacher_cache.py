@@ -36,10 +36,10 @@ from limbeck.config import Config, build
 from limbeck.data.batch import Batch
 from limbeck.errors import CheckpointError, ConfigError, DataError
 from limbeck.losses.divergence import Divergence, ForwardKL, TopK
-from limbeck.objectives.distill import Distill
+from limbeck.objectives.distill import Distillation
 from limbeck.objectives.teacher import Teacher
 
-__all__ = ["CacheDifference", "CacheKey", "CachedTeacher", "Header", "check_fresh", "loss_difference", "read_json"]
+__all__ = ["CacheDifference", "CacheKey", "CachedTeacher", "CacheHeader", "check_fresh", "loss_difference", "read_json"]
 
 _ROW_BITS = 32  # a chunk's place is row << 32 | offset
 
@@ -66,7 +66,7 @@ class CacheKey(Config):
         return ", ".join(f"{name} is {mine[name]}, not {theirs[name]}" for name in mine if mine[name] != theirs[name])
 
 
-class Header(Config):
+class CacheHeader(Config):
     """What ``cache.json`` holds."""
 
     format: Literal["limbeck-teacher-cache"] = "limbeck-teacher-cache"
@@ -87,14 +87,14 @@ class Header(Config):
         return {"tokens.bin": 4, "ids.bin": k * np.dtype(self.id_dtype).itemsize, "log_probs.bin": 2 * (k + 1)}
 
     @staticmethod
-    def read(folder: Path) -> Header:
+    def read(folder: Path) -> CacheHeader:
         """Read ``cache.json``.
 
         Raises:
             CheckpointError: it is missing, is no JSON, or does not say what a header says.
         """
         try:
-            return build(Header, read_json(folder / "cache.json"), f"{folder / 'cache.json'}")
+            return build(CacheHeader, read_json(folder / "cache.json"), f"{folder / 'cache.json'}")
         except ConfigError as error:
             raise CheckpointError(f"{folder} is no usable teacher cache: {error}; build it again") from None
 
@@ -106,7 +106,7 @@ def check_fresh(folder: Path, key: CacheKey) -> None:
         DataError: it is stale; the message says in what.
         CheckpointError: its header is damaged.
     """
-    if said := Header.read(folder).key.difference(key):
+    if said := CacheHeader.read(folder).key.difference(key):
         raise DataError(
             f"{folder} holds a teacher cache of something else: its {said}; remove it or name another folder"
         )
@@ -142,7 +142,7 @@ class CachedTeacher:
     """
 
     def __init__(self, folder: Path, key: CacheKey | None = None) -> None:
-        self.folder, self.header = folder, Header.read(folder)
+        self.folder, self.header = folder, CacheHeader.read(folder)
         if key is not None and (said := self.header.key.difference(key)):
             raise DataError(f"the teacher cache in {folder} is stale: its {said}; build it anew or name another folder")
         h = self.header
@@ -264,7 +264,9 @@ def loss_difference(
     sums, tokens = [0.0, 0.0], 0.0
     for batch in batches:
         for i, teacher in enumerate((live, cached)):
-            objective = Distill(teacher, alpha=0.0, beta=1.0, temperature=cached.temperature, divergence=divergence)
+            objective = Distillation(
+                teacher, alpha=0.0, beta=1.0, temperature=cached.temperature, divergence=divergence
+            )
             sums[i] += float(objective(student, batch)["kl"].sum)
         tokens += objective.counts(batch)["kl"]
     if tokens == 0:

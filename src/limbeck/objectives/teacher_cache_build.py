@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from limbeck.data.batch import Example, collate
 from limbeck.errors import CheckpointError, DataError, ModelError, StorageError
-from limbeck.kernels.topk import top_k
+from limbeck.kernels.fused_head.topk import top_k
 from limbeck.objectives.teacher import LiveTeacher
-from limbeck.objectives.teacher_cache import CacheKey, Header, check_fresh, read_json
+from limbeck.objectives.teacher_cache import CacheHeader, CacheKey, check_fresh, read_json
 
 __all__ = ["build_cache"]
 
@@ -60,7 +60,7 @@ def build_cache(
     """
     ordered = sorted(examples, key=lambda e: (-len(e), e.row, e.offset))
     chunks = _chunks(ordered)
-    header = Header(key=key, text=_text_hash(ordered), chunks=len(ordered), tokens=int(chunks[:, 2].sum()))
+    header = CacheHeader(key=key, text=_text_hash(ordered), chunks=len(ordered), tokens=int(chunks[:, 2].sum()))
     try:
         with _alone(folder):
             done = _start(folder, header, chunks)
@@ -119,7 +119,7 @@ def _text_hash(examples: Sequence[Example]) -> str:
     return digest.hexdigest()
 
 
-def _start(folder: Path, header: Header, chunks: NDArray[np.int64]) -> int:
+def _start(folder: Path, header: CacheHeader, chunks: NDArray[np.int64]) -> int:
     """Lay out a new cache, or check the one that is there; returns how many chunks are written."""
     if not (folder / "cache.json").exists():
         _write(folder / "chunks.bin", chunks.tobytes())
@@ -127,7 +127,7 @@ def _start(folder: Path, header: Header, chunks: NDArray[np.int64]) -> int:
         _write(folder / "cache.json", header.model_dump_json(indent=2).encode())  # last: it makes the folder a cache
         return 0
     check_fresh(folder, header.key)
-    if Header.read(folder) != header:
+    if CacheHeader.read(folder) != header:
         raise DataError(
             f"{folder} holds a teacher cache of something else: its rows are other text, or cut into other chunks; "
             "remove it or name another folder"
@@ -139,7 +139,7 @@ def _start(folder: Path, header: Header, chunks: NDArray[np.int64]) -> int:
 
 
 def _ask(
-    teacher: LiveTeacher, examples: Sequence[Example], header: Header, device: torch.device | str
+    teacher: LiveTeacher, examples: Sequence[Example], header: CacheHeader, device: torch.device | str
 ) -> tuple[NDArray[np.uint32], NDArray[np.unsignedinteger], NDArray[np.float16]]:
     """Tokens (n,), ids (n, k) and log-probabilities (n, k + 1) of the examples' tokens, one example after the other."""
     batch = collate([[e] for e in examples]).to(device)
@@ -157,7 +157,7 @@ def _ask(
 class _Files:
     """The three files that grow, cut back to what the last marker vouches for."""
 
-    def __init__(self, folder: Path, header: Header, tokens: int) -> None:
+    def __init__(self, folder: Path, header: CacheHeader, tokens: int) -> None:
         sizes = {folder / name: size for name, size in header.bytes_per_token().items()}
         for file, size in sizes.items():
             file.touch()

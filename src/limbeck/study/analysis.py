@@ -13,7 +13,7 @@ from limbeck.study.effects import Effect, effects
 from limbeck.study.front import Axis, Point, front_probability, kept, replicates
 from limbeck.study.quiet import Failure, flips, quiet_failures
 from limbeck.study.stages import Table
-from limbeck.study.table import Group, Line, rounded
+from limbeck.study.table import ArmTable, Line, rounded
 
 __all__ = ["Analysis", "analyse", "analysis_tables"]
 
@@ -50,7 +50,12 @@ class Analysis:
 
 
 def analyse(
-    group: Group, knobs: Mapping[str, Mapping[str, Any]], *, margin: float = 0.01, resamples: int = 2000, seed: int = 0
+    group: ArmTable,
+    knobs: Mapping[str, Mapping[str, Any]],
+    *,
+    margin: float = 0.01,
+    resamples: int = 2000,
+    seed: int = 0,
 ) -> Analysis:
     """Analyse arms that were measured on the same rows.
 
@@ -79,7 +84,7 @@ def analyse(
     return Analysis(group.heading, tuple(a.name for a in axes), front, held, turned, tuple(found), tuple(quiet), margin)
 
 
-def _points(group: Group, lines: Sequence[Line]) -> tuple[list[Axis], list[Point]]:
+def _points(group: ArmTable, lines: Sequence[Line]) -> tuple[list[Axis], list[Point]]:
     """The main figure and every cost that at least two arms have; arms that lack one of these are left out."""
     main = Axis(group.statistic.name, group.statistic.better, group.statistic)
     costs = {name: {line.row.name: v for line in lines if (v := _values(line, key))} for name, key in _COSTS}
@@ -102,7 +107,7 @@ def _values(line: Line, key: str) -> list[float]:
 
 
 def _effects(
-    group: Group, lines: Sequence[Line], knobs: Mapping[str, Mapping[str, Any]], resamples: int, seed: int
+    group: ArmTable, lines: Sequence[Line], knobs: Mapping[str, Mapping[str, Any]], resamples: int, seed: int
 ) -> list[Effect]:
     chosen = [line for line in lines if knobs.get(line.row.name)]
     shared = [tuple(knobs[line.row.name]) for line in chosen]

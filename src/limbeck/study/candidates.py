@@ -21,16 +21,16 @@ import yaml
 from limbeck.config import build, merge
 from limbeck.errors import LimbeckError, RunError
 from limbeck.formats.load import load_bundle, save_bundle
+from limbeck.jobs.recipe import Display, Recipe
 from limbeck.measure.cost import cost
 from limbeck.model.decoder import Decoder
-from limbeck.recipes.recipe import Recipe, Session
-from limbeck.recipes.table import recipe
 from limbeck.storage import plain, write_json
 from limbeck.study.plan import replace
 from limbeck.study.space import SearchPlan, Step, address
 from limbeck.techniques.depth import Depth
 from limbeck.techniques.rtn import RTN
-from limbeck.techniques.technique import apply_all, finish_all
+from limbeck.techniques.technique import apply_all, convert_all
+from limbeck.verbs.table import recipe
 
 __all__ = ["Candidate", "Workshop", "random_cost"]
 
@@ -62,7 +62,7 @@ class Workshop:
     is finished is read.
     """
 
-    def __init__(self, plan: SearchPlan, folder: Path, seed: int, session: Session) -> None:
+    def __init__(self, plan: SearchPlan, folder: Path, seed: int, session: Display) -> None:
         self.plan, self.folder, self.seed, self.session = plan, folder, seed, session
         self._base: dict[str, Any] | None = None
 
@@ -206,8 +206,8 @@ def random_cost(base: str, steps: Sequence[Step], folder: Path) -> dict[str, flo
             techniques.append(RTN())
     with tempfile.TemporaryDirectory(dir=folder) as place:
         model = apply_all(tuple(techniques), model, ())
-        model, residues = finish_all(tuple(techniques), model)
-        save_bundle(model, bundle.tokenizer, Path(place) / "m", residues=residues)
+        model, deployed_specs = convert_all(tuple(techniques), model)
+        save_bundle(model, bundle.tokenizer, Path(place) / "m", deployed_specs=deployed_specs)
         spent = cost(model, Path(place) / "m")
     return {
         "bytes": float(spent.disk_bytes or 0), "ms_per_token": float(spent.speed["decode_ms_fastest"]),

@@ -18,12 +18,11 @@ from limbeck.data.readers import Rows, read
 from limbeck.decode.settings import Decoding
 from limbeck.errors import ConfigError, DataError
 from limbeck.formats.load import Bundle, load_bundle
+from limbeck.jobs.recipe import Display, Recipe, Report
+from limbeck.jobs.reports.quantization import alternated
+from limbeck.jobs.source import device_of, dtype_of
 from limbeck.measure.cost import SpeedProtocol, disk_bytes
 from limbeck.measure.scores import Scores, align
-from limbeck.recipes.compare import evaluated
-from limbeck.recipes.parts import device_of, dtype_of
-from limbeck.recipes.quantize_report import alternated
-from limbeck.recipes.recipe import Recipe, Report, Session
 from limbeck.storage import plain, write_json, write_text
 from limbeck.study.certificate import (
     Measured,
@@ -41,6 +40,7 @@ from limbeck.study.sample_logs import read_samples
 from limbeck.tasks.table import AnyTask
 from limbeck.tasks.task import Measuring
 from limbeck.tasks.text import Text
+from limbeck.verbs.compare import evaluated
 
 __all__ = ["Certify"]
 
@@ -102,7 +102,7 @@ class Certify(Recipe):
         SpeedProtocol(), description="how both are timed, in alternated rounds; none: not timed"
     )
 
-    def run(self, session: Session) -> Report:
+    def run(self, session: Display) -> Report:
         """State what can be seen, test, write certificate.json and certificate.md.
 
         Raises:
@@ -124,7 +124,7 @@ class Certify(Recipe):
         kept = ("task", "measuring", "margins", "alpha", "power", "discordant", "look", "seed", "zero_shot_task")
         return dict(self.model_dump(mode="json", include=set(kept)))
 
-    def _state(self, session: Session, items: int) -> str:
+    def _state(self, session: Display, items: int) -> str:
         """Say before any look what can be seen with so many items."""
         margins = [("accuracy", self.margins.accuracy)]
         least, short = sensitivity(margins, items, self.discordant, self.alpha, self.power)
@@ -135,7 +135,7 @@ class Certify(Recipe):
         session.say(told, *short)
         return " ".join([told, *(f"{s}." for s in short)])
 
-    def _recorded(self, session: Session) -> dict[str, Any]:
+    def _recorded(self, session: Display) -> dict[str, Any]:
         """Two runs or two sample logs: their items, in a drawn order, until all is decided."""
         if self.base.endswith(".jsonl") and self.smaller.endswith(".jsonl"):
             a, b = (read_samples(Path(p)) for p in (self.base, self.smaller))
@@ -184,7 +184,7 @@ class Certify(Recipe):
         assert verdict is not None
         return verdict
 
-    def _fresh(self, session: Session) -> dict[str, Any]:
+    def _fresh(self, session: Display) -> dict[str, Any]:
         """Evaluate both models look by look."""
         assert self.data is not None
         rows = self._drawn(self.task.read(

@@ -14,7 +14,7 @@ from typing import Any
 from limbeck.measure.statistic import Better, Statistic
 from limbeck.measure.stats import Interval
 from limbeck.study.pareto import front
-from limbeck.study.table import Group, Line, Spread, figure, rounded, span
+from limbeck.study.table import ArmTable, Line, Spread, figure, rounded, span
 
 __all__ = ["COLOURS", "Chart", "Curve", "cost_charts", "curve_chart", "figure_chart", "number"]
 
@@ -60,7 +60,7 @@ def number(arm: int) -> dict[str, int | str]:
     return {"colour": (arm - 1) % COLOURS + 1, "symbol": _SYMBOLS[(arm - 1) // COLOURS % len(_SYMBOLS)]}
 
 
-def cost_charts(group: Group, numbers: Mapping[str, int]) -> list[Chart]:
+def cost_charts(group: ArmTable, numbers: Mapping[str, int]) -> list[Chart]:
     """Quality against bytes on disk, and against time a token, each with its Pareto front.
 
     Args:
@@ -78,7 +78,7 @@ def cost_charts(group: Group, numbers: Mapping[str, int]) -> list[Chart]:
     return [c for what in drawn if (c := _cost_chart(group, numbers, *what)) is not None]
 
 
-def figure_chart(group: Group, numbers: Mapping[str, int], across: str, up: str) -> Chart | None:
+def figure_chart(group: ArmTable, numbers: Mapping[str, int], across: str, up: str) -> Chart | None:
     """One figure against another, such as diversity and quality; None where fewer than two arms measure both.
 
     Args:
@@ -99,7 +99,7 @@ def figure_chart(group: Group, numbers: Mapping[str, int], across: str, up: str)
 
 
 def _cost_chart(
-    group: Group,
+    group: ArmTable,
     numbers: Mapping[str, int],
     what: str,
     unit: str,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar
 
-from limbeck.recipes.recipe import Recipe, Report, Session
+from limbeck.jobs.recipe import Display, Recipe, Report
 from limbeck.study.study import read_plan, run_plan
 
 __all__ = ["Demo"]
@@ -17,7 +17,7 @@ class Demo(Recipe):
     verb: ClassVar[str] = "demo"
     summary: ClassVar[str] = "train, distil, adapt and compare small models on toy data, in about three minutes"
 
-    def run(self, session: Session) -> Report:
+    def run(self, session: Display) -> Report:
         """Run the study that is shipped with the package."""
         plan = read_plan(Path(__file__).with_name("demo.yaml"))
         plan = plan.model_copy(update={"seeds": tuple(self.seed + s for s in plan.seeds)})

@@ -16,7 +16,7 @@ from rich.text import Text
 from limbeck.config import build
 from limbeck.errors import ConfigError, RunError
 from limbeck.formats.hub import resolve
-from limbeck.recipes.recipe import Recipe, Report, Session
+from limbeck.jobs.recipe import Display, Recipe, Report
 from limbeck.storage import plain, write_json, write_text
 from limbeck.study.candidates import Workshop
 from limbeck.study.limits import Limit, excess
@@ -51,7 +51,7 @@ class Fit(Recipe):
         None, description="where trials are kept: sqlite:///FILE, postgresql://..., journal:FILE; none: SQLite in --out"
     )
 
-    def run(self, session: Session) -> Report:
+    def run(self, session: Display) -> Report:
         """Search, choose, measure again, write the model folder and the report.
 
         Raises:

@@ -14,7 +14,7 @@ from limbeck.run import Run
 from limbeck.study.charts import COLOURS, Chart, Curve, cost_charts, curve_chart, figure_chart, number
 from limbeck.study.costs import costs
 from limbeck.study.stages import Table
-from limbeck.study.table import Finding, Group, Line, Row, change, others, rounded, short, span, told
+from limbeck.study.table import ArmRow, ArmTable, Line, Verdict, change, others, rounded, short, span, told
 
 __all__ = ["page", "protocol"]
 
@@ -29,9 +29,9 @@ _TRAINING = (
 
 def page(
     title: str,
-    grouped: Sequence[Group],
-    compared: Sequence[Finding],
-    arms: Sequence[Row],
+    grouped: Sequence[ArmTable],
+    compared: Sequence[Verdict],
+    arms: Sequence[ArmRow],
     plots: Sequence[tuple[str, str]] = (),
     stages: Sequence[Table] = (),
 ) -> str:
@@ -99,7 +99,7 @@ def _for_script(value: Any) -> str:
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
-def _lede(grouped: Sequence[Group], arms: Sequence[Row]) -> str:
+def _lede(grouped: Sequence[ArmTable], arms: Sequence[ArmRow]) -> str:
     seeds = sorted({len(line.row.scores) for g in grouped for line in g.lines})
     runs = sum(len(row.reports) for row in arms)
     said = f"{_counted(len(arms), 'arm')}, {_counted(runs, 'run')}"
@@ -108,7 +108,7 @@ def _lede(grouped: Sequence[Group], arms: Sequence[Row]) -> str:
     return said + ". Every figure stands with its 95 % interval and the number of items it was measured on."
 
 
-def _verdict(finding: Finding, grouped: Sequence[Group]) -> dict[str, Any]:
+def _verdict(finding: Verdict, grouped: Sequence[ArmTable]) -> dict[str, Any]:
     lines = {line.row.name: line for group in grouped for line in group.lines}
     first, second = lines.get(finding.first), lines.get(finding.second)
     if not finding.comparison.shown:
@@ -153,7 +153,7 @@ def _fixed(value: float) -> str:
     return f"{value:,.{2 if value < 100 else 0}f}"
 
 
-def _section(group: Group, numbers: Mapping[str, int], plots: Sequence[tuple[str, str]]) -> dict[str, Any]:
+def _section(group: ArmTable, numbers: Mapping[str, int], plots: Sequence[tuple[str, str]]) -> dict[str, Any]:
     pairs = [c for plot in plots if (c := figure_chart(group, numbers, *plot)) is not None]
     protocols = [(numbers[line.row.name], line.row.label, protocol(line.row.reports[0])) for line in group.lines]
     keys = list(dict.fromkeys(k for _, _, p in protocols for k in p))
@@ -173,7 +173,7 @@ def _section(group: Group, numbers: Mapping[str, int], plots: Sequence[tuple[str
     }
 
 
-def _cells(line: Line, numbers: Mapping[str, int], group: Group) -> dict[str, Any]:
+def _cells(line: Line, numbers: Mapping[str, int], group: ArmTable) -> dict[str, Any]:
     f, ms, seconds = line.figure, line.ms_per_token, line.seconds
     effect = ""
     if line.change is not None:
@@ -198,7 +198,7 @@ def _cells(line: Line, numbers: Mapping[str, int], group: Group) -> dict[str, An
     }
 
 
-def _curves(group: Group, numbers: Mapping[str, int]) -> list[Chart]:
+def _curves(group: ArmTable, numbers: Mapping[str, int]) -> list[Chart]:
     """Training loss, and every metric that was measured on validation rows."""
     found: dict[str, list[Curve]] = {}
     for line in group.lines:
@@ -218,7 +218,7 @@ def _curves(group: Group, numbers: Mapping[str, int]) -> list[Chart]:
     ]
 
 
-def _samples(group: Group, numbers: Mapping[str, int]) -> list[dict[str, Any]]:
+def _samples(group: ArmTable, numbers: Mapping[str, int]) -> list[dict[str, Any]]:
     """What each arm made of the same prompts, prompt by prompt."""
     out: dict[str, dict[str, Any]] = {}
     for line in group.lines:
@@ -228,7 +228,7 @@ def _samples(group: Group, numbers: Mapping[str, int]) -> list[dict[str, Any]]:
     return list(out.values())
 
 
-def _alarms(arms: Sequence[Row]) -> tuple[list[tuple[str, str]], int]:
+def _alarms(arms: Sequence[ArmRow]) -> tuple[list[tuple[str, str]], int]:
     """(arm, sentence) of each alarm that rang, once however many seeds raised it; and how many checks kept silent."""
     rang, silent = [], 0
     for row in arms:
@@ -241,7 +241,7 @@ def _alarms(arms: Sequence[Row]) -> tuple[list[tuple[str, str]], int]:
     return list(dict.fromkeys(rang)), silent
 
 
-def _provenance(arms: Sequence[Row], numbers: Mapping[str, int]) -> dict[str, Any]:
+def _provenance(arms: Sequence[ArmRow], numbers: Mapping[str, int]) -> dict[str, Any]:
     """Rows of the table of runs, and what is equal for many of them said once."""
     runs: list[dict[str, Any]] = []
     hashes: dict[tuple[str, str, int, str], None] = {}

@@ -16,7 +16,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from limbeck.errors import ConfigError, RunError
-from limbeck.recipes.recipe import Session
+from limbeck.jobs.recipe import Display
 from limbeck.study.candidates import Candidate, Workshop, random_cost
 from limbeck.study.limits import Limit, Objective, excess, parse_limits, parse_objectives
 from limbeck.study.price import predict
@@ -106,7 +106,7 @@ class Search:
         session: for people.
     """
 
-    def __init__(self, plan: SearchPlan, workshop: Workshop, storage: str, seed: int, session: Session) -> None:
+    def __init__(self, plan: SearchPlan, workshop: Workshop, storage: str, seed: int, session: Display) -> None:
         self.plan, self.workshop, self.session = plan, workshop, session
         known = workshop.known()
         self.limits: tuple[Limit, ...] = parse_limits(plan.limits, known)

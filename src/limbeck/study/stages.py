@@ -12,7 +12,7 @@ from limbeck.errors import ConfigError, nearest
 from limbeck.measure.statistic import Statistic
 from limbeck.measure.stats import Comparison, compare, interval
 from limbeck.study.plan import StudyPlan
-from limbeck.study.table import Row, change, rounded, span
+from limbeck.study.table import ArmRow, change, rounded, span
 
 __all__ = ["Standing", "Table", "Versus", "stage_markdown", "stage_tables", "standing", "versus"]
 
@@ -70,7 +70,7 @@ def standing(comparison: Comparison, margin: float | None) -> Standing:
     return {"b": "exceeds", "a": "lags", None: "undecided"}[comparison.better]  # type: ignore[return-value]
 
 
-def versus(plan: StudyPlan, done: Mapping[str, Row]) -> list[Versus]:
+def versus(plan: StudyPlan, done: Mapping[str, ArmRow]) -> list[Versus]:
     """Every model against every earlier one, figure by figure.
 
     Raises:
@@ -86,7 +86,7 @@ def versus(plan: StudyPlan, done: Mapping[str, Row]) -> list[Versus]:
     return out
 
 
-def _statistic(row: Row, metric: str | None) -> Statistic:
+def _statistic(row: ArmRow, metric: str | None) -> Statistic:
     known = {s.name: s for s in row.statistics}
     if metric is not None and metric not in known:
         raise ConfigError(f"{row.label} does not measure '{metric}', only {', '.join(known)}{nearest(metric, known)}")
@@ -94,7 +94,7 @@ def _statistic(row: Row, metric: str | None) -> Statistic:
 
 
 def stage_tables(
-    plan: StudyPlan, done: Mapping[str, Row], found: Sequence[Versus], trained: Mapping[str, Mapping[str, Any]]
+    plan: StudyPlan, done: Mapping[str, ArmRow], found: Sequence[Versus], trained: Mapping[str, Mapping[str, Any]]
 ) -> list[Table]:
     """The stage table, the probes beside it, and, where a margin is stated, who matches, exceeds or lags whom.
 
@@ -109,7 +109,7 @@ def stage_tables(
 
 
 def _stages(
-    plan: StudyPlan, done: Mapping[str, Row], found: Sequence[Versus], trained: Mapping[str, Mapping[str, Any]]
+    plan: StudyPlan, done: Mapping[str, ArmRow], found: Sequence[Versus], trained: Mapping[str, Mapping[str, Any]]
 ) -> Table:
     pairs = {(v.figure, v.metric, v.first, v.second): v for v in found}
     models = list(plan.models)
@@ -141,7 +141,7 @@ def _stages(
     return Table("Stage by stage", tuple(rows), note)
 
 
-def _probes(plan: StudyPlan, done: Mapping[str, Row]) -> Table:
+def _probes(plan: StudyPlan, done: Mapping[str, ArmRow]) -> Table:
     """Every probe of every figure, a model a column: its value, or the span of several seeds' values."""
     values: dict[tuple[str, str], dict[str, list[Mapping[str, Any]]]] = {}
     for model in plan.models:
@@ -156,7 +156,7 @@ def _probes(plan: StudyPlan, done: Mapping[str, Row]) -> Table:
     return Table("Probes", tuple(rows), "A probe that rang says so; -: it had nothing to judge.")
 
 
-def _alarms(plan: StudyPlan, done: Mapping[str, Row], model: str) -> dict[tuple[str, str], list[Mapping[str, Any]]]:
+def _alarms(plan: StudyPlan, done: Mapping[str, ArmRow], model: str) -> dict[tuple[str, str], list[Mapping[str, Any]]]:
     """(figure, probe) -> what it found under each seed."""
     out: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for figure in plan.figures:

@@ -12,11 +12,10 @@ from pydantic import Field
 
 from limbeck.config import build
 from limbeck.errors import ConfigError, DataError, nearest
+from limbeck.jobs.harness import reported_figures
+from limbeck.jobs.recipe import Display, Recipe, Report
 from limbeck.measure.scores import Scores
 from limbeck.measure.statistic import Statistic
-from limbeck.recipes.harness import reported_figures
-from limbeck.recipes.recipe import Recipe, Report, Session
-from limbeck.recipes.table import recipe
 from limbeck.run import Run
 from limbeck.storage import plain, write_json, write_text
 from limbeck.study.analysis import analyse, analysis_tables
@@ -24,6 +23,7 @@ from limbeck.study.page import page
 from limbeck.study.plan import StudyPlan
 from limbeck.study.stages import stage_markdown, stage_tables, versus
 from limbeck.study.table import findings, groups, markdown, tables
+from limbeck.verbs.table import recipe
 
 __all__ = ["Finished", "Study", "read_plan", "run_plan"]
 
@@ -55,7 +55,7 @@ class Study(Recipe):
 
     plan: str = Field(description="YAML file of the study", json_schema_extra={"positional": True})
 
-    def run(self, session: Session) -> Report:
+    def run(self, session: Display) -> Report:
         """Run what has not run yet, then make the table."""
         plan = read_plan(Path(self.plan))
         folder = Path(self.out) if self.out is not None else Path("runs") / f"study-{Path(self.plan).stem}"
@@ -79,7 +79,7 @@ def read_plan(file: Path) -> StudyPlan:
     return build(StudyPlan, values, str(file))
 
 
-def run_plan(plan: StudyPlan, folder: Path, session: Session) -> Report:
+def run_plan(plan: StudyPlan, folder: Path, session: Display) -> Report:
     """Run every arm under every seed below ``folder``; runs that are finished there are read, not repeated."""
     done: dict[str, Finished] = {}
     folders: dict[int, dict[str, str]] = {seed: {} for seed in plan.seeds}

@@ -22,10 +22,10 @@ from limbeck.measure.stats import Comparison, Interval, Seeds, compare, holm, in
 from limbeck.study.costs import costs
 
 __all__ = [
-    "Finding",
-    "Group",
+    "Verdict",
+    "ArmTable",
     "Line",
-    "Row",
+    "ArmRow",
     "Spread",
     "change",
     "figure",
@@ -41,7 +41,7 @@ __all__ = [
 ]
 
 
-class Row(Protocol):
+class ArmRow(Protocol):
     """An arm that has run, as the table needs it."""
 
     @property
@@ -66,7 +66,7 @@ class Row(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class Verdict:
     """One comparison, with its words and its p among all of them (Holm)."""
 
     first: str
@@ -111,7 +111,7 @@ class Line:
         change: against the reference arm; None for the reference itself.
     """
 
-    row: Row
+    row: ArmRow
     figure: Interval
     parameters: int | None
     trained: int | None
@@ -122,7 +122,7 @@ class Line:
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class ArmTable:
     """Arms measured on the same rows: only these share a table.
 
     Attributes:
@@ -138,14 +138,14 @@ class Group:
     reference: str
 
 
-def findings(rows: Sequence[Row], pairs: Sequence[tuple[str, str]], metric: str | None) -> list[Finding]:
+def findings(rows: Sequence[ArmRow], pairs: Sequence[tuple[str, str]], metric: str | None) -> list[Verdict]:
     """Compare arms pairwise on the items they share, every pair's p adjusted for their number.
 
     Raises:
         ConfigError: an arm of ``pairs`` has no scores, or does not measure ``metric``.
     """
     by_name = {r.name: r for r in rows}
-    compared: list[tuple[Row, Row, Comparison, str]] = []
+    compared: list[tuple[ArmRow, ArmRow, Comparison, str]] = []
     for first, second in pairs:
         for name in (first, second):
             if name not in by_name:
@@ -157,12 +157,12 @@ def findings(rows: Sequence[Row], pairs: Sequence[tuple[str, str]], metric: str 
         compared.append((b, a, c, verdict(c, (a.label, b.label))))
     adjusted = holm({f"{i}": c[2].p for i, c in enumerate(compared)})
     return [
-        Finding(f.name, s.name, (f.label, s.label), c, words, adjusted[f"{i}"])
+        Verdict(f.name, s.name, (f.label, s.label), c, words, adjusted[f"{i}"])
         for i, (f, s, c, words) in enumerate(compared)
     ]
 
 
-def groups(rows: Sequence[Row], compared: Sequence[Finding], metric: str | None) -> tuple[Group, ...]:
+def groups(rows: Sequence[ArmRow], compared: Sequence[Verdict], metric: str | None) -> tuple[ArmTable, ...]:
     """Put arms together that were measured on the same rows, with their changes against one of them.
 
     The reference of a table is the arm that others are most often compared against; without comparisons, the first.
@@ -170,14 +170,14 @@ def groups(rows: Sequence[Row], compared: Sequence[Finding], metric: str | None)
     Raises:
         ConfigError: an arm does not measure ``metric``.
     """
-    sets: dict[tuple[str, str, str], list[Row]] = {}
+    sets: dict[tuple[str, str, str], list[ArmRow]] = {}
     for row in rows:
         part = row.reports[0]["evaluated"]
         key = (_main(row, metric).name, part, row.reports[0]["data"][part]["hash"])
         sets.setdefault(key, []).append(row)
     known = {(f.first, f.second): f.comparison for f in compared}
     seconds = [f.second for f in compared]
-    out: list[Group] = []
+    out: list[ArmTable] = []
     for (_, part, content), members in sets.items():
         reference = max(members, key=lambda r: seconds.count(r.name))
         lines = []
@@ -190,11 +190,11 @@ def groups(rows: Sequence[Row], compared: Sequence[Finding], metric: str | None)
         heading = _heading(statistic, lines[0].figure, reference.reports[0], part)
         if heading in (g.heading for g in out):
             heading += f" (content {content[:8]})"
-        out.append(Group(heading, statistic, tuple(lines), reference.label))
+        out.append(ArmTable(heading, statistic, tuple(lines), reference.label))
     return tuple(out)
 
 
-def tables(title: str, grouped: Sequence[Group], compared: Sequence[Finding]) -> tuple[RenderableType, ...]:
+def tables(title: str, grouped: Sequence[ArmTable], compared: Sequence[Verdict]) -> tuple[RenderableType, ...]:
     """Tables for a terminal of 80 columns: one for each set that arms were measured on, then verdicts and samples."""
     body: list[RenderableType] = [Text(title, style="bold")] if title else []
     for group in grouped:
@@ -209,7 +209,7 @@ def tables(title: str, grouped: Sequence[Group], compared: Sequence[Finding]) ->
     return tuple(body)
 
 
-def markdown(title: str, grouped: Sequence[Group], compared: Sequence[Finding]) -> str:
+def markdown(title: str, grouped: Sequence[ArmTable], compared: Sequence[Verdict]) -> str:
     """The same as Markdown, with full figures and every arm's change against the reference."""
     lines = [f"# {_cell(title)}", ""] if title else []
     for group in grouped:
@@ -230,7 +230,7 @@ def _piped(cells: Sequence[str]) -> str:
     return "| " + " | ".join(map(_cell, cells)) + " |"
 
 
-def others(group: Group) -> list[list[str]]:
+def others(group: ArmTable) -> list[list[str]]:
     """Every figure but the table's own, with its interval: a heading, then a row an arm."""
     names = dict.fromkeys(s.name for line in group.lines for s in line.row.statistics if s.name != group.statistic.name)
     known = {s.name: s for line in group.lines for s in line.row.statistics}
@@ -248,19 +248,19 @@ def others(group: Group) -> list[list[str]]:
     return out
 
 
-def _rates(row: Row) -> list[float]:
+def _rates(row: ArmRow) -> list[float]:
     """Tokens a second that each seed's evaluation generated, with its own batch and decoding."""
     made = [((r.get("notes") or {}).get("generation") or {}).get("tokens_per_second") for r in row.reports]
     return [rate for rate in made if rate is not None]
 
 
-def figure(row: Row, name: str) -> Interval | None:
+def figure(row: ArmRow, name: str) -> Interval | None:
     """A figure of an arm by its name, with its interval; None where the arm does not measure it."""
     found = next((s for s in row.statistics if s.name == name), None)
     return None if found is None else interval(list(row.scores), found)
 
 
-def told(group: Group) -> list[tuple[str, str]]:
+def told(group: ArmTable) -> list[tuple[str, str]]:
     """What must stand beside the figures, such as a histogram of classes: (arm, sentence), each once."""
     out = [
         (ln.row.label, s) for ln in group.lines for r in ln.row.reports for s in (r.get("notes") or {}).get("told", [])
@@ -294,7 +294,7 @@ def short(number: int) -> str:
     return str(number)
 
 
-def _main(row: Row, metric: str | None) -> Statistic:
+def _main(row: ArmRow, metric: str | None) -> Statistic:
     if metric is None:
         return row.statistics[0]
     known = {s.name: s for s in row.statistics}
@@ -305,13 +305,13 @@ def _main(row: Row, metric: str | None) -> Statistic:
     return known[metric]
 
 
-def _against(row: Row, reference: Row, metric: str | None) -> Comparison:
+def _against(row: ArmRow, reference: ArmRow, metric: str | None) -> Comparison:
     """``row - reference``; run i of both started alike, where there are as many."""
     seeds: Seeds = "paired" if len(row.scores) == len(reference.scores) else "independent"
     return compare(list(reference.scores), list(row.scores), _main(row, metric), seeds=seeds)
 
 
-def _line(row: Row, metric: str | None, against: Comparison | None) -> Line:
+def _line(row: ArmRow, metric: str | None, against: Comparison | None) -> Line:
     cost = row.reports[0].get("cost") or {}
     speeds = [r["cost"]["speed"] for r in row.reports if (r.get("cost") or {}).get("speed")]
     seconds = [r["training"]["seconds"] for r in row.reports if r.get("training")]
@@ -338,7 +338,7 @@ def _heading(statistic: Statistic, figure: Interval, report: Mapping[str, Any], 
     return f"{statistic.name} ({statistic.better} is better) on {figure.items} {part} items{of}, {source}"
 
 
-def _terminal(group: Group) -> Table:
+def _terminal(group: ArmTable) -> Table:
     """Compact: the interval stands with its figure, and seeds have a column only where arms differ in them."""
     seeds = [len(line.row.scores) for line in group.lines]
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
@@ -388,7 +388,7 @@ def _number(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:,.{digits if abs(value) < 100 else 0}f}"
 
 
-def _sentence(finding: Finding, of: int) -> str:
+def _sentence(finding: Verdict, of: int) -> str:
     first, second = finding.labels
     return f"{first} against {second}: {finding.words}; p = {finding.p_adjusted:.2g} after Holm over {of}"
 

@@ -23,7 +23,7 @@ from limbeck.decode.settings import Decoding
 from limbeck.losses.terms import Counts, Terms
 from limbeck.measure.held_out import HeldOut
 from limbeck.model.decoder import Decoder
-from limbeck.objectives.distill import Distill
+from limbeck.objectives.distill import Distillation
 from limbeck.objectives.objective import AnyObjective
 from limbeck.objectives.teacher import LiveTeacher
 from limbeck.synth.proximity import Scorer
@@ -137,7 +137,7 @@ class _TaskAndSoft:
     """The task's own loss on its batches, the divergence from the first model on samples."""
 
     task: AnyObjective
-    soft: Distill
+    soft: Distillation
 
     def _own(self, batch: Batch) -> AnyObjective:
         return self.soft if int(batch.row_ids.max()) >= _SECOND else self.task
@@ -227,7 +227,7 @@ def train_arm(
         assert teacher is not None
         own = Batches(samples, batch_size=batch_size, context=context, pad_id=tokenizer.pad_id, seed=seed)
         stream = _Both(stream, own)
-        objective = _TaskAndSoft(objective, Distill(LiveTeacher(teacher), alpha=0.0, beta=soft_weight))
+        objective = _TaskAndSoft(objective, Distillation(LiveTeacher(teacher), alpha=0.0, beta=soft_weight))
         plain = plain.model_copy(update={"accumulation": 2})
     held, _ = task.encode(valid, tokenizer, context)
     loss = HeldOut(task.objective(), fixed_batches(held, 2 * batch_size, context, tokenizer.pad_id, collate), "valid")

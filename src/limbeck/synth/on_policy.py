@@ -101,7 +101,7 @@ def answered(row: int, prompt: Sequence[int], answer: Sequence[int]) -> Example:
 
 
 def keep_rows(rows: Sequence[Sequence[Example]], pad_id: int) -> list[Example]:
-    """Lay out nothing: the ``lay`` of a stream whose batches ``OnPolicy`` makes."""
+    """Lay out nothing: the ``collate_fn`` of a stream whose batches ``OnPolicy`` makes."""
     return [example for row in rows for example in row]
 
 
@@ -204,10 +204,10 @@ class OnPolicy:
         random = np.random.default_rng(derive(self.seed, "on-policy", index))
         own, again = random.random(2)
         if own >= self.mixing.at(self.history.read()):
-            return self._lay(rows)
+            return self._collate_fn(rows)
         if again < self.mixing.replay and (old := self.replay.draw(index, len(rows), random)):
-            return self._lay([answered(*one) for one in old])
-        return self._lay(self._write(index, rows))
+            return self._collate_fn([answered(*one) for one in old])
+        return self._collate_fn(self._write(index, rows))
 
     def _write(self, index: int, rows: Sequence[Example]) -> list[Example]:
         m = self.mixing
@@ -226,7 +226,7 @@ class OnPolicy:
         self.replay.add(index, [(e.row, p, a) for e, p, a in zip(rows, prompts, answers, strict=True)])
         return [answered(e.row, p, a) for e, p, a in zip(rows, prompts, answers, strict=True)]
 
-    def _lay(self, rows: Sequence[Example]) -> Batch:
+    def _collate_fn(self, rows: Sequence[Example]) -> Batch:
         return collate([[e] for e in rows], self.tokenizer.pad_id)
 
 

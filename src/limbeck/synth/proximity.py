@@ -91,7 +91,7 @@ class Scorer:
         """Return (n, D) the mean final hidden state of each text, cut to the context; zeros for a blank one."""
         encoded = [ids[: self.model.config.context] for ids in self.tokenizer.encode_many(list(texts))]
         order = sorted((i for i, ids in enumerate(encoded) if ids), key=lambda i: -len(encoded[i]))
-        out = np.zeros((len(texts), self.model.config.width))
+        out = np.zeros((len(texts), self.model.config.hidden_size))
         with evaluating(self.model):
             for at in range(0, len(order), self.batch_size):
                 some = order[at : at + self.batch_size]

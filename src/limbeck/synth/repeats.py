@@ -1,4 +1,4 @@
-"""Filters that compare rows with each other and with rows that a model is trained or measured on, by ``data.audit``."""
+"""Filters that compare rows with each other and with rows that a model is trained or measured on, by ``data.audit.report``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from limbeck.data.audit import AuditSettings, Finding, audit
+from limbeck.data.audit.report import AuditSettings, Finding, audit
 from limbeck.data.rows import Rows
 from limbeck.synth.filters import Filter
 

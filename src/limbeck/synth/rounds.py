@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 
 from limbeck.config import Config
-from limbeck.data.audit import AuditSettings
+from limbeck.data.audit.report import AuditSettings
 from limbeck.data.batch import Example, collate
 from limbeck.data.batches import Batches, fixed_batches
 from limbeck.data.prompts import Template, encode_rows

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from limbeck.config import Config
-from limbeck.data.audit import AuditSettings
+from limbeck.data.audit.report import AuditSettings
 from limbeck.data.rows import Row, Rows
 from limbeck.measure.verse import VERSE_PROTOCOL, poem
 from limbeck.storage import plain, write_json, write_text

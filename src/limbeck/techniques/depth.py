@@ -94,8 +94,8 @@ class Depth(Technique):
         """
         return _keep(model, self.choose(model, calibration))
 
-    def finish(self, model: Decoder) -> tuple[Decoder, Technique | None]:
-        """Return ``model``: its config already says all; no residue."""
+    def convert(self, model: Decoder) -> tuple[Decoder, Technique | None]:
+        """Return ``model``: its config already says all; no deployed spec."""
         return model, None
 
     def training_skeleton(self, model: Decoder) -> Decoder:

@@ -103,8 +103,8 @@ class Freeze(Technique):
         train_only(model, self.trained(model))
         return model
 
-    def finish(self, model: Decoder) -> tuple[Decoder, Technique | None]:
-        """Let every parameter take gradients again; no residue."""
+    def convert(self, model: Decoder) -> tuple[Decoder, Technique | None]:
+        """Let every parameter take gradients again; no deployed spec."""
         train_everything(model)
         return model, None
 

@@ -9,8 +9,8 @@ from pydantic import Field
 
 from limbeck.data.batch import Batch
 from limbeck.model.decoder import Decoder
-from limbeck.techniques.quantized import Quantizer, matrices, residue_of
-from limbeck.techniques.quantized_hessian import Settings, quantize_by_inputs
+from limbeck.techniques.quantized import Quantizer, deployed_spec_of, matrices
+from limbeck.techniques.quantized_hessian import GPTQSettings, quantize_by_inputs
 from limbeck.techniques.technique import Technique
 
 __all__ = ["GPTQ"]
@@ -41,13 +41,13 @@ class GPTQ(Quantizer):
         Raises:
             TechniqueError: too few tokens, a model that is quantized already, a pattern that matches nothing.
         """
-        settings = Settings(act_order=self.act_order, damping=self.damping, block=self.block, clip=self.clip)
+        settings = GPTQSettings(act_order=self.act_order, damping=self.damping, block=self.block, clip=self.clip)
         quantize_by_inputs(model, matrices(model, self), calibration, settings)
         return model
 
-    def finish(self, model: Decoder) -> tuple[Decoder, Technique | None]:
-        """Nothing is left to do; the residue says on which grid each weight is."""
-        return model, residue_of(model, self)
+    def convert(self, model: Decoder) -> tuple[Decoder, Technique | None]:
+        """Nothing is left to do; the deployed spec says on which grid each weight is."""
+        return model, deployed_spec_of(model, self)
 
     def training_skeleton(self, model: Decoder) -> Decoder:
         """The quantized modules, empty."""

@@ -58,7 +58,9 @@ class Grid(Config):
     granularity: Literal["none", "tensor", "channel", "group"] = Field(
         "channel", description="what shares a scale; default: channel, group for int4 and GGUF, none for plain casts"
     )
-    group: Literal[0, 32, 64, 128] = Field(0, description="columns of a group; default 32 where granularity is group")
+    group_size: Literal[0, 32, 64, 128] = Field(
+        0, description="columns of a group; default 32 where granularity is group"
+    )
     scale_dtype: Literal["fp16", "fp32"] = Field("fp32", description="of stored scales; default: fp16 for groups")
 
     @model_validator(mode="before")
@@ -70,15 +72,20 @@ class Grid(Config):
             return values
         v = {"format": "int8", **values}
         if v["format"] in _GGUF:
-            fixed = {"symmetric": _GGUF[v["format"]][1], "granularity": "group", "group": 32, "scale_dtype": "fp16"}
+            fixed = {
+                "symmetric": _GGUF[v["format"]][1],
+                "granularity": "group",
+                "group_size": 32,
+                "scale_dtype": "fp16",
+            }
             for key, value in fixed.items():
                 if v.setdefault(key, value) != value:
                     raise ValueError(f"format {v['format']} fixes {key} to {value}: leave it out")
             return v
         plain = v["format"] in ("fp64", "fp32", "bf16", "fp16")
-        default = "none" if plain else "group" if v["format"] == "int4" or v.get("group") else "channel"
+        default = "none" if plain else "group" if v["format"] == "int4" or v.get("group_size") else "channel"
         v.setdefault("granularity", default)
-        v.setdefault("group", 32 if v["granularity"] == "group" else 0)
+        v.setdefault("group_size", 32 if v["granularity"] == "group" else 0)
         v.setdefault("scale_dtype", "fp16" if v["granularity"] == "group" else "fp32")
         return v
 
@@ -87,8 +94,8 @@ class Grid(Config):
         plain = self.format in ("fp64", "fp32", "bf16", "fp16")
         if plain != (self.granularity == "none"):
             raise ValueError(f"format {self.format} {'takes no' if plain else 'needs a'} granularity of scales")
-        if (self.granularity == "group") != (self.group > 0):
-            raise ValueError(f"a group of {self.group} columns does not go with granularity '{self.granularity}'")
+        if (self.granularity == "group") != (self.group_size > 0):
+            raise ValueError(f"a group of {self.group_size} columns does not go with granularity '{self.granularity}'")
         if not self.symmetric and self.kind not in ("int8", "int4"):
             raise ValueError(f"format {self.format} is symmetric: only integers take an offset")
         return self
@@ -112,7 +119,7 @@ class Grid(Config):
         """The neutral layout of a (rows, columns) matrix on this grid; ``layout.bytes`` is its exact size."""
         if self.granularity == "none":
             return Layout(self.kind, rows, columns)
-        span = {"tensor": 0, "channel": columns, "group": self.group}[self.granularity]
+        span = {"tensor": 0, "channel": columns, "group": self.group_size}[self.granularity]
         dtype = torch.float16 if self.scale_dtype == "fp16" else torch.float32
         return Layout(self.kind, rows, columns, span, dtype, not self.symmetric)
 

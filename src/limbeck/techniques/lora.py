@@ -14,7 +14,7 @@ from limbeck.data.batch import Batch
 from limbeck.errors import TechniqueError, nearest
 from limbeck.model.decoder import Decoder
 from limbeck.model.surgery import find, matches, replace
-from limbeck.techniques.lora_layer import Group, LoRALinear, adapters, sizes
+from limbeck.techniques.lora_layer import AdapterGroup, LoRALinear, adapters, sizes
 from limbeck.techniques.technique import Technique, train_everything, train_only
 
 __all__ = ["LoRA"]
@@ -44,8 +44,8 @@ def _names(value: Any) -> Any:
 class LoRA(Technique):
     """Freeze the model and train a low-rank adapter beside each targeted linear layer.
 
-    A starts random and B zero, so that nothing changes at first. Only adapters take gradients. ``finish`` merges them
-    into the weights; where a base is quantized it leaves them beside, as its residue, since rounding the sum again
+    A starts random and B zero, so that nothing changes at first. Only adapters take gradients. ``convert`` merges them
+    into the weights; where a base is quantized it leaves them beside, as its deployed spec, since rounding the sum again
     would change the model (I17). A tied head is the embedding: an adapter on it can only be merged by giving the head
     a weight of its own, so that is refused unless ``untie`` asks for it.
     """
@@ -94,7 +94,7 @@ class LoRA(Technique):
         return self.apply(model)
 
     def deployed_skeleton(self, model: Decoder) -> Decoder:
-        """Wrap the targeted layers, in place, as ``finish`` leaves them where it does not merge."""
+        """Wrap the targeted layers, in place, as ``convert`` leaves them where it does not merge."""
         self._wrap(model)
         return model
 
@@ -106,8 +106,8 @@ class LoRA(Technique):
             names |= {f"head.{name}" for name, p in model.head.named_parameters() if p.is_floating_point()}
         return frozenset(names)
 
-    def finish(self, model: Decoder) -> tuple[Decoder, Technique | None]:
-        """Merge every adapter in place, or leave them all as the residue: never and where a base is quantized.
+    def convert(self, model: Decoder) -> tuple[Decoder, Technique | None]:
+        """Merge every adapter in place, or leave them all as the deployed spec: never and where a base is quantized.
 
         Raises:
             TechniqueError: a base was quantized in the meantime and ``merge="always"``.
@@ -157,7 +157,7 @@ class LoRA(Technique):
 
         replace(model, lambda name, _: name in plan, build)
 
-    def _plan(self, model: Decoder) -> dict[str, tuple[Group, ...]]:
+    def _plan(self, model: Decoder) -> dict[str, tuple[AdapterGroup, ...]]:
         """Layer name -> its groups; every check that can be made before anything changes."""
         if taken := list(adapters(model)):
             raise TechniqueError(
@@ -203,7 +203,7 @@ class LoRA(Technique):
                 raise _no_match(target, linears)
         return {n: [p for p in _parts(n, m) if p in chosen[n]] for n, m in linears.items() if n in chosen}
 
-    def _groups(self, name: str, module: nn.Module, parts: list[str], used: set[str]) -> Iterator[Group]:
+    def _groups(self, name: str, module: nn.Module, parts: list[str], used: set[str]) -> Iterator[AdapterGroup]:
         """The adapters of one layer; notes in ``used`` which of ``ranks`` and ``alphas`` applied."""
         rows, at = {}, 0
         for part, size in _parts(name, module).items():
@@ -219,7 +219,7 @@ class LoRA(Technique):
             rank = int(_override(self.ranks, meant, used, self.rank))
             alpha = _override(self.alphas, meant, used, self.alpha)
             scale = alpha / (math.sqrt(rank) if self.scaling == "rslora" else rank)
-            group = Group(label, tuple(rows[p] for p in members), rank, scale)
+            group = AdapterGroup(label, tuple(rows[p] for p in members), rank, scale)
             inside = sizes(module)[0]
             if rank > min(inside, group.size):
                 raise TechniqueError(

@@ -12,13 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from limbeck.kernels.adapted import adapted_linear
-from limbeck.kernels.comparison import plain_linear
+from limbeck.kernels.fused_head.divergence import plain_linear
 
-__all__ = ["Group", "LoRALinear", "adapters", "sizes", "switched_off", "untouched"]
+__all__ = ["AdapterGroup", "LoRALinear", "adapters", "sizes", "switched_off", "untouched"]
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class AdapterGroup:
     """Output rows of one linear layer that share one adapter.
 
     Attributes:
@@ -56,7 +56,7 @@ class LoRALinear(nn.Module):
     def __init__(
         self,
         base: nn.Module,
-        groups: Sequence[Group],
+        groups: Sequence[AdapterGroup],
         *,
         parts: Mapping[str, int],
         dropout: float = 0.0,

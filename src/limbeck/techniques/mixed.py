@@ -17,8 +17,8 @@ from limbeck.errors import TechniqueError
 from limbeck.kernels.packed import dispatch
 from limbeck.model.decoder import Decoder
 from limbeck.techniques.grid import Grid, encode
-from limbeck.techniques.quantized import Matrix, Quantizer, matrices, residue_of, round_all
-from limbeck.techniques.quantized_hessian import Settings, quantize_by_inputs
+from limbeck.techniques.quantized import Quantizer, WeightMatrix, deployed_spec_of, matrices, round_all
+from limbeck.techniques.quantized_hessian import GPTQSettings, quantize_by_inputs
 from limbeck.techniques.technique import Technique
 
 __all__ = ["Mixed", "allocate", "sensitivities"]
@@ -32,7 +32,7 @@ class Mixed(Quantizer):
     What a grid costs a weight is measured: the growth of the calibration text's NLL, or the KL divergence from the full
     model, when that weight alone is on it. The costs are added up (their interactions are neglected) and the sum is
     minimised exactly under the budget, a knapsack with one choice a weight. ``overrides`` fix grids beforehand; the
-    residue has every chosen grid as an override, so that nothing is measured again.
+    deployed spec has every chosen grid as an override, so that nothing is measured again.
     """
 
     name: ClassVar[str] = "mixed"
@@ -67,7 +67,7 @@ class Mixed(Quantizer):
         chosen = self._choose(model, calibration)
         plan = self.model_copy(update={"overrides": {**chosen, **self.overrides}})
         if self.method == "gptq":
-            quantize_by_inputs(model, matrices(model, plan), calibration, Settings(clip=self.clip))
+            quantize_by_inputs(model, matrices(model, plan), calibration, GPTQSettings(clip=self.clip))
         else:
             round_all(model, plan, self.clip)
         return model
@@ -100,9 +100,9 @@ class Mixed(Quantizer):
     def _is_free(self, name: str) -> bool:
         return super().grid_of(name) is self.grid
 
-    def finish(self, model: Decoder) -> tuple[Decoder, Technique | None]:
-        """The residue names the grid of every weight, read from the model itself."""
-        return model, residue_of(model, self, self.candidates, always=True)
+    def convert(self, model: Decoder) -> tuple[Decoder, Technique | None]:
+        """The deployed spec names the grid of every weight, read from the model itself."""
+        return model, deployed_spec_of(model, self, self.candidates, always=True)
 
     def training_skeleton(self, model: Decoder) -> Decoder:
         """The quantized modules, empty.
@@ -119,12 +119,14 @@ class Mixed(Quantizer):
             TechniqueError: the grids are not chosen yet.
         """
         if len(self.candidates) > 1 and any(self._is_free(m.name) for m in matrices(model, self)):
-            raise TechniqueError("mixed grids are not chosen yet: rebuild from the residue of the quantized model")
+            raise TechniqueError(
+                "mixed grids are not chosen yet: rebuild from the deployed spec of the quantized model"
+            )
         return super().deployed_skeleton(model)
 
 
 @contextmanager
-def _alone(matrix: Matrix, grid: Grid, clip: Literal["none", "search"]) -> Iterator[None]:
+def _alone(matrix: WeightMatrix, grid: Grid, clip: Literal["none", "search"]) -> Iterator[None]:
     """Inside, one weight of the full model is on ``grid``."""
     weight = matrix.module.weight
     before = weight.detach().clone()
@@ -140,7 +142,7 @@ def _alone(matrix: Matrix, grid: Grid, clip: Literal["none", "search"]) -> Itera
 @torch.no_grad()
 def sensitivities(
     model: Decoder,
-    weights: Sequence[Matrix],
+    weights: Sequence[WeightMatrix],
     candidates: Sequence[Grid],
     calibration: Sequence[Batch],
     cost: Literal["kl", "nll"],

@@ -19,11 +19,11 @@ from limbeck.model.surgery import find, matches, replace
 from limbeck.techniques.grid import Grid, encode
 from limbeck.techniques.technique import Technique
 
-__all__ = ["Matrix", "Quantizer", "install", "matrices", "refuse_quantized", "residue_of", "round_all"]
+__all__ = ["WeightMatrix", "Quantizer", "install", "matrices", "refuse_quantized", "deployed_spec_of", "round_all"]
 
 
 @dataclass(frozen=True, slots=True)
-class Matrix:
+class WeightMatrix:
     """One weight to quantize.
 
     Attributes:
@@ -43,7 +43,7 @@ class Matrix:
 
 
 class Quantizer(Technique):
-    """Base of the techniques that put weights on grids; also their own residue: the grids rebuild the deployed model.
+    """Base of the techniques that put weights on grids; also their own deployed spec: the grids rebuild the deployed model.
 
     Linear layers, the token embedding and the head are quantized; a tied head shares the embedding's codes. Learned
     positions stay as they are (under 1 % of a model, and GGUF keeps them too) unless an override names them.
@@ -99,7 +99,7 @@ class Quantizer(Technique):
         return model
 
 
-def residue_of(model: Decoder, plan: Quantizer, grids: Iterable[Grid] = (), always: bool = False) -> Quantizer:
+def deployed_spec_of(model: Decoder, plan: Quantizer, grids: Iterable[Grid] = (), always: bool = False) -> Quantizer:
     """``plan``, or where it does not describe ``model`` (any more) its like with the grid of every weight by name.
 
     A plan that speaks of blocks by number ceases to describe a model that lost blocks since.
@@ -144,7 +144,7 @@ def refuse_quantized(model: Decoder, who: str) -> None:
         raise TechniqueError(f"the model is quantized already: give {who} the full-precision model it came from")
 
 
-def matrices(model: Decoder, plan: Quantizer) -> list[Matrix]:
+def matrices(model: Decoder, plan: Quantizer) -> list[WeightMatrix]:
     """The weights that ``plan`` quantizes, in the model's order.
 
     Raises:
@@ -167,7 +167,7 @@ def matrices(model: Decoder, plan: Quantizer) -> list[Matrix]:
         assert isinstance(module, nn.Linear | nn.Embedding)
         grid = plan.grid_of(name)
         if grid is not None:
-            out.append(Matrix(name, module, grid))
+            out.append(WeightMatrix(name, module, grid))
     if not out:
         raise TechniqueError(f"{plan.name} was told to leave every weight of the model as it is")
     return out
@@ -178,7 +178,7 @@ def _tied(model: Decoder) -> bool:
 
 
 @torch.no_grad()
-def install(model: Decoder, chosen: list[Matrix], make: Callable[[Matrix], Codes]) -> None:
+def install(model: Decoder, chosen: list[WeightMatrix], make: Callable[[WeightMatrix], Codes]) -> None:
     """Replace each matrix by a module on its codes, one at a time, so that only one is in memory twice."""
     by_name = {m.name: m for m in chosen}
     tied = _tied(model)

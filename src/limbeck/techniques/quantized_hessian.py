@@ -13,16 +13,16 @@ from limbeck.data.batch import Batch
 from limbeck.errors import TechniqueError
 from limbeck.kernels.packed import dispatch
 from limbeck.kernels.packed_layout import Codes, pack_int4
-from limbeck.model.attention import View
+from limbeck.model.attention import AttentionContext
 from limbeck.model.decoder import Decoder
 from limbeck.techniques.grid import Grid, Scales, encode, measure, nearest_codes, numbers_of, search, spread, stored
-from limbeck.techniques.quantized import Matrix, install
+from limbeck.techniques.quantized import WeightMatrix, install
 
-__all__ = ["Settings", "inverse_factor", "quantize_by_inputs", "solve"]
+__all__ = ["GPTQSettings", "inverse_factor", "quantize_by_inputs", "solve"]
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class GPTQSettings:
     """How GPTQ rounds; see the fields of ``GPTQ``."""
 
     act_order: bool = True
@@ -59,7 +59,7 @@ def inverse_factor(hessian: Tensor, damping: float) -> Tensor:
 
 
 @torch.no_grad()
-def solve(weight: Tensor, hessian: Tensor, grid: Grid, settings: Settings) -> Codes:
+def solve(weight: Tensor, hessian: Tensor, grid: Grid, settings: GPTQSettings) -> Codes:
     """Quantize ``weight`` (R, C) so that its outputs on the inputs behind ``hessian`` (C, C) change little.
 
     Scales are those of round-to-nearest on the original weight (static groups), so that columns may be taken in any
@@ -101,7 +101,9 @@ class _Enough(Exception):  # noqa: N818 - it stops a forward, nothing is wrong
     pass
 
 
-def quantize_by_inputs(model: Decoder, chosen: list[Matrix], calibration: Sequence[Batch], settings: Settings) -> None:
+def quantize_by_inputs(
+    model: Decoder, chosen: list[WeightMatrix], calibration: Sequence[Batch], settings: GPTQSettings
+) -> None:
     """Quantize in place: embeddings by rounding, then each linear layer by GPTQ in the order of the forward.
 
     Every layer is solved on the inputs that it will really get, those of the already quantized layers before it.
@@ -125,7 +127,7 @@ def quantize_by_inputs(model: Decoder, chosen: list[Matrix], calibration: Sequen
         model.train(training)
 
 
-def _walk(model: Decoder, linear: list[Matrix], calibration: Sequence[Batch], settings: Settings) -> None:
+def _walk(model: Decoder, linear: list[WeightMatrix], calibration: Sequence[Batch], settings: GPTQSettings) -> None:
     reals = [b.real for b in calibration]
     inputs = [_entry(model, batch) for batch in calibration]
     for i, block in enumerate(model.blocks):
@@ -137,17 +139,17 @@ def _walk(model: Decoder, linear: list[Matrix], calibration: Sequence[Batch], se
 
 
 def _solve_one(
-    model: Decoder, matrix: Matrix, reals: Sequence[Tensor], run: Callable[[int], object], settings: Settings
+    model: Decoder, matrix: WeightMatrix, reals: Sequence[Tensor], run: Callable[[int], object], settings: GPTQSettings
 ) -> None:
     codes = solve(matrix.module.weight, _hessian(matrix.module, reals, run), matrix.grid, settings)
     install(model, [matrix], lambda _: codes)
 
 
-def _entry(model: Decoder, batch: Batch) -> tuple[Tensor, View]:
+def _entry(model: Decoder, batch: Batch) -> tuple[Tensor, AttentionContext]:
     """What the first block is called with for ``batch``."""
-    held: list[tuple[Tensor, View]] = []
+    held: list[tuple[Tensor, AttentionContext]] = []
 
-    def stop(_: nn.Module, arguments: tuple[Tensor, View]) -> None:
+    def stop(_: nn.Module, arguments: tuple[Tensor, AttentionContext]) -> None:
         held.append(arguments)
         raise _Enough
 

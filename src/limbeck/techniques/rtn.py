@@ -9,14 +9,14 @@ from pydantic import Field
 
 from limbeck.data.batch import Batch
 from limbeck.model.decoder import Decoder
-from limbeck.techniques.quantized import Quantizer, residue_of, round_all
+from limbeck.techniques.quantized import Quantizer, deployed_spec_of, round_all
 from limbeck.techniques.technique import Technique
 
 __all__ = ["RTN"]
 
 
 class RTN(Quantizer):
-    """Quantize linear layers, embedding and head by rounding; needs no data. It is its own residue.
+    """Quantize linear layers, embedding and head by rounding; needs no data. It is its own deployed spec.
 
     What it makes can be a frozen base for adapters (QLoRA, Dettmers et al. 2023: ``(RTN(bits=4), LoRA(rank=8))``);
     merging an adapter into it is refused, as there is no weight to merge into.
@@ -36,9 +36,9 @@ class RTN(Quantizer):
         round_all(model, self, self.clip)
         return model
 
-    def finish(self, model: Decoder) -> tuple[Decoder, Technique | None]:
-        """Nothing is left to do; the residue says on which grid each weight is."""
-        return model, residue_of(model, self)
+    def convert(self, model: Decoder) -> tuple[Decoder, Technique | None]:
+        """Nothing is left to do; the deployed spec says on which grid each weight is."""
+        return model, deployed_spec_of(model, self)
 
     def training_skeleton(self, model: Decoder) -> Decoder:
         """The quantized modules, empty."""

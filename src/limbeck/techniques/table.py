@@ -11,7 +11,7 @@ from limbeck.techniques.freeze import Freeze
 from limbeck.techniques.gptq import GPTQ
 from limbeck.techniques.lora import LoRA
 from limbeck.techniques.mixed import Mixed
-from limbeck.techniques.qaft import QAFT
+from limbeck.techniques.qat import QAT
 from limbeck.techniques.rtn import RTN
 from limbeck.techniques.technique import Technique
 
@@ -23,7 +23,7 @@ TECHNIQUES: dict[str, type[Technique]] = {
     GPTQ.name: GPTQ,
     LoRA.name: LoRA,
     Mixed.name: Mixed,
-    QAFT.name: QAFT,
+    QAT.name: QAT,
     RTN.name: RTN,
 }
 """Name -> class."""

@@ -18,7 +18,7 @@ __all__ = [
     "TrainableShare",
     "apply_all",
     "deployed",
-    "finish_all",
+    "convert_all",
     "train_everything",
     "train_only",
     "trainable_share",
@@ -40,7 +40,7 @@ class Technique(Config):
         name: how it is called on the command line and in the table; each subclass also has it as the literal field
             ``kind``, the tag by which a YAML mapping finds its class.
         identity: ``apply`` changes no logit (I16).
-        tolerance: largest relative change of the logits that ``finish`` may make, by ``torch.dtype`` name, where what
+        tolerance: largest relative change of the logits that ``convert`` may make, by ``torch.dtype`` name, where what
             was trained is of the weights' size: rounding is in proportion to it (a LoRA of alpha / rank 64 has more).
     """
 
@@ -57,10 +57,10 @@ class Technique(Config):
         """
 
     @abstractmethod
-    def finish(self, model: Decoder) -> tuple[Decoder, Technique | None]:
-        """Return the model to deploy and its residue.
+    def convert(self, model: Decoder) -> tuple[Decoder, Technique | None]:
+        """Return the model to deploy and its deployed spec.
 
-        The residue is the technique value whose ``deployed_skeleton`` rebuilds that model's structure for its saved
+        The deployed spec is the technique value whose ``deployed_skeleton`` rebuilds that model's structure for its saved
         tensors; None where the model is a plain decoder of its own config.
         """
 
@@ -69,15 +69,15 @@ class Technique(Config):
         """Return a model with the keys and shapes of ``apply``'s, its values to be loaded; asks for no calibration."""
 
     def deployed_skeleton(self, model: Decoder) -> Decoder:
-        """Return a model with the keys and shapes of ``finish``'s, its values to be loaded. A residue implements it."""
-        raise TypeError(f"{self.name} leaves no residue: there is nothing to rebuild")
+        """Return a model with the keys and shapes of ``convert``'s, its values to be loaded. A deployed spec implements it."""
+        raise TypeError(f"{self.name} leaves no deployed spec: there is nothing to rebuild")
 
     def trained(self, model: Decoder) -> frozenset[str]:
         """Names of the parameters of ``apply``'s ``model`` that take gradients; here those that did before."""
         return frozenset(name for name, p in model.named_parameters() if p.requires_grad)
 
     def stated_bytes(self, model: Decoder) -> int | None:
-        """Most bytes that the tensors of ``finish``'s model may take, told from ``model`` before; None: no promise."""
+        """Most bytes that the tensors of ``convert``'s model may take, told from ``model`` before; None: no promise."""
         return None
 
 
@@ -88,14 +88,14 @@ def apply_all(techniques: Iterable[Technique], model: Decoder, calibration: Sequ
     return model
 
 
-def finish_all(techniques: Sequence[Technique], model: Decoder) -> tuple[Decoder, tuple[Technique, ...]]:
-    """Finish last to first; the residues come back in the order in which they must be rebuilt."""
-    residues: list[Technique] = []
+def convert_all(techniques: Sequence[Technique], model: Decoder) -> tuple[Decoder, tuple[Technique, ...]]:
+    """Finish last to first; the deployed specs come back in the order in which they must be rebuilt."""
+    deployed_specs: list[Technique] = []
     for technique in reversed(techniques):
-        model, residue = technique.finish(model)
-        if residue is not None:
-            residues.insert(0, residue)
-    return model, tuple(residues)
+        model, deployed_spec = technique.convert(model)
+        if deployed_spec is not None:
+            deployed_specs.insert(0, deployed_spec)
+    return model, tuple(deployed_specs)
 
 
 def training(techniques: Iterable[Technique], model: Decoder) -> Decoder:
@@ -105,10 +105,10 @@ def training(techniques: Iterable[Technique], model: Decoder) -> Decoder:
     return model
 
 
-def deployed(residues: Iterable[Technique], model: Decoder) -> Decoder:
+def deployed(deployed_specs: Iterable[Technique], model: Decoder) -> Decoder:
     """Rebuild the deployed structure on a plain model, to load a saved model into."""
-    for residue in residues:
-        model = residue.deployed_skeleton(model)
+    for deployed_spec in deployed_specs:
+        model = deployed_spec.deployed_skeleton(model)
     return model
 
 

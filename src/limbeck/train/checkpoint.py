@@ -20,7 +20,7 @@ from limbeck import storage
 from limbeck.errors import CheckpointError, ConfigError
 from limbeck.train.distributed import world
 from limbeck.train.optim import load_state
-from limbeck.train.precision import Weights
+from limbeck.train.precision import TrainedWeights
 from limbeck.train.settings import TrainSettings
 from limbeck.train.state import State
 
@@ -74,7 +74,7 @@ class Checkpoints:
 
         Args:
             state: place in the training.
-            weights: as from ``Weights.state``.
+            weights: as from ``TrainedWeights.state``.
             moments: as from ``state_tensors``.
             extra: writes further files into the folder before it counts.
 
@@ -157,7 +157,9 @@ class Checkpoints:
             except CheckpointError as error:
                 yield step, error
 
-    def restore(self, weights: Weights, optimizer: torch.optim.Optimizer, settings: TrainSettings) -> State | None:
+    def restore(
+        self, weights: TrainedWeights, optimizer: torch.optim.Optimizer, settings: TrainSettings
+    ) -> State | None:
         """Load the newest whole checkpoint and return its state; None where there is no checkpoint at all.
 
         A damaged one is passed over with a warning.
@@ -184,7 +186,7 @@ class Checkpoints:
             raise CheckpointError(f"no checkpoint in {self.folder} is whole: {first}; remove them to start afresh")
         return None
 
-    def load_weights(self, step: int, weights: Weights) -> None:
+    def load_weights(self, step: int, weights: TrainedWeights) -> None:
         """Load one checkpoint's weights alone.
 
         Raises:

@@ -22,7 +22,7 @@ from limbeck.train.distributed import World, shard, world, wrap
 from limbeck.train.evaluation import Evaluation, evaluate
 from limbeck.train.modes import checkpointing, random_state
 from limbeck.train.optim import adamw, decayed, state_tensors
-from limbeck.train.precision import Precision, Weights, fastest
+from limbeck.train.precision import Precision, TrainedWeights, fastest
 from limbeck.train.progress import Bar
 from limbeck.train.schedule import factor
 from limbeck.train.settings import TrainSettings
@@ -170,7 +170,9 @@ class _Loop:
         self.timings = self._choose_precision(model, objective, stream)
         self.working = shard(model, self.state.precision == "bf16") if self.sharded else model
         kept: Any = "fp32" if self.sharded and self.state.precision == "bf16" else self.state.precision
-        self.weights = Weights(self.working, kept, settings.accumulation == here.size == 1 and device.type == "cpu")
+        self.weights = TrainedWeights(
+            self.working, kept, settings.accumulation == here.size == 1 and device.type == "cpu"
+        )
         self.optimizer = adamw(self.weights.trained, decayed(self.working, settings.decay_embeddings), settings)
         # bf16 masters gather gradients outside autograd's sight, where DDP cannot reduce them: the loop does, in fp32.
         averages = self.sharded or kept != "bf16"
@@ -189,7 +191,7 @@ class _Loop:
         if chosen == "auto":
             model.train()
 
-            def once(twin: nn.Module, weights: Weights) -> None:
+            def once(twin: nn.Module, weights: TrainedWeights) -> None:
                 settings = self.settings.model_copy(update={"accumulation": 1})
                 optimizer = adamw(weights.trained, decayed(twin, settings.decay_embeddings), settings)
                 alone = World()
@@ -354,7 +356,7 @@ class _Loop:
                 self.weights.load(self.best_in_memory)
         if self.sharded:
             changing, _ = self.weights.state()
-            Weights(self.plain, self.stepper.weights.precision).load(changing)
+            TrainedWeights(self.plain, self.stepper.weights.precision).load(changing)
         state.seconds = time.perf_counter() - began
         return TrainResult(
             steps=state.step,

@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from limbeck.errors import CheckpointError, ConfigError
 from limbeck.train.distributed import full, like
 
-__all__ = ["Precision", "Weights", "fastest", "join_halves", "split_halves"]
+__all__ = ["Precision", "TrainedWeights", "fastest", "join_halves", "split_halves"]
 
 Precision = Literal["fp32", "bf16", "fp64"]
 
 _BLOCK = 1 << 20  # elements
 
 
-class Weights:
+class TrainedWeights:
     """The trained tensors in the optimizer's precision, and the model that they drive.
 
     fp32 and fp64: ``trained`` are the model's own parameters. bf16: the model's parameters are bf16 and ``trained`` are
@@ -215,7 +215,7 @@ def _shape(tensor: Tensor) -> str:
 
 
 def fastest(
-    model: nn.Module, step: Callable[[nn.Module, Weights], None], device: torch.device
+    model: nn.Module, step: Callable[[nn.Module, TrainedWeights], None], device: torch.device
 ) -> dict[Precision, float]:
     """Time one forward, backward and update in fp32 and in bf16 on throwaway copies of ``model``.
 
@@ -231,7 +231,7 @@ def fastest(
     choices: tuple[Precision, ...] = ("fp32", "bf16")
     for precision in choices:
         twin = copy.deepcopy(model)
-        weights = Weights(twin, precision, alone=device.type == "cpu")
+        weights = TrainedWeights(twin, precision, alone=device.type == "cpu")
         step(twin, weights)
         best = float("inf")
         for _ in range(2):

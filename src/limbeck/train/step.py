@@ -14,9 +14,9 @@ from limbeck.errors import DivergedError, NothingToLearnError
 from limbeck.losses.terms import add_counts, total
 from limbeck.objectives.objective import Objective
 from limbeck.train.distributed import World, full, sync
-from limbeck.train.feed import Fed, Feed
 from limbeck.train.optim import sweep
-from limbeck.train.precision import Weights
+from limbeck.train.precision import TrainedWeights
+from limbeck.train.prefetch import Prefetched, Prefetcher
 from limbeck.train.settings import TrainSettings
 from limbeck.train.stream import Stream, derive, name_rows, tokens
 
@@ -57,7 +57,7 @@ class Stepper:
     def __init__(
         self,
         model: nn.Module,
-        weights: Weights,
+        weights: TrainedWeights,
         optimizer: torch.optim.AdamW,
         objective: Objective[Any],
         stream: Stream[Any],
@@ -71,7 +71,7 @@ class Stepper:
         self.model, self.weights, self.optimizer = model, weights, optimizer
         self.objective, self.stream, self.settings = objective, stream, settings
         self.world, self.device, self.seed, self.averages = world, device, seed, averages
-        self.feed = Feed(stream, device)
+        self.feed = Prefetcher(stream, device)
 
     def indices(self, step: int, rank: int | None = None) -> list[int]:
         """Micro-batches of ``step`` on this rank (or on ``rank``): the ranks take turns in the stream."""
@@ -116,7 +116,9 @@ class Stepper:
             )
         return counts, int(real), int(target)
 
-    def _gradients(self, step: int, fed: Sequence[Fed], counts: Mapping[str, float]) -> tuple[Tensor, dict[str, float]]:
+    def _gradients(
+        self, step: int, fed: Sequence[Prefetched], counts: Mapping[str, float]
+    ) -> tuple[Tensor, dict[str, float]]:
         """Backward of every micro-batch; returns each one's sums (K, terms) float64 and the terms' weights."""
         values: list[Tensor] = []
         weights: dict[str, float] = {}

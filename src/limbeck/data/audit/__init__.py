@@ -1,0 +1,1 @@
+"""Overlaps and repeats between data sets."""

@@ -1,0 +1,1 @@
+"""Small data sets of the project's own making."""

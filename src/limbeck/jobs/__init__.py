@@ -1,0 +1,1 @@
+"""What verbs share: training job, data source, options, estimates, checks, reports."""

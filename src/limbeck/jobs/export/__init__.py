@@ -1,0 +1,1 @@
+"""Writing a model for other programs, and checking what was written."""

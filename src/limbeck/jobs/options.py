@@ -1,0 +1,107 @@
+"""Everything a user may choose about a training: the fields of every verb that trains."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, JsonValue
+
+from limbeck.config import dump
+from limbeck.data.batch import Example
+from limbeck.data.batches import Batches, CollateFn
+from limbeck.data.tokenizer import Tokenizer
+from limbeck.decode.settings import Decoding
+from limbeck.errors import ConfigError
+from limbeck.jobs.checks import OnOverlap, ProbeLevel, encoded
+from limbeck.jobs.recipe import Recipe
+from limbeck.jobs.source import DataSource
+from limbeck.jobs.zero_shot import ZeroShotRows
+from limbeck.tasks.table import AnyTask
+from limbeck.tasks.task import Measuring
+from limbeck.tasks.text import Text
+from limbeck.techniques.table import AnyTechnique
+from limbeck.train.settings import TrainSettings
+
+__all__ = ["TrainingOptions"]
+
+_DATA: dict[str, JsonValue] = {"section": "data"}
+
+
+class TrainingOptions(ZeroShotRows, DataSource, Recipe):
+    """Task, batches, techniques, training and measuring; what is read off them alone."""
+
+    task: AnyTask = Field(Text(), description="kind of work")
+    context: int | None = Field(
+        None, ge=2, description="tokens a sequence; none: the model's own", json_schema_extra=_DATA
+    )
+    batch_size: int = Field(8, ge=1, description="sequences (packed: rows) a micro-batch", json_schema_extra=_DATA)
+    packing: bool = Field(False, description="fill rows with several whole documents", json_schema_extra=_DATA)
+    bucketing: bool = Field(True, description="batch rows of like length together", json_schema_extra=_DATA)
+    techniques: tuple[AnyTechnique, ...] = Field((), description="applied in this order")
+    train: TrainSettings = Field(default_factory=TrainSettings, description="the training itself")
+    measuring: Measuring = Field(default_factory=Measuring, description="the final evaluation")
+    decoding: Decoding | None = Field(None, description="how the final evaluation generates; none: the task's choice")
+    audit: OnOverlap = Field(
+        "list",
+        description="training rows that overlap with evaluation rows or repeat: list them, drop them, refuse to run",
+        json_schema_extra=_DATA,
+    )
+    probes: ProbeLevel = Field("quick", description="what is measured beside the task, and rings alarms")
+    general: str | None = Field(
+        None, description="held-out general text, on which lost generality is measured too", json_schema_extra=_DATA
+    )
+    dry_run: bool = Field(
+        False, description="show tokenised examples, memory and time, and stop", json_schema_extra={"section": "common"}
+    )
+
+    def settings(self, monitored: bool) -> TrainSettings:
+        """Settings of the loop: ``dtype`` names the precision; without validation rows there is nothing to monitor.
+
+        Raises:
+            ConfigError: training in fp16 was asked for, or patience without validation rows.
+        """
+        changes: dict[str, Any] = {}
+        if self.dtype == "fp16":
+            raise ConfigError("training in fp16 is not supported, as its gradients underflow: use bf16, fp32 or auto")
+        if self.dtype != "auto":
+            changes["precision"] = self.dtype
+        if not monitored:
+            if self.train.patience:
+                raise ConfigError("patience needs validation rows: give 'valid', or a validation share in 'fractions'")
+            changes["monitor"] = ""
+        return self.train.model_copy(update=changes)
+
+    def shuffled(self, examples: Sequence[Example], pad_id: int, context: int, collate_fn: CollateFn) -> Batches:
+        """Micro-batches to learn from, in an order that the seed decides."""
+        return Batches(
+            examples,
+            batch_size=self.batch_size,
+            context=context,
+            pad_id=pad_id,
+            packing=self.packing,
+            bucketing=self.bucketing and not self.packing,
+            shuffle=True,
+            seed=self.seed,
+            collate_fn=collate_fn,
+        )
+
+    def general_text(self, level: ProbeLevel, tokenizer: Tokenizer, context: int) -> list[Example]:
+        """Examples of the held-out general text that probes of this level look at.
+
+        Raises:
+            DataError: there is no such text.
+        """
+        if self.general is None:
+            return []
+        text = Text()
+        return encoded(text, self.rows(self.general, text), tokenizer, context, level)
+
+    @property
+    def folder(self) -> Path:
+        """Run folder: ``out``, or one named after the recipe, so that the same command finds its own run again."""
+        if self.out is not None:
+            return Path(self.out)
+        return Path("runs") / f"{self.verb}-{hashlib.sha256(dump(self).encode()).hexdigest()[:8]}"

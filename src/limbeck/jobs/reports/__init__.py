@@ -1,0 +1,1 @@
+"""Reports of jobs, as values and for people."""

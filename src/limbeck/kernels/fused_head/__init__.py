@@ -1,0 +1,1 @@
+"""Losses of a language-model head, computed chunk by chunk without the full logits."""

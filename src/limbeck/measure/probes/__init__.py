@@ -1,0 +1,1 @@
+"""Extra checks of a trained model, and their alarms."""

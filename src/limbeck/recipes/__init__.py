@@ -1,1 +1,0 @@
-"""The recipes room; see docs/architecture.md."""

@@ -1,0 +1,1 @@
+"""Verbs: one frozen config each, and their table."""

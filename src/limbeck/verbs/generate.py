@@ -1,0 +1,180 @@
+"""``limbeck generate``: continue prompts, streamed as they are written."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import Field, model_validator
+from rich.text import Text as RichText
+
+from limbeck.data.chat import ChatTemplate, Message
+from limbeck.data.readers import read
+from limbeck.data.tokenizer import Tokenizer
+from limbeck.decode.generate import Generation, OnText, fit_prompts, generate
+from limbeck.decode.settings import Decoding
+from limbeck.decode.speculative import speculate
+from limbeck.errors import ConfigError, DataError
+from limbeck.formats.load import Bundle, load_bundle
+from limbeck.jobs.recipe import Display, Recipe, Report
+from limbeck.jobs.source import device_of, dtype_of
+from limbeck.model.decoder import Decoder
+from limbeck.storage import write_json
+
+__all__ = ["Generate"]
+
+
+class Generate(Recipe):
+    """Continue one prompt, or every row of a file."""
+
+    verb: ClassVar[str] = "generate"
+    summary: ClassVar[str] = "continue prompts with a model"
+
+    model: str = Field(description="a folder, a run or a Hub id", json_schema_extra={"positional": True})
+    prompt: str = Field(
+        "", description="text to continue; empty: from the begin token", json_schema_extra={"positional": True}
+    )
+    adapter: str | None = Field(None, description="PEFT adapter to put beside it: a folder or a Hub id")
+    prompts: str | None = Field(None, description="file of prompts instead: a path or toy:NAME")
+    field: str = Field("text", description="field of the prompts' rows that is the prompt")
+    limit: int | None = Field(None, ge=1, description="only the first rows of the file")
+    batch_size: int = Field(16, ge=1, description="sequences decoded together")
+    chat: bool = Field(False, description="a prompt is a user's turn, laid out by the model's chat template")
+    system: str = Field(
+        "", description="what the system says before the prompt, with chat", json_schema_extra={"verbatim": True}
+    )
+    draft: str | None = Field(
+        None, description="small model of the same tokenizer that proposes tokens: a folder, a run or a Hub id"
+    )
+    proposals: int = Field(4, ge=1, le=15, description="most tokens that the draft proposes at once")
+    decoding: Decoding = Field(default_factory=Decoding, description="how new tokens are chosen")
+
+    def run(self, session: Display) -> Report:
+        """Generate; one prompt is streamed, several are printed when done.
+
+        Raises:
+            LimbeckError: the model cannot be loaded, or a prompt does not fit.
+        """
+        bundle = load_bundle(self.model, dtype_of(self.dtype), device_of(self.device), adapter=self.adapter)
+        names, texts = self._texts()
+        prompts = self._prompts(bundle.tokenizer, texts)
+        ends, decoding = _ends(bundle.generation, bundle.tokenizer), self.decoding.seeded(self.seed)
+        stream = len(prompts) == 1 and self.decoding.outputs == 1
+        if stream:
+            fit_prompts(bundle.model, prompts, self.decoding, bundle.tokenizer)  # refuse before anything is shown
+            session.write(f"{texts[0]}\n" if self.chat else texts[0])
+        draft = None if self.draft is None else self._draft(bundle)
+        on_text, worth = _writer(session) if stream else None, None
+        started = time.perf_counter()
+        if draft is None:
+            out = generate(
+                bundle.model, bundle.tokenizer, prompts, decoding, batch_size=self.batch_size, end_ids=ends,
+                on_text=on_text,
+            )  # fmt: skip
+        else:
+            out, worth = speculate(
+                bundle.model, draft, bundle.tokenizer, prompts, decoding, proposals=self.proposals, end_ids=ends,
+                on_text=on_text,
+            )  # fmt: skip
+        seconds = time.perf_counter() - started
+        if stream:
+            session.write("\n")
+        tokens = sum(g.tokens for some in out for g in some)
+        values: dict[str, Any] = {
+            "verb": self.verb,
+            "model": self.model,
+            "decoding": decoding.model_dump(mode="json"),
+            "generations": [_plain(n, t, g) for n, t, some in zip(names, texts, out, strict=True) for g in some],
+            "tokens": tokens,
+            "seconds": seconds,
+            "tokens_per_second": tokens / seconds if seconds > 0 else None,
+        }
+        if worth is not None:
+            values["speculation"] = {**asdict(worth), "acceptance": worth.acceptance}
+        if self.out is not None:
+            write_json(Path(self.out) / "generations.json", values)
+        if not stream:
+            for name, text, some in zip(names, texts, out, strict=True):
+                session.write("".join(_shown(name, f"{text}\n" if self.chat else text, g) for g in some))
+        rate = f"{tokens} tokens in {seconds:.2f} s"
+        if worth is not None and worth.acceptance is not None:
+            rate += f"; {worth.acceptance:.1%} of {worth.proposed} proposals kept, {worth.rounds} forwards of the model"
+        return Report(values, (RichText(rate, style="dim"),))
+
+    def _draft(self, bundle: Bundle) -> Decoder:
+        assert self.draft is not None
+        draft = load_bundle(self.draft, dtype_of(self.dtype), device_of(self.device))
+        if draft.tokenizer.fingerprint != bundle.tokenizer.fingerprint:
+            raise ConfigError(
+                f"draft {self.draft} has another tokenizer than {self.model}: take one of the same, a distilled student"
+            )
+        return draft.model
+
+    def _texts(self) -> tuple[list[str], list[str]]:
+        if self.prompts is None:
+            return ["prompt"], [self.prompt]
+        if self.prompt:
+            raise ConfigError("a prompt and a file of prompts were given: give one")
+        rows = read(self.prompts, required=[self.field], limit=self.limit)
+        return [r.id for r in rows], [str(r.value(self.field)) for r in rows]
+
+    def _prompts(self, tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
+        if not self.chat:
+            return [self._ids(tokenizer, text) for text in texts]
+        if tokenizer.chat_template is None:
+            raise ConfigError(f"{self.model} has no chat template: train it on task instructions, or leave out chat")
+        template = ChatTemplate(tokenizer.chat_template, tokenizer)
+        system = [Message("system", self.system)] if self.system else []
+        return [template.prompt_ids([*system, Message("user", text)]) for text in texts]
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Generate:
+        if self.system and not self.chat:
+            raise ValueError("system needs chat: without it a prompt is continued as it is")
+        if self.draft is None and "proposals" in self.model_fields_set:
+            raise ValueError("proposals needs a draft that makes them")
+        if self.draft is not None and self.decoding.beams > 1:
+            raise ValueError("a draft proposes for sampling and greedy decoding, not for beams: set one of them")
+        return self
+
+    def _ids(self, tokenizer: Tokenizer, text: str) -> list[int]:
+        ids = tokenizer.encode(text)
+        first = tokenizer.bos_id if tokenizer.bos_id is not None else tokenizer.eos_id
+        if tokenizer.begins_with_bos or not ids:
+            return [first, *ids]
+        return ids
+
+
+def _ends(generation: dict[str, Any], tokenizer: Tokenizer) -> Sequence[int]:
+    """End tokens of the model's generation defaults, else the tokenizer's."""
+    given = generation.get("eos_token_id", tokenizer.eos_id)
+    ends = [given] if isinstance(given, int) else list(given or [tokenizer.eos_id])
+    if not all(isinstance(e, int) for e in ends):
+        raise DataError(f"eos_token_id of the generation config must be token ids, not {given!r}")
+    return ends
+
+
+def _writer(session: Display) -> OnText:
+    def write(prompt: int, sample: int, text: str) -> None:
+        session.write(text)
+
+    return write
+
+
+def _plain(name: str, prompt: str, g: Generation) -> dict[str, Any]:
+    return {
+        "id": name,
+        "prompt": prompt,
+        "text": g.text,
+        "stopped": g.stopped,
+        "tokens": g.tokens,
+        "log_prob": g.log_prob,
+        "ids": list(g.ids),
+    }
+
+
+def _shown(name: str, prompt: str, g: Generation) -> str:
+    return f"[{name}, {g.tokens} tokens, {g.stopped}]\n{prompt}{g.text}\n\n"

@@ -1,0 +1,257 @@
+"""``limbeck quantize``: fewer bits a weight, and what that costs and saves, measured beside the original."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+import torch
+from pydantic import Field, JsonValue
+
+from limbeck.data.batch import Batch, Example, collate
+from limbeck.data.readers import Rows
+from limbeck.decode.settings import Decoding
+from limbeck.errors import ConfigError
+from limbeck.formats.load import Bundle, load_bundle, save_bundle
+from limbeck.jobs.recipe import Display, Recipe, Report
+from limbeck.jobs.reports.evaluation import measure
+from limbeck.jobs.reports.quantization import Speeds, alternated, show_quantized
+from limbeck.jobs.source import device_of, dtype_of
+from limbeck.kernels.packed import choose
+from limbeck.measure.agreement import KL_PER_TOKEN, TOP_AGREEMENT, agreement
+from limbeck.measure.cost import SpeedProtocol, cost, disk_bytes
+from limbeck.measure.footprint import footprint
+from limbeck.measure.scores import Scores
+from limbeck.measure.stats import compare, interval, verdict
+from limbeck.model.decoder import Decoder
+from limbeck.model.quantized import QuantizedLinear
+from limbeck.run import Run
+from limbeck.storage import plain
+from limbeck.tasks.table import AnyTask
+from limbeck.tasks.task import Measuring
+from limbeck.tasks.text import Text
+from limbeck.techniques.gptq import GPTQ
+from limbeck.techniques.mixed import Mixed
+from limbeck.techniques.quantized import refuse_quantized
+from limbeck.techniques.rtn import RTN
+from limbeck.techniques.technique import apply_all, convert_all
+from limbeck.verbs.export import stored_dtype
+from limbeck.verbs.info import stored_dtypes
+
+__all__ = ["Quantize"]
+
+_DATA: dict[str, JsonValue] = {"section": "data"}
+
+
+class Quantize(Recipe):
+    """Quantize a model after training, save it, and measure it beside the original.
+
+    Figures of the task with intervals and a paired verdict, KL to the original and top-token agreement, bytes of the
+    files of both, speed of both.
+    """
+
+    verb: ClassVar[str] = "quantize"
+    summary: ClassVar[str] = "quantize a model, and measure what it loses and saves"
+
+    model: str = Field(description="a folder, a run or a Hub id", json_schema_extra={"positional": True})
+    data: str = Field(description="rows to measure on: a path, toy:NAME or a Hub id", json_schema_extra=_DATA)
+    calibration: str | None = Field(
+        None, description="rows that gptq and mixed look at; not those measured on", json_schema_extra=_DATA
+    )
+    calibration_tokens: int = Field(
+        65_536, ge=1, description="take no more tokens of it than this", json_schema_extra=_DATA
+    )
+    context: int | None = Field(
+        None, ge=2, description="tokens a calibration sequence; none: the model's own", json_schema_extra=_DATA
+    )
+    columns: dict[str, str] = Field(
+        default_factory=dict, description="our field = their column", json_schema_extra=_DATA
+    )
+    separator: str = Field(
+        "<|endoftext|>", description="line between documents of a text file", json_schema_extra=_DATA
+    )
+    limit: int | None = Field(None, ge=1, description="read only so many rows of each", json_schema_extra=_DATA)
+    technique: Annotated[RTN | GPTQ | Mixed, Field(discriminator="kind")] = Field(
+        default_factory=RTN, description="how to quantize"
+    )
+    task: AnyTask = Field(default_factory=Text, description="kind of work that is measured")
+    measuring: Measuring = Field(default_factory=Measuring, description="how it is measured")
+    decoding: Decoding | None = Field(None, description="how it generates; none: the task's choice")
+    margin: float | None = Field(None, gt=0, description="a difference that does not matter: equivalence is tested too")
+    speed: SpeedProtocol = Field(default_factory=SpeedProtocol, description="how both are timed, in turns")
+    memory: bool = Field(False, description="measure peak memory at load and in use too, in a process of its own")
+    out: str = Field(description="run folder to write to", json_schema_extra={"section": "common"})
+
+    def run(self, session: Display) -> Report:
+        """Quantize, save, measure both, compare.
+
+        Raises:
+            ModelError: no such model, or a layout of another version.
+            TechniqueError: the model is quantized already, or the calibration text is too short.
+            DataError: rows that are missing, empty or shaped otherwise.
+        """
+        done = self._done(session)
+        if done is not None:
+            return done
+        source = load_bundle(self.model, self._dtype(), device_of(self.device))
+        refuse_quantized(source.model, self.technique.name)
+        self.task.check(source.model)
+        rows = self._rows(self.data)
+        calibration = None if self.calibration is None else self._rows(self.calibration)
+        batches, used = self._batches(calibration, source)
+        session.say(f"quantizing {self.model} by {self.technique.name}")
+        model = self._quantized(source, batches)  # before there is a run, so that what does not fit leaves none
+        with Run.create(Path(self.out), self) as run:
+            hashes = {"all": rows.hash} | ({} if calibration is None else {"calibration": calibration.hash})
+            run.provenance(seed=self.seed, data=hashes)
+            model, deployed_specs = convert_all((self.technique,), model)
+            save_bundle(model, source.tokenizer, run.model, generation=source.generation, deployed_specs=deployed_specs)
+            source = load_bundle(self.model, self._dtype(), device_of(self.device))
+            made = load_bundle(str(run.model), self._dtype(), device_of(self.device))
+            session.say(f"measuring both on {len(rows)} rows of {self.data}")
+            values: dict[str, Any] = {
+                "verb": self.verb,
+                "run": str(run.path),
+                "model": self.model,
+                "technique": self.technique,
+                "deployed_specs": list(made.deployed_specs),
+                "data": {"all": {"source": rows.source, "hash": rows.hash, "rows": len(rows)}},
+                "calibration": used,
+                **self._compared(source, made, rows, run),
+                **self._costs(source, made),
+            }
+            if calibration is not None and calibration.hash == rows.hash:
+                values["told"].insert(0, "the calibration rows are those measured on: the figures are too good")
+            values = plain(values)
+            run.finish(values)
+            return Report(values, show_quantized(values))
+
+    def _done(self, session: Display) -> Report | None:
+        """The report of this very recipe's run, where it is finished."""
+        if not (Path(self.out) / "recipe.yaml").is_file():
+            return None
+        with Run.create(Path(self.out), self) as run:
+            if not run.finished:
+                return None
+            session.say(run.describe())
+            return Report(run.report(), show_quantized(run.report()))
+
+    def _dtype(self) -> torch.dtype:
+        return dtype_of(self.dtype)
+
+    def _rows(self, source: str) -> Rows:
+        return self.task.read(source, columns=self.columns, limit=self.limit, separator=self.separator)
+
+    def _batches(self, rows: Rows | None, source: Bundle) -> tuple[list[Batch], dict[str, Any] | None]:
+        """Calibration text in batches, rows of like length together, and what was taken of it."""
+        if rows is None:
+            return [], None
+        context = min(self.context or source.model.config.context, source.model.config.context)
+        examples, _ = self.task.encode(rows, source.tokenizer, context)
+        taken: list[Example] = []
+        tokens = 0
+        for example in examples:
+            if tokens + len(example) > self.calibration_tokens:
+                break
+            taken.append(example)
+            tokens += len(example)
+        if not taken:
+            raise ConfigError(
+                f"{self.calibration_tokens} calibration tokens do not hold the first row of {self.calibration}, which "
+                f"has {len(examples[0])}: raise calibration_tokens, or lower context"
+            )
+        taken.sort(key=len, reverse=True)
+        size = self.measuring.batch_size
+        batches = [
+            collate([[e] for e in taken[at : at + size]], source.tokenizer.pad_id).to(source.model.device)
+            for at in range(0, len(taken), size)
+        ]
+        told = {"source": rows.source, "hash": rows.hash, "rows": len(rows), "sequences": len(taken), "tokens": tokens}
+        return batches, told
+
+    def _quantized(self, source: Bundle, batches: Sequence[Batch]) -> Decoder:
+        """Quantize ``source``, in place; what stays as it is keeps the dtype that it was stored in."""
+        torch.manual_seed(self.seed)
+        model = apply_all((self.technique,), source.model, batches)
+        assert source.folder is not None  # what was loaded lies somewhere
+        return model.to(stored_dtype(source.folder) if self.dtype == "auto" else self._dtype())
+
+    def _compared(self, source: Bundle, made: Bundle, rows: Rows, run: Run) -> dict[str, Any]:
+        """Figures of both, their paired differences, and how near their beliefs are."""
+        decoding = (self.decoding or self.task.decoding()).seeded(self.seed)
+        files = {"original": run.scores / "original.jsonl", "quantized": run.scores / "quantized.jsonl"}
+        found = {
+            name: measure(b.model, b.tokenizer, self.task, rows, name, self.measuring, decoding, files[name])
+            for name, b in (("original", source), ("quantized", made))
+        }
+        a, b = (Scores.read(files[name]) for name in ("original", "quantized"))
+        level, resamples = self.measuring.level, self.measuring.resamples
+        comparisons = {}
+        for statistic in self.task.statistics(a.columns):
+            c = compare(a, b, statistic, level=level, resamples=resamples, seed=self.seed)
+            told = verdict(c, ("the original", "the quantized model"), self.margin)
+            relative = c.difference / abs(c.a) if c.a else None
+            comparisons[statistic.name] = {**c.to_json(), "relative": relative, "verdict": told}
+        return {
+            **found["quantized"],  # in an evaluation's form, so that a study sets it beside those of the same rows
+            "evaluated": "all",
+            "original": found["original"],
+            "quantized": found["quantized"],
+            "comparisons": comparisons,
+            "agreement": self._near(source, made, rows, run.scores / "agreement.jsonl"),
+        }
+
+    def _near(self, source: Bundle, made: Bundle, rows: Rows, file: Path) -> dict[str, Any]:
+        """KL and top-token agreement at every target of the rows; nothing where the head tells classes, not tokens."""
+        if source.model.config.classes is not None:
+            return {}
+        reach = source.model.config.context
+        examples, _ = self.task.encode(rows, source.tokenizer, min(self.measuring.context or reach, reach))
+        near = agreement(source.model, made.model, examples, self.measuring.batch_size)
+        near.write(file)
+        m = self.measuring
+        return {
+            key: interval(near, statistic, level=m.level, resamples=m.resamples, seed=self.seed)
+            for key, statistic in (("kl_nats", KL_PER_TOKEN), ("top_agreement", TOP_AGREEMENT))
+        }
+
+    def _costs(self, source: Bundle, made: Bundle) -> dict[str, Any]:
+        """Bytes of the files of both (I19), and the speed of both, timed in turns (I32)."""
+        with warnings.catch_warnings(record=True) as caught:  # a kernel that fails here says so by a warning
+            warnings.simplefilter("always")
+            speeds = alternated(source.model, made.model, self.speed)
+        assert source.folder is not None and made.folder is not None
+        before, after = disk_bytes(source.folder), disk_bytes(made.folder)
+        peak = asdict(footprint(made.folder, self._dtype())) if self.memory else None
+        return {
+            "cost": cost(made.model, made.folder, timed=speeds.quantized, peak=peak),
+            "bytes": {
+                "original": before,
+                "quantized": after,
+                "ratio": after / before,
+                "original_stored": stored_dtypes(source.folder),
+                "memory": {"original": source.model.count_bytes(), "quantized": made.model.count_bytes()},
+            },
+            "speed": speeds,
+            "told": [*_told(made.model, speeds), *dict.fromkeys(str(w.message) for w in caught)],
+        }
+
+
+def _told(model: Decoder, speeds: Speeds) -> list[str]:
+    """Sentences that must be shown: kernels that are missing here, and a model that is slower for being smaller."""
+    layers = [m for m in model.modules() if isinstance(m, QuantizedLinear)]
+    missing = Counter(
+        m.quantized.layout.kind
+        for m in layers
+        if choose(m.quantized.prepared(), 1, model.dtype) not in ("packed", "integer")
+    )
+    told = [
+        f"no packed kernel runs {n} of {len(layers)} {kind} matrices of this layout on this machine: their numbers are "
+        "written out for every token, which costs time"
+        for kind, n in missing.items()
+    ]
+    return told + ([speeds.sentence] if speeds.slower else [])

@@ -1,0 +1,41 @@
+"""Every verb and where its recipe stands; nothing is imported until it is asked for."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from limbeck.jobs.recipe import Recipe
+
+__all__ = ["RECIPES", "recipe"]
+
+RECIPES: dict[str, str] = {
+    "demo": "limbeck.study.demo:Demo",
+    "pretrain": "limbeck.verbs.pretrain:Pretrain",
+    "finetune": "limbeck.verbs.finetune:Finetune",
+    "distill": "limbeck.verbs.distill:Distill",
+    "dpo": "limbeck.verbs.dpo:DPO",
+    "synthesize": "limbeck.verbs.synthesize:Synthesize",
+    "quantize": "limbeck.verbs.quantize:Quantize",
+    "evaluate": "limbeck.verbs.evaluate:Evaluate",
+    "score": "limbeck.verbs.score:Score",
+    "audit": "limbeck.verbs.audit:Audit",
+    "generate": "limbeck.verbs.generate:Generate",
+    "info": "limbeck.verbs.info:Info",
+    "export": "limbeck.verbs.export:Export",
+    "compare": "limbeck.verbs.compare:Compare",
+    "certify": "limbeck.study.certify:Certify",
+    "fit": "limbeck.study.fit:Fit",
+    "study": "limbeck.study.study:Study",
+}
+"""verb -> ``module:Class``: the registration line of a verb, in the order in which the help lists them."""
+
+
+def recipe(verb: str) -> type[Recipe]:
+    """Import and return the recipe class of ``verb``.
+
+    Raises:
+        KeyError: no such verb.
+    """
+    module, _, name = RECIPES[verb].partition(":")
+    found: type[Recipe] = getattr(import_module(module), name)
+    return found
