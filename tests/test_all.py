@@ -69,3 +69,12 @@ def test_packages_hold_nothing(name: str) -> None:
     assert file is not None
     body = ast.parse(Path(file).read_text(encoding="utf-8")).body
     assert all(isinstance(node, ast.Expr) for node in body)
+
+
+def test_no_class_name_stands_for_two_things() -> None:
+    homes: dict[str, list[str]] = {}
+    for file in sorted(Path(limbeck.__file__).parent.rglob("*.py")):
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                homes.setdefault(node.name, []).append(str(file))
+    assert {name: files for name, files in homes.items() if len(files) > 1} == {}

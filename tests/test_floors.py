@@ -15,9 +15,9 @@ import limbeck
 SOURCE = Path(limbeck.__file__).parent
 
 FLOORS = [
-    {"errors"}, {"config"}, {"storage"}, {"run", "losses", "kernels"}, {"data"}, {"model"}, {"techniques"}, {"formats"},
-    {"objectives"}, {"decode"}, {"train"}, {"measure"}, {"tasks"}, {"synth"}, {"recipes"}, {"study"}, {"command"},
-    {"integrations", "schema"}, {"cli"}, {"__main__"},
+    {"errors", "old_names"}, {"config"}, {"storage"}, {"run", "losses", "kernels"}, {"data"}, {"model"}, {"techniques"},
+    {"formats"}, {"objectives"}, {"decode"}, {"train"}, {"measure"}, {"tasks"}, {"synth"}, {"jobs"}, {"verbs"},
+    {"study"}, {"serve"}, {"command"}, {"integrations", "schema"}, {"api"}, {"cli"}, {"__main__"},
 ]  # fmt: skip
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 
@@ -97,6 +97,12 @@ def test_no_technique_imports_another() -> None:
     concrete = EDGES["techniques.table"] - {"techniques.technique"}
     others = {a: seen & concrete for a, seen in EDGES.items() if room(a) == "techniques" and a != "techniques.table"}
     assert {a: seen for a, seen in others.items() if seen} == {}
+
+
+def test_no_verb_imports_another() -> None:
+    """What verbs share stands in ``jobs``; their table names them as text."""
+    between = {a: {b for b in seen if room(b) == "verbs"} for a, seen in EDGES.items() if room(a) == "verbs"}
+    assert {a: seen for a, seen in between.items() if seen} == {}
 
 
 def test_the_reading_of_imports_finds_some() -> None:

@@ -22,6 +22,7 @@ from limbeck.command.failures import Failure, failure_of
 from limbeck.command.flags import Flag
 from limbeck.command.verb import Verb, Verbs
 from limbeck.errors import nearest
+from limbeck.old_names import OldNameWarning
 
 if TYPE_CHECKING:
     from limbeck.jobs.recipe import Recipe
@@ -95,6 +96,7 @@ def _resolve(verb: str, flags: Sequence[Flag], typed: Mapping[str, Any]) -> Reci
     """Defaults <- YAML <- flags."""
     from limbeck.command.values import converted, overlay
     from limbeck.config import build, read
+    from limbeck.old_names import kinds_now
     from limbeck.verbs.table import recipe
 
     given = []
@@ -102,7 +104,7 @@ def _resolve(verb: str, flags: Sequence[Flag], typed: Mapping[str, Any]) -> Reci
         texts = (typed_as,) if isinstance(typed_as, str) else typed_as
         given.append((flag, typed_as if isinstance(typed_as, bool) else converted(flag, texts)))
     file = typed["config_file"]
-    values = read(Path(file)) if file is not None else {}
+    values = kinds_now(read(Path(file))) if file is not None else {}
     where = f"the flags of '{verb}'" if file is None else f"{file} and the flags" if given else file
     return build(recipe(verb), overlay(values, flags, given), where)
 
@@ -147,3 +149,10 @@ def _hush() -> None:
         os.environ.setdefault(name, value)
     if not sys.warnoptions and not os.environ.get("LIMBECK_TRACEBACK"):
         warnings.simplefilter("ignore")
+        warnings.filterwarnings("default", category=OldNameWarning)
+        warnings.formatwarning = _warning  # type: ignore[assignment]
+
+
+def _warning(message: Warning | str, category: type[Warning], *_: object) -> str:
+    """Write a warning as one line; the only ones that are shown are about old names."""
+    return f"limbeck: warning: {message}\n"

@@ -8,17 +8,37 @@ from pathlib import Path
 from typing import Any, TypeVar, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from limbeck.errors import ConfigError, nearest
+from limbeck.old_names import renamed
 
 __all__ = ["Config", "build", "dump", "load", "merge", "parse", "read"]
 
 
 class Config(BaseModel):
-    """Base of every frozen config: unknown keys are errors, values do not change after building."""
+    """Base of every frozen config: unknown keys are errors, values do not change after building.
+
+    A field with ``json_schema_extra={"old_name": NAME}`` is also read, with a warning, under its old name.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=False, protected_namespaces=(), allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _current(cls, values: Any) -> Any:
+        return cls.current(values)
+
+    @classmethod
+    def current(cls, values: Any) -> Any:
+        """Return ``values`` with present names in place of old ones; a subclass that looks at them first calls it."""
+        return renamed(values, cls.old_names()) if isinstance(values, Mapping) else values
+
+    @classmethod
+    def old_names(cls) -> dict[str, str]:
+        """Return old key -> key of the fields that have an old name."""
+        extras = {name: field.json_schema_extra for name, field in cls.model_fields.items()}
+        return {str(e["old_name"]): name for name, e in extras.items() if isinstance(e, dict) and "old_name" in e}
 
 
 C = TypeVar("C", bound=Config)

@@ -18,6 +18,7 @@ import yaml
 
 from limbeck import config, storage
 from limbeck.errors import ConfigError, DataError, RunError
+from limbeck.old_names import quiet
 
 __all__ = ["Run", "machine", "same_but_time", "source", "versions"]
 
@@ -316,7 +317,8 @@ def _worth_keeping(path: Path) -> bool:
 def _filled(there: dict[str, Any], kind: type[config.Config]) -> dict[str, Any]:
     """A recipe as it was written, with the defaults of options that came later: a run outlives a new version."""
     try:
-        values: dict[str, Any] = yaml.safe_load(config.dump(kind.model_validate(there)))
+        with quiet():
+            values: dict[str, Any] = yaml.safe_load(config.dump(kind.model_validate(there)))
     except ValueError:  # what this version does not know: compared as it stands
         return there
     return values

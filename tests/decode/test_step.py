@@ -44,7 +44,8 @@ GRIDS = [
     for f in ("fp32", "bf16", "fp16", "fp8_e4m3", "fp8_e5m2", "int8", "int4", "q8_0", "q4_0", "q4_1")
 ] + [
     Grid(format="int8", symmetric=False), Grid(format="int8", granularity="tensor"),
-    Grid(format="int8", granularity="group", group_size=64, symmetric=False), Grid(format="int4", granularity="channel"),
+    Grid(format="int8", granularity="group", group_size=64, symmetric=False),
+    Grid(format="int4", granularity="channel"),
     Grid(format="int4", symmetric=False), Grid(format="int4", group_size=64), Grid(format="int4", group_size=128),
 ]  # fmt: skip
 

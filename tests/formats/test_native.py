@@ -161,7 +161,7 @@ def test_codes_do_not_load_from_floats(saved):
         ({"decoder": {"vocab_size": VOCAB, "widht": 3}}, ["widht", "did you mean"]),
         ({"decoder": {"vocab_size": VOCAB, "layers": 9000}}, ["9000 layers"]),
         ({"decoder": {"vocab_size": 2**60}}, ["vocab_size"]),
-        ({"decoder": {"vocab_size": VOCAB, "hidden_size": None}}, ["width"]),
+        ({"decoder": {"vocab_size": VOCAB, "hidden_size": None}}, ["hidden_size"]),
         ({"decoder": {"vocab_size": VOCAB, "hidden_size": 2**19, "heads": 64, "layers": 1}}, ["shape"]),
     ],
 )

@@ -14,7 +14,8 @@ from limbeck.techniques.grid import Grid, encode
 
 GRIDS = [
     Grid(format="int8"), Grid(format="int8", granularity="tensor"), Grid(format="int8", symmetric=False),
-    Grid(format="q8_0"), Grid(format="int4"), Grid(format="int4", group_size=128), Grid(format="q4_0"), Grid(format="q4_1"),
+    Grid(format="q8_0"), Grid(format="int4"), Grid(format="int4", group_size=128), Grid(format="q4_0"),
+    Grid(format="q4_1"),
     Grid(format="int4", granularity="channel"), Grid(format="int4", granularity="tensor", symmetric=False),
     Grid(format="int4", granularity="channel", symmetric=False), Grid(format="fp8_e4m3"), Grid(format="fp8_e5m2"),
     Grid(format="bf16"), Grid(format="fp16"), Grid(format="fp32"),

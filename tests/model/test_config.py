@@ -24,13 +24,13 @@ def test_sizes_that_are_left_out_follow_from_the_others():
         ({"hidden_size": 32, "heads": 4, "kv_heads": 3}, "3 key/value heads"),
         ({"hidden_size": 36, "heads": 4, "positions": "rope"}, "even head_dim"),
         ({"layers": 2, "pattern": [{"kind": "causal"}]}, "1 attention patterns were given for 2 layers"),
-        ({"hidden_size": None}, "'width'"),
-        ({"hidden_size": "wide"}, "'width'"),
-        ({"hidden_size": float("inf")}, "'width'"),
+        ({"hidden_size": None}, "'hidden_size'"),
+        ({"hidden_size": "wide"}, "'hidden_size'"),
+        ({"hidden_size": float("inf")}, "'hidden_size'"),
         ({"heads": 0}, "heads"),
         ({"heads": -2}, "heads"),
         ({"layers": 10**9}, "'layers'"),
-        ({"widht": 32}, "did you mean 'hidden_size'"),
+        ({"hiden_size": 32}, "did you mean 'hidden_size'"),
         ({"pattern": {"kind": "slding"}}, "pattern"),
         ({"pattern": {"kind": "sliding", "window": 0}}, "window"),
     ],
@@ -55,7 +55,8 @@ def test_layers_are_chosen_with_their_patterns():
 def test_a_config_survives_its_own_json():
     scaling = {"factor": 8, "low_freq_factor": 1, "high_freq_factor": 4, "original_context": 8}
     config = DecoderConfig(
-        vocab_size=50, hidden_size=32, heads=4, layers=2, positions="rope", pattern=(Causal(), Sliding(window=2, sinks=1)),
+        vocab_size=50, hidden_size=32, heads=4, layers=2, positions="rope",
+        pattern=(Causal(), Sliding(window=2, sinks=1)),
         rope={"theta": 5e5, "scaling": scaling},
     )  # fmt: skip
     assert build(DecoderConfig, config.model_dump(mode="json")) == config == DecoderConfig.model_validate(config)

@@ -42,7 +42,7 @@ class RoundedLinear(nn.Linear):
 
 
 class FakeQuantize(Technique):
-    """Quantize the blocks' linear layers; its own deployed spec. ``aware``: rounded while training, packed at the end."""
+    """Quantize the blocks' linear layers; its own deployed spec. ``aware``: rounds in training, packs at the end."""
 
     name: ClassVar[str] = "fake"
     kind: Literal["fake"] = "fake"

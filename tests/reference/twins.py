@@ -49,8 +49,9 @@ def hf_twin(model: Decoder, eos_id: int | None = None):
         twin, state = GPT2LMHeadModel(config), _gpt2_state(model)
     else:
         config = LlamaConfig(
-            vocab_size=c.vocab_size, max_position_embeddings=c.context, hidden_size=c.hidden_size, num_hidden_layers=c.layers,
-            num_attention_heads=c.heads, num_key_value_heads=c.kv_heads, intermediate_size=c.ffn_width,
+            vocab_size=c.vocab_size, max_position_embeddings=c.context, hidden_size=c.hidden_size,
+            num_hidden_layers=c.layers, num_attention_heads=c.heads, num_key_value_heads=c.kv_heads,
+            intermediate_size=c.ffn_width,
             rms_norm_eps=c.norm_eps, tie_word_embeddings=c.tied, bos_token_id=eos_id, eos_token_id=eos_id,
             pad_token_id=eos_id,
         )  # fmt: skip

@@ -21,7 +21,7 @@ from limbeck.synth.filters import (
     Filter,
     KeepsNames,
     KeepsNumbers,
-    Length,
+    LengthFilter,
     LengthRatio,
     PromptEcho,
     Refusal,
@@ -132,7 +132,7 @@ def test_bounds_out_of_range_are_refused(wrong: dict[str, float]) -> None:
 
 
 def test_other_settings_out_of_range_are_refused() -> None:
-    for make in (lambda: Length(least=5, most=2), lambda: LengthRatio(least=2), lambda: Verse(scheme="free"),
+    for make in (lambda: LengthFilter(least=5, most=2), lambda: LengthRatio(least=2), lambda: Verse(scheme="free"),
                  lambda: Verse(metre=2), lambda: PromptEcho(words=0)):  # fmt: skip
         with pytest.raises(ValueError):
             make()
@@ -186,7 +186,7 @@ def test_verse_and_length() -> None:
     assert kept(Verse(metre=0.8), rows) == [True, False, False]
     short = texts("\n".join(line.rsplit(" ", 4)[0] + " " + line.split()[-1] for line in SONNET.splitlines()))
     assert "syllables" in Verse(scheme="none", metre=0.9).drops(short)["t0"]
-    assert kept(Length(least=3, most=5), texts("one two", "one two three", "1 2 3 4 5 6")) == [False, True, False]
+    assert kept(LengthFilter(least=3, most=5), texts("one two", "one two three", "1 2 3 4 5 6")) == [False, True, False]
 
 
 def test_a_missing_field_is_an_error_that_names_the_row() -> None:

@@ -190,7 +190,7 @@ def test_rows_taken_are_rows_of_the_whole(grid: Grid):
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"format": "q4_0", "group_size": 64}, "fixes group to 32"),
+        ({"format": "q4_0", "group_size": 64}, "fixes group_size to 32"),
         ({"format": "q4_0", "symmetric": False}, "fixes symmetric to True"),
         ({"format": "bf16", "granularity": "channel"}, "takes no granularity"),
         ({"format": "int8", "granularity": "none"}, "needs a granularity"),

@@ -69,7 +69,7 @@ def test_gpt2_large_trains_under_a_fifth_of_a_percent():
 
 
 @given(
-    hidden_size=st.integers(2, 12),
+    width=st.integers(2, 12),
     sizes=st.lists(st.integers(1, 7), min_size=1, max_size=4),
     data=st.data(),
     bias=st.booleans(),

@@ -11,10 +11,11 @@ from torch import Tensor
 from limbeck.data.batch import Batch
 from limbeck.errors import ConfigError, ModelError, RunError, StorageError
 from limbeck.formats.load import load_bundle
+from limbeck.formats.stored import stored_dtypes
+from limbeck.jobs.export.nearness import agreement
 from limbeck.jobs.recipe import Display
 from limbeck.verbs import export
-from limbeck.verbs.export import Export, agreement
-from limbeck.verbs.info import stored_dtypes
+from limbeck.verbs.export import Export
 from tests.reference.small_model import MODERN, saved
 
 

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from limbeck.old_names import KINDS
+
 __all__ = ["COMMON", "MISSING", "Flag", "Form", "Member", "flags_of", "shown"]
 
 Form = Literal["scalar", "switch", "list", "mapping", "union", "unions", "yaml"]
@@ -55,6 +57,7 @@ class Flag:
         intro: what stands under that heading.
         positional: an argument, not an option.
         member: the union member it belongs to, or None.
+        old: last part of its name in earlier versions, or empty.
     """
 
     path: tuple[str, ...]
@@ -73,12 +76,26 @@ class Flag:
     intro: str = ""
     positional: bool = False
     member: Member | None = None
+    old: str = ""
 
     @property
     def spellings(self) -> tuple[str, ...]:
         """Every option that sets it, shortest first, with dashes."""
         names = (self.short, self.name) if self.short else (self.name,)
         return tuple(f"--{n}" for n in names)
+
+    @property
+    def old_spellings(self) -> dict[str, str]:
+        """Option of earlier versions -> the option that it is now, without dashes in front."""
+        out = {}
+        for name in (self.name, *([self.short] if self.short else [])):
+            head, dot, last = name.rpartition(".")
+            kind = head.partition(".")[0]
+            olds = [old for old, now in KINDS.items() if now == kind] if self.member else []
+            heads = [head, *(old + head.removeprefix(kind) for old in olds)]
+            lasts = [last, *([self.old.replace("_", "-")] if self.old else [])]
+            out.update({f"{h}{dot}{e}": name for h in heads for e in lasts if f"{h}{dot}{e}" != name})
+        return out
 
     @property
     def argument(self) -> str:
@@ -143,6 +160,7 @@ def _field(walk: _Walk, prop: Schema, path: tuple[str, ...], section: str, intro
         section=section,
         intro=intro,
         positional=prop.get("positional", False),
+        old=prop.get("old_name", ""),
         verbatim=prop.get("verbatim", prop.get("positional", False)),
     )
     if len(objects) > 1:

@@ -8,6 +8,7 @@ from typing import Any
 
 from limbeck.command.flags import MISSING, Flag, Member, shown
 from limbeck.errors import ConfigError, nearest
+from limbeck.old_names import kind_now
 
 __all__ = ["Given", "converted", "overlay"]
 
@@ -41,6 +42,7 @@ def converted(flag: Flag, texts: Sequence[str]) -> Any:
 def _item(flag: Flag, text: str) -> Any:
     """Read one scalar: a choice, or the narrowest of the flag's types that fits."""
     if flag.choices:
+        text = kind_now(text) if flag.form in ("union", "unions") else text
         for choice in flag.choices:
             if text.replace("_", "-") == shown(choice).replace("_", "-"):
                 return choice

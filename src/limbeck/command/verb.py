@@ -13,6 +13,7 @@ import click
 from limbeck.command.flags import MISSING, Flag, flags_of
 from limbeck.command.help import write
 from limbeck.errors import nearest
+from limbeck.old_names import warn
 
 __all__ = ["Verb", "Verbs", "schema"]
 
@@ -49,15 +50,24 @@ class Verb(click.Command):
 
     def __init__(self, name: str, entry: Mapping[str, Any], start: Start) -> None:
         self.flags = flags_of(entry["schema"])
+        known = {s for f in self.flags for s in (f.name, f.short)}
+        self.old = {old: now for f in self.flags for old, now in f.old_spellings.items() if old not in known}
         self.intro = str(entry["schema"].get("description", entry["summary"]))
         super().__init__(
             name,
             params=[*map(_parameter, self.flags), *_extra_parameters()],
             callback=lambda **given: start(name, self.flags, self._typed(given)),
             short_help=entry["summary"],
-            context_settings={"token_normalize_func": _dashes, "help_option_names": ["--help", "-h"]},
+            context_settings={"token_normalize_func": self._current, "help_option_names": ["--help", "-h"]},
             add_help_option=True,
         )
+
+    def _current(self, name: str) -> str:
+        """Return an option as it is called now, with a warning where it was typed by an old name."""
+        name = _dashes(name)
+        if name in self.old:
+            warn(f"--{name}", f"--{self.old[name]}")
+        return self.old.get(name, name)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """As click does, but a word too many is told with what to write instead.

@@ -15,6 +15,7 @@ from limbeck.formats.pieces import TensorPiece, check, fill, meta, places, write
 from limbeck.formats.weights import SHARD_BYTES, WeightFiles, read_json, write_weights
 from limbeck.model.config import DecoderConfig
 from limbeck.model.decoder import Decoder
+from limbeck.old_names import kind_now, quiet
 from limbeck.storage import write_json
 from limbeck.techniques.technique import Technique, deployed
 
@@ -57,10 +58,12 @@ def read_model(
     if not isinstance(described, dict):
         raise ModelError(f"{where} has no 'decoder' object")
     try:
-        config = build(DecoderConfig, described, str(where))
+        with quiet():
+            config = build(DecoderConfig, described, str(where))
     except ConfigError as error:
         raise ModelError(str(error)) from None
-    deployed_specs = _read_deployed_specs(folder / DEPLOYED_SPECS) if (folder / DEPLOYED_SPECS).is_file() else ()
+    with quiet():
+        deployed_specs = _read_deployed_specs(folder / DEPLOYED_SPECS) if (folder / DEPLOYED_SPECS).is_file() else ()
     weights = WeightFiles(folder)
     if config.layers > len(weights.headers):  # each layer has tensors of its own; do not build a million
         raise CheckpointError(f"{where} asks for {config.layers} layers, more than {weights.where} has tensors")
@@ -72,7 +75,8 @@ def read_model(
 
 
 def _read_deployed_specs(file: Path) -> tuple[Technique, ...]:
-    listed = read_json(file).get("deployed_specs")
+    values = read_json(file)
+    listed = values.get("deployed_specs", values.get("residues"))  # the key until version 0.1
     if not isinstance(listed, list):
         raise ModelError(f"{file} holds no list of deployed specs")
     return tuple(_deployed_spec(entry, file) for entry in listed)
@@ -84,10 +88,11 @@ def _deployed_spec(entry: object, file: Path) -> Technique:
         raise ModelError(f"{file} holds a deployed spec without a 'kind'")
     from limbeck.techniques.table import TECHNIQUES  # here, as the table names every technique there is
 
+    kind = kind_now(kind)
     if kind not in TECHNIQUES:
         raise ModelError(f"{file} names the technique '{kind}', which this version has not{nearest(kind, TECHNIQUES)}")
     try:
-        deployed_spec: Technique = build(TECHNIQUES[kind], entry, str(file))
+        deployed_spec: Technique = build(TECHNIQUES[kind], {**entry, "kind": kind}, str(file))
     except ConfigError as error:
         raise ModelError(str(error)) from None
     return deployed_spec

@@ -33,8 +33,8 @@ class Start:
         facts: further things worth reporting, such as the teacher's name.
         teacher: the model to learn from, where there is one.
         fresh: its weights are random: there is no generality to lose.
-        deployed_specs: what earlier techniques left in the model: grids of its weights, adapters beside them. They stay, and
-            are saved before those of this run's techniques.
+        deployed_specs: what earlier techniques left in the model: grids of its weights, adapters beside
+            them. They stay, and are saved before those of this run's techniques.
     """
 
     model: Decoder

@@ -54,10 +54,12 @@ class DecoderConfig(Config):
     vocab_size: int = Field(gt=0, le=2**24, description="rows of the embedding, padding rows included")
     context: int = Field(1024, gt=0, le=2**31, description="longest sequence it is trained for, in tokens")
     layers: int = Field(12, ge=1, le=10_000)
-    hidden_size: int = Field(768, ge=1, le=2**20, description="hidden size")
+    hidden_size: int = Field(768, ge=1, le=2**20, json_schema_extra={"old_name": "width"})
     heads: int = Field(12, ge=1, le=2**16, description="query heads")
     kv_heads: int = Field(0, ge=0, le=2**16, description="key and value heads; 0: as many as query heads")
-    head_dim: int = Field(0, ge=0, le=2**16, description="0: hidden_size / heads")
+    head_dim: int = Field(
+        0, ge=0, le=2**16, description="0: hidden_size / heads", json_schema_extra={"old_name": "head_width"}
+    )
     ffn_width: int = Field(
         0, ge=0, le=2**24, description="0: 4 x hidden_size, or 8/3 x hidden_size rounded up to 8 where gated"
     )
@@ -80,7 +82,7 @@ class DecoderConfig(Config):
     def _fill(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
-        v = dict(values)
+        v: dict[str, Any] = dict(cls.current(values))
         try:
             hidden_size, heads = int(v.get("hidden_size", 768)), int(v.get("heads", 12))
         except (TypeError, ValueError, OverflowError):

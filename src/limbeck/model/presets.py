@@ -51,7 +51,9 @@ class Architecture(Config):
         "toy", description="named size to start from"
     )
     layers: int | None = Field(None, ge=1, description="blocks")
-    hidden_size: int | None = Field(None, ge=1, description="hidden size")
+    hidden_size: int | None = Field(
+        None, ge=1, description="size of the hidden states", json_schema_extra={"old_name": "width"}
+    )
     heads: int | None = Field(None, ge=1, description="query heads")
     kv_heads: int | None = Field(None, ge=1, description="key/value heads; fewer than heads: grouped queries")
     ffn_width: int | None = Field(None, ge=1, description="width of the feed-forward")
@@ -107,7 +109,7 @@ def _sized(config: DecoderConfig, parameters: int) -> DecoderConfig:
     found = count(width)
     if abs(found - parameters) > 0.01 * parameters:
         raise ConfigError(
-            f"with {config.layers} layers of width {config.hidden_size} no feed-forward comes within 1 % of {parameters:,} "
-            f"parameters (nearest: {found:,}); change layers, width or the vocabulary"
+            f"with {config.layers} layers of hidden size {config.hidden_size} no feed-forward comes within 1 % of "
+            f"{parameters:,} parameters (nearest: {found:,}); change layers, hidden_size or the vocabulary"
         )
     return config.model_copy(update={"ffn_width": width})

@@ -86,8 +86,8 @@ class Distillation:
             model: the student.
             batch: as the teacher knows it, where that is a cache.
             counts: global counts of the optimizer step, where the caller has them. They change no number; with their
-                true ratio the two terms share one gradient pass (see ``kernels.fused_head.fused``). None: the batch's own, which
-                is right where the batch is the whole step.
+                true ratio the two terms share one gradient pass (see ``kernels.fused_head.fused``). None: the
+                batch's own, which is right where the batch is the whole step.
         """
         labels, mask = self._positions(batch)
         own = self.counts(batch)

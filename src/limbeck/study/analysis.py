@@ -11,7 +11,7 @@ import numpy as np
 from limbeck.errors import DataError
 from limbeck.study.effects import Effect, effects
 from limbeck.study.front import Axis, Point, front_probability, kept, replicates
-from limbeck.study.quiet import Failure, flips, quiet_failures
+from limbeck.study.quiet import QuietFailure, flips, quiet_failures
 from limbeck.study.stages import Table
 from limbeck.study.table import ArmTable, Line, rounded
 
@@ -41,7 +41,7 @@ class Analysis:
     kept: Mapping[str, Mapping[str, Any]]
     flips: Mapping[str, tuple[int, int]]
     effects: tuple[Effect, ...]
-    quiet: tuple[Failure, ...]
+    quiet: tuple[QuietFailure, ...]
     margin: float
 
     def to_json(self) -> dict[str, Any]:

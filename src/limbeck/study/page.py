@@ -14,7 +14,7 @@ from limbeck.run import Run
 from limbeck.study.charts import COLOURS, Chart, Curve, cost_charts, curve_chart, figure_chart, number
 from limbeck.study.costs import costs
 from limbeck.study.stages import Table
-from limbeck.study.table import ArmRow, ArmTable, Line, Verdict, change, others, rounded, short, span, told
+from limbeck.study.table import ArmRow, ArmTable, Line, PairVerdict, change, others, rounded, short, span, told
 
 __all__ = ["page", "protocol"]
 
@@ -30,7 +30,7 @@ _TRAINING = (
 def page(
     title: str,
     grouped: Sequence[ArmTable],
-    compared: Sequence[Verdict],
+    compared: Sequence[PairVerdict],
     arms: Sequence[ArmRow],
     plots: Sequence[tuple[str, str]] = (),
     stages: Sequence[Table] = (),
@@ -108,7 +108,7 @@ def _lede(grouped: Sequence[ArmTable], arms: Sequence[ArmRow]) -> str:
     return said + ". Every figure stands with its 95 % interval and the number of items it was measured on."
 
 
-def _verdict(finding: Verdict, grouped: Sequence[ArmTable]) -> dict[str, Any]:
+def _verdict(finding: PairVerdict, grouped: Sequence[ArmTable]) -> dict[str, Any]:
     lines = {line.row.name: line for group in grouped for line in group.lines}
     first, second = lines.get(finding.first), lines.get(finding.second)
     if not finding.comparison.shown:

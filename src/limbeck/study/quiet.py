@@ -14,14 +14,14 @@ from limbeck.measure.statistic import Statistic
 from limbeck.measure.stats import compare, holm
 from limbeck.study.front import kept
 
-__all__ = ["Failure", "flips", "quiet_failures"]
+__all__ = ["QuietFailure", "flips", "quiet_failures"]
 
 _ALPHA = 0.05
 _SLOWER = 1.05  # a smaller model may take this multiple of its origin's time before it counts as slower
 
 
 @dataclass(frozen=True, slots=True)
-class Failure:
+class QuietFailure:
     """One thing that broke in an arm whose task held.
 
     Attributes:
@@ -50,7 +50,7 @@ def flips(origin: Scores, arm: Scores, column: str = "correct") -> tuple[int, in
 
 def quiet_failures(
     origin: Any, arms: Sequence[Any], metric: Statistic, *, margin: float = 0.01, seed: int = 0
-) -> list[Failure]:
+) -> list[QuietFailure]:
     """List what broke in every arm whose ``metric`` was not shown to be worse than the origin's.
 
     Looked at are the other figures of the same evaluation (Holm over all of them), alarms that fired in the arm and
@@ -63,7 +63,7 @@ def quiet_failures(
         margin: share of it that may be lost; above 0.
         seed: of the resampling.
     """
-    out: list[Failure] = []
+    out: list[QuietFailure] = []
     for arm in arms:
         try:
             task = compare(list(origin.scores), list(arm.scores), metric, seed=seed)
@@ -72,9 +72,9 @@ def quiet_failures(
         if task.better == "a":
             continue
         held = _held(origin, arm, metric, margin, seed)
-        out += [Failure(arm.label, held, name, words) for name, words in _worse(origin, arm, metric, seed)]
-        out += [Failure(arm.label, held, name, words) for name, words in _alarms(origin, arm)]
-        out += [Failure(arm.label, held, name, words) for name, words in _costs(origin, arm)]
+        out += [QuietFailure(arm.label, held, name, words) for name, words in _worse(origin, arm, metric, seed)]
+        out += [QuietFailure(arm.label, held, name, words) for name, words in _alarms(origin, arm)]
+        out += [QuietFailure(arm.label, held, name, words) for name, words in _costs(origin, arm)]
     return out
 
 

@@ -22,7 +22,7 @@ from limbeck.measure.stats import Comparison, Interval, Seeds, compare, holm, in
 from limbeck.study.costs import costs
 
 __all__ = [
-    "Verdict",
+    "PairVerdict",
     "ArmTable",
     "Line",
     "ArmRow",
@@ -66,7 +66,7 @@ class ArmRow(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class PairVerdict:
     """One comparison, with its words and its p among all of them (Holm)."""
 
     first: str
@@ -138,7 +138,7 @@ class ArmTable:
     reference: str
 
 
-def findings(rows: Sequence[ArmRow], pairs: Sequence[tuple[str, str]], metric: str | None) -> list[Verdict]:
+def findings(rows: Sequence[ArmRow], pairs: Sequence[tuple[str, str]], metric: str | None) -> list[PairVerdict]:
     """Compare arms pairwise on the items they share, every pair's p adjusted for their number.
 
     Raises:
@@ -157,12 +157,12 @@ def findings(rows: Sequence[ArmRow], pairs: Sequence[tuple[str, str]], metric: s
         compared.append((b, a, c, verdict(c, (a.label, b.label))))
     adjusted = holm({f"{i}": c[2].p for i, c in enumerate(compared)})
     return [
-        Verdict(f.name, s.name, (f.label, s.label), c, words, adjusted[f"{i}"])
+        PairVerdict(f.name, s.name, (f.label, s.label), c, words, adjusted[f"{i}"])
         for i, (f, s, c, words) in enumerate(compared)
     ]
 
 
-def groups(rows: Sequence[ArmRow], compared: Sequence[Verdict], metric: str | None) -> tuple[ArmTable, ...]:
+def groups(rows: Sequence[ArmRow], compared: Sequence[PairVerdict], metric: str | None) -> tuple[ArmTable, ...]:
     """Put arms together that were measured on the same rows, with their changes against one of them.
 
     The reference of a table is the arm that others are most often compared against; without comparisons, the first.
@@ -194,7 +194,7 @@ def groups(rows: Sequence[ArmRow], compared: Sequence[Verdict], metric: str | No
     return tuple(out)
 
 
-def tables(title: str, grouped: Sequence[ArmTable], compared: Sequence[Verdict]) -> tuple[RenderableType, ...]:
+def tables(title: str, grouped: Sequence[ArmTable], compared: Sequence[PairVerdict]) -> tuple[RenderableType, ...]:
     """Tables for a terminal of 80 columns: one for each set that arms were measured on, then verdicts and samples."""
     body: list[RenderableType] = [Text(title, style="bold")] if title else []
     for group in grouped:
@@ -209,7 +209,7 @@ def tables(title: str, grouped: Sequence[ArmTable], compared: Sequence[Verdict])
     return tuple(body)
 
 
-def markdown(title: str, grouped: Sequence[ArmTable], compared: Sequence[Verdict]) -> str:
+def markdown(title: str, grouped: Sequence[ArmTable], compared: Sequence[PairVerdict]) -> str:
     """The same as Markdown, with full figures and every arm's change against the reference."""
     lines = [f"# {_cell(title)}", ""] if title else []
     for group in grouped:
@@ -388,7 +388,7 @@ def _number(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:,.{digits if abs(value) < 100 else 0}f}"
 
 
-def _sentence(finding: Verdict, of: int) -> str:
+def _sentence(finding: PairVerdict, of: int) -> str:
     first, second = finding.labels
     return f"{first} against {second}: {finding.words}; p = {finding.p_adjusted:.2g} after Holm over {of}"
 

@@ -14,7 +14,7 @@ from limbeck.config import Config
 from limbeck.errors import Interrupted, RunError
 from limbeck.synth.ledger import Ledger, Totals
 from limbeck.synth.prompts import Plan
-from limbeck.synth.teacher import Answer, Failed, Prices, Request, Teacher
+from limbeck.synth.teacher import Answer, Failed, Prices, Request, TextTeacher
 
 __all__ = ["Asking", "Collected", "Estimate", "collect", "estimate"]
 
@@ -85,7 +85,7 @@ class Collected:
 
 def collect(
     plan: Plan,
-    teacher: Teacher,
+    teacher: TextTeacher,
     ledger: Ledger,
     asking: Asking,
     prices: Prices,
@@ -117,7 +117,7 @@ def collect(
 
 class _Session:
     def __init__(
-        self, plan: Plan, teacher: Teacher, ledger: Ledger, asking: Asking, prices: Prices,
+        self, plan: Plan, teacher: TextTeacher, ledger: Ledger, asking: Asking, prices: Prices,
         stop: Callable[[], bool], on_answer: Callable[[int], None],
     ) -> None:  # fmt: skip
         self.plan, self.teacher, self.ledger, self.asking, self.prices = plan, teacher, ledger, asking, prices

@@ -23,7 +23,7 @@ __all__ = [
     "Filter",
     "KeepsNames",
     "KeepsNumbers",
-    "Length",
+    "LengthFilter",
     "LengthRatio",
     "PromptEcho",
     "Readable",
@@ -97,7 +97,7 @@ class Verse(RowFilter):
 
 
 @dataclass(frozen=True, slots=True)
-class Length(RowFilter):
+class LengthFilter(RowFilter):
     """Drop rows with a text of fewer than ``least`` or more than ``most`` words."""
 
     name: ClassVar[str] = "length"

@@ -13,7 +13,7 @@ from pathlib import Path
 from limbeck.errors import ConfigError, RunError, StorageError
 from limbeck.synth.teacher import Answer, Request
 
-__all__ = ["Ledger", "Stored", "Totals"]
+__all__ = ["Ledger", "StoredAnswer", "Totals"]
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS plan (one INTEGER PRIMARY KEY CHECK (one = 1), told TEXT NOT NULL);
@@ -41,7 +41,7 @@ _KEPT = 2000  # characters of a failed attempt's answer
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
+class StoredAnswer:
     """An answer in the store."""
 
     ordinal: int
@@ -189,13 +189,13 @@ class Ledger:
         done, unsure, refused, cost, risk, asked, said = row
         return Totals(int(done), int(unsure), int(refused), cost, risk, int(asked), int(said))
 
-    def answers(self) -> list[Stored]:
+    def answers(self) -> list[StoredAnswer]:
         """Return all answers, by ordinal: the order in which they came leaves no trace."""
         with self._sentences():
             found = self._db.execute(
                 "SELECT ordinal, id, text, finish FROM requests WHERE state = 'done' ORDER BY ordinal"
             )
-            return [Stored(*row) for row in found]
+            return [StoredAnswer(*row) for row in found]
 
 
 def _now() -> str:

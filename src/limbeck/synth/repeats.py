@@ -1,4 +1,4 @@
-"""Filters that compare rows with each other and with rows that a model is trained or measured on, by ``data.audit.report``."""
+"""Filters that compare rows with each other and with rows of training or evaluation, by ``data.audit.report``."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ from limbeck.model.decoder import Decoder
 from limbeck.objectives.next_token import NextToken
 from limbeck.synth.candidates import Way, candidates
 from limbeck.synth.collapse import Variety, collapsed, variety
-from limbeck.synth.filters import EditDistance, Filter, KeepsNames, KeepsNumbers, Length, LengthRatio
+from limbeck.synth.filters import EditDistance, Filter, KeepsNames, KeepsNumbers, LengthFilter, LengthRatio
 from limbeck.synth.proximity import MutualLikelihood, PooledStates, Scorer
 from limbeck.synth.repeats import Duplicates, Overlap
 from limbeck.synth.yields import Yield, sift
@@ -147,7 +147,7 @@ def proximity_filters(scorer: Scorer, proximity: Proximity, against: Mapping[str
     """
     settings = AuditSettings(kinds=("exact", "normalised", "near"), jaccard=0.9, least_words=1)
     out: list[Filter] = [
-        Length(_PAIR, proximity.least_words, proximity.most_words),
+        LengthFilter(_PAIR, proximity.least_words, proximity.most_words),
         LengthRatio(_PAIR, proximity.length_ratio),
         EditDistance(_PAIR, proximity.edit_least, proximity.edit_most),
         KeepsNumbers(_PAIR),

@@ -21,7 +21,7 @@ from limbeck.synth.filters import (
     Filter,
     KeepsNames,
     KeepsNumbers,
-    Length,
+    LengthFilter,
     LengthRatio,
     PromptEcho,
     Readable,
@@ -74,7 +74,7 @@ def filters_of(kind: Kind, sifting: Sifting, against: Mapping[str, Rows]) -> lis
     if kind.name == "sonnets":
         out.append(Verse(fields[0], sifting.verse, sifting.metre))
     else:
-        out.append(Length(fields, sifting.least_words, sifting.most_words))
+        out.append(LengthFilter(fields, sifting.least_words, sifting.most_words))
     compared = sifting.compare
     if set(_PAIR) <= set(fields):
         out += [

@@ -12,7 +12,7 @@ from limbeck.config import Config
 from limbeck.data.chat import Message
 from limbeck.errors import LimbeckError
 
-__all__ = ["Answer", "Failed", "Prices", "Request", "Sampling", "Teacher"]
+__all__ = ["Answer", "Failed", "Prices", "Request", "Sampling", "TextTeacher"]
 
 
 class Sampling(Config):
@@ -96,7 +96,7 @@ class Failed(LimbeckError):  # noqa: N818 - an attempt failed, which is handled
         self.kind, self.raw, self.wait = kind, raw, wait
 
 
-class Teacher(Protocol):
+class TextTeacher(Protocol):
     """Answers requests.
 
     Attributes:

@@ -59,7 +59,9 @@ class Grid(Config):
         "channel", description="what shares a scale; default: channel, group for int4 and GGUF, none for plain casts"
     )
     group_size: Literal[0, 32, 64, 128] = Field(
-        0, description="columns of a group; default 32 where granularity is group"
+        0,
+        description="columns of a group; default 32 where granularity is group",
+        json_schema_extra={"old_name": "group"},
     )
     scale_dtype: Literal["fp16", "fp32"] = Field("fp32", description="of stored scales; default: fp16 for groups")
 
@@ -70,7 +72,7 @@ class Grid(Config):
             values = {"format": values}
         if not isinstance(values, dict):
             return values
-        v = {"format": "int8", **values}
+        v: dict[str, Any] = {"format": "int8", **cls.current(values)}
         if v["format"] in _GGUF:
             fixed = {
                 "symmetric": _GGUF[v["format"]][1],

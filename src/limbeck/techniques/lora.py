@@ -45,9 +45,9 @@ class LoRA(Technique):
     """Freeze the model and train a low-rank adapter beside each targeted linear layer.
 
     A starts random and B zero, so that nothing changes at first. Only adapters take gradients. ``convert`` merges them
-    into the weights; where a base is quantized it leaves them beside, as its deployed spec, since rounding the sum again
-    would change the model (I17). A tied head is the embedding: an adapter on it can only be merged by giving the head
-    a weight of its own, so that is refused unless ``untie`` asks for it.
+    into the weights; where a base is quantized it leaves them beside, as its deployed spec, since rounding the sum
+    again would change the model (I17). A tied head is the embedding: an adapter on it can only be merged by giving the
+    head a weight of its own, so that is refused unless ``untie`` asks for it.
     """
 
     name: ClassVar[str] = "lora"

@@ -43,7 +43,7 @@ class WeightMatrix:
 
 
 class Quantizer(Technique):
-    """Base of the techniques that put weights on grids; also their own deployed spec: the grids rebuild the deployed model.
+    """Base of the techniques that put weights on grids; also their own deployed spec, as the grids rebuild the model.
 
     Linear layers, the token embedding and the head are quantized; a tied head shares the embedding's codes. Learned
     positions stay as they are (under 1 % of a model, and GGUF keeps them too) unless an override names them.

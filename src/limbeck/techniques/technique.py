@@ -29,7 +29,7 @@ __all__ = [
 class Technique(Config):
     """Base of every technique: a config that carries its own handler.
 
-    Several compose as a tuple, applied first to last and finished last to first: QLoRA is ``(RTN(bits=4), LoRA(8))``.
+    Several compose as a tuple, applied first to last and converted last to first: QLoRA is ``(RTN(bits=4), LoRA(8))``.
 
     A module that replaces a ``Linear`` keeps ``in_features``, ``out_features`` and ``parts``. Where its weight is not
     free to change (codes on a grid, or a weight that will be rounded to one) it is no ``nn.Linear``, or has an
@@ -60,8 +60,8 @@ class Technique(Config):
     def convert(self, model: Decoder) -> tuple[Decoder, Technique | None]:
         """Return the model to deploy and its deployed spec.
 
-        The deployed spec is the technique value whose ``deployed_skeleton`` rebuilds that model's structure for its saved
-        tensors; None where the model is a plain decoder of its own config.
+        The deployed spec is the technique value whose ``deployed_skeleton`` rebuilds that model's structure for its
+        saved tensors; None where the model is a plain decoder of its own config.
         """
 
     @abstractmethod
@@ -69,7 +69,10 @@ class Technique(Config):
         """Return a model with the keys and shapes of ``apply``'s, its values to be loaded; asks for no calibration."""
 
     def deployed_skeleton(self, model: Decoder) -> Decoder:
-        """Return a model with the keys and shapes of ``convert``'s, its values to be loaded. A deployed spec implements it."""
+        """Return a model with the keys and shapes of ``convert``'s, its values to be loaded.
+
+        A technique that leaves a deployed spec implements it.
+        """
         raise TypeError(f"{self.name} leaves no deployed spec: there is nothing to rebuild")
 
     def trained(self, model: Decoder) -> frozenset[str]:
@@ -89,7 +92,7 @@ def apply_all(techniques: Iterable[Technique], model: Decoder, calibration: Sequ
 
 
 def convert_all(techniques: Sequence[Technique], model: Decoder) -> tuple[Decoder, tuple[Technique, ...]]:
-    """Finish last to first; the deployed specs come back in the order in which they must be rebuilt."""
+    """Convert last to first; the deployed specs come back in the order in which they must be rebuilt."""
     deployed_specs: list[Technique] = []
     for technique in reversed(techniques):
         model, deployed_spec = technique.convert(model)

@@ -11,16 +11,14 @@ from pydantic import Field
 from limbeck.errors import ConfigError, RunError
 from limbeck.formats.families import family_of
 from limbeck.formats.load import load_bundle, locate, save_bundle
+from limbeck.formats.stored import stored_dtype
 from limbeck.jobs.export.adapter import adapter_dtype, base_name, merged, write_adapter
 from limbeck.jobs.export.nearness import Agreement, agreement, logits, probe
 from limbeck.jobs.recipe import Display, Recipe, Report, facts
 from limbeck.jobs.source import device_of, dtype_of
 from limbeck.model.decoder import Decoder
-from limbeck.verbs.info import stored_dtypes
 
-__all__ = ["Agreement", "Export", "agreement", "stored_dtype"]
-
-_FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+__all__ = ["Export"]
 
 
 class Export(Recipe):
@@ -124,9 +122,3 @@ class Export(Recipe):
             ("top token", f"{found['top_agreement']:.2%} agree; KL {found['kl_nats']:.3g} nats"),
         ]
         return Report(values, (facts(f"exported {self.model}", rows),))
-
-
-def stored_dtype(folder: Path) -> torch.dtype:
-    """The dtype of a folder's weights: the commonest floating one, fp32 where there is none."""
-    counts = {k: n for k, n in stored_dtypes(folder).items() if k in _FLOATS}
-    return _FLOATS[max(counts, key=counts.__getitem__)] if counts else torch.float32

@@ -13,7 +13,7 @@ from limbeck.data.chat import ChatTemplate
 from limbeck.formats.families import family_of
 from limbeck.formats.hub import resolve
 from limbeck.formats.load import Bundle, load_bundle
-from limbeck.formats.weights import WeightFiles
+from limbeck.formats.stored import stored_dtypes
 from limbeck.jobs.recipe import Display, Recipe, Report, facts
 from limbeck.jobs.reports.chat import describe_chat, show_chat
 from limbeck.jobs.source import device_of, dtype_of
@@ -22,7 +22,7 @@ from limbeck.model.pattern_cost import pattern_costs
 from limbeck.model.patterns import picture
 from limbeck.run import Run
 
-__all__ = ["Info", "best_of", "stored_dtypes"]
+__all__ = ["Info", "best_of"]
 
 _MB = 1e6
 _LEGEND = ("a row", "queries from first to last; a column: keys; # most are seen, + some, . none")
@@ -122,19 +122,6 @@ def _model(bundle: Bundle, length: int | None = None) -> dict[str, Any]:
         },
         "generation": dict(bundle.generation),
     }
-
-
-def stored_dtypes(folder: Path) -> dict[str, int]:
-    """Number of tensors of each dtype in a model folder or GGUF file, by the format's names such as ``F16``."""
-    if folder.is_file():
-        from limbeck.formats.gguf_read import stored_kinds  # here, as the gguf package takes a while to import
-
-        return stored_kinds(folder)
-    out: dict[str, int] = {}
-    weights = WeightFiles(folder)
-    for header in weights.headers.values():
-        out[header.dtype] = out.get(header.dtype, 0) + 1
-    return out
 
 
 def _run(run: Run) -> dict[str, Any]:

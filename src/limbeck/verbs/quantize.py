@@ -17,6 +17,7 @@ from limbeck.data.readers import Rows
 from limbeck.decode.settings import Decoding
 from limbeck.errors import ConfigError
 from limbeck.formats.load import Bundle, load_bundle, save_bundle
+from limbeck.formats.stored import stored_dtype, stored_dtypes
 from limbeck.jobs.recipe import Display, Recipe, Report
 from limbeck.jobs.reports.evaluation import measure
 from limbeck.jobs.reports.quantization import Speeds, alternated, show_quantized
@@ -39,8 +40,6 @@ from limbeck.techniques.mixed import Mixed
 from limbeck.techniques.quantized import refuse_quantized
 from limbeck.techniques.rtn import RTN
 from limbeck.techniques.technique import apply_all, convert_all
-from limbeck.verbs.export import stored_dtype
-from limbeck.verbs.info import stored_dtypes
 
 __all__ = ["Quantize"]
 

@@ -25,7 +25,7 @@ from limbeck.synth.endpoint import Endpoint, key_from_environment
 from limbeck.synth.ledger import Ledger
 from limbeck.synth.prompts import KINDS, Kind, Plan
 from limbeck.synth.sets import Sifting, figures, filters_of, write_set
-from limbeck.synth.teacher import Prices, Sampling, Teacher
+from limbeck.synth.teacher import Prices, Sampling, TextTeacher
 from limbeck.synth.yields import Yield, sift
 from limbeck.train.signals import StopRequest
 
@@ -150,7 +150,7 @@ class Synthesize(Recipe):
             kind, self.count, self.seed, self.sampling, self.prompt, self.system, variety, texts, self.text_field
         )
 
-    def _teacher(self) -> Teacher:
+    def _teacher(self) -> TextTeacher:
         assert self.model is not None
         if self.endpoint is not None:
             key = key_from_environment(self.key_variable, self.endpoint)
