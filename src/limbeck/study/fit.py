@@ -24,7 +24,7 @@ from limbeck.study.plan import replace
 from limbeck.study.search import Found, Search, chosen, default_storage
 from limbeck.study.space import SearchPlan
 
-__all__ = ["Fit"]
+__all__ = ["Fit", "read_search"]
 
 
 class Fit(Recipe):
@@ -97,21 +97,33 @@ class Fit(Recipe):
         return Report(values, body)
 
     def _plan(self) -> SearchPlan:
-        file = Path(self.search)
-        try:
-            values = yaml.safe_load(file.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise ConfigError(f"search file {file} does not exist") from None
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise ConfigError(f"search file {file} cannot be read: {' '.join(str(error).split())}") from None
-        if not isinstance(values, Mapping):
-            raise ConfigError(f"search file {file} must hold 'key: value' lines")
         own = {"limits": self.limits, "objective": self.objective, "trials": self.trials}
-        given = {**values, **{k: v for k, v in own.items() if v is not None}}
-        for key in ("base", "common", "measure"):  # ${NAME} of the environment
-            if key in given:
-                given[key] = replace(given[key], {})
-        return build(SearchPlan, given, str(file))
+        return read_search(Path(self.search), {k: v for k, v in own.items() if v is not None})
+
+
+def read_search(file: Path, over: Mapping[str, Any] | None = None) -> SearchPlan:
+    """Read a search.
+
+    Args:
+        file: YAML.
+        over: values in place of the file's.
+
+    Raises:
+        ConfigError: no such file, not YAML, an unknown key, step or knob.
+    """
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"search file {file} does not exist") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"search file {file} cannot be read: {' '.join(str(error).split())}") from None
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"search file {file} must hold 'key: value' lines")
+    given = {**values, **(over or {})}
+    for key in ("base", "common", "measure"):  # ${NAME} of the environment
+        if key in given:
+            given[key] = replace(given[key], {})
+    return build(SearchPlan, given, str(file))
 
 
 def _told(found: Found) -> dict[str, Any]:
