@@ -135,7 +135,7 @@ def recorded(seed: int) -> tuple[SearchPlan, dict[str, dict[str, float]]]:
         bits, layers, group = values
         loss = 1.3 + 8 * 2.0**-bits * (group / 64) ** 0.3 + 0.5 * (5 - layers) ** 1.5 + rng.normal(0, 0.01)
         rows[json.dumps(list(values))] = {"loss": loss, "bytes": layers * (bits + 16 / group) + 10}
-    step = {"name": "t", "verb": "quantize", "values": {"k": ["$bits", "$layers", "$group"]}}
+    step = {"name": "t", "verb": "quantize", "values": {"k": ["$bits", "$layers", "$group_size"]}}
     plan = {
         "base": "x", "pipelines": {"p": [step]}, "space": {k: {"choices": v} for k, v in knobs.items()},
         "measure": {"task": {}}, "objective": "minimise loss, minimise bytes", "trials": 24, "startup": 8,
