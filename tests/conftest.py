@@ -20,11 +20,13 @@ import torch  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 
 from limbeck import cli  # noqa: E402
+from limbeck.kernels import native  # noqa: E402
 from tests.reference.commands import Limbeck, Said  # noqa: E402
 
 settings.register_profile(
     "limbeck", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize="CI" in os.environ
 )
+native.load()  # compiled before the first test, not within one
 settings.load_profile("limbeck")  # shared machines are slow at times; that is no failure
 
 

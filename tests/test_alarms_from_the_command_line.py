@@ -24,7 +24,7 @@ SHAPE = [
     "--architecture.context",
     "64",
 ]
-COMMON = ["--dtype", "fp32", "--resamples", "100", "--json", "--quiet"]
+COMMON = ["--dtype", "fp32", "--json", "--quiet"]
 
 Command = Callable[..., dict[str, Any]]
 

@@ -109,7 +109,7 @@ def test_switches_have_two_sides(run: Run, flag: str, value: bool) -> None:
         (["--versoin"], "there is no option --versoin; did you mean '--version'?"),
         (["toy", "--steps"], "--steps"),
         (["toy", "--steps", "x"], "--steps takes a whole number or none, not 'x'"),
-        (["toy", "--steps", "0"], "'train.steps' in the flags of 'toy': input should be greater than or equal to 1"),
+        (["toy", "--steps", "0"], "'train.steps' in the flags of 'toy': must be at least 1"),
         (["toy", "--config", "absent.yaml"], "config file absent.yaml does not exist"),
         (["toy", "--lora.rank", "2"], "--lora.rank needs --technique lora"),
         (["toy", "--fail", "data"], "row 3 of x.csv has no column 'text'"),

@@ -17,7 +17,8 @@ SOURCE = Path(limbeck.__file__).parent
 FLOORS = [
     {"errors", "old_names"}, {"config"}, {"storage"}, {"run", "losses", "kernels"}, {"data"}, {"model"}, {"techniques"},
     {"formats"}, {"objectives"}, {"decode"}, {"train"}, {"measure"}, {"tasks"}, {"synth"}, {"jobs"}, {"verbs"},
-    {"study"}, {"serve"}, {"command"}, {"integrations", "schema"}, {"api"}, {"cli"}, {"__main__"},
+    {"study"}, {"serve"}, {"command"}, {"integrations", "schema"}, {"given", "results"}, {"handle"}, {"api"},
+    {"cli"}, {"__main__"},
 ]  # fmt: skip
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 

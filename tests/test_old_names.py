@@ -58,7 +58,7 @@ def test_a_saved_model_loads_without_a_word(old: Path, arm: str, kind: type, tmp
 def test_a_saved_model_measures_as_it_did(old: Path) -> None:
     """The figure of the old report, from the old folder, by the new code."""
     then = Run.open(old / "study" / "qaft" / "seed-0").report()["metrics"]["nats per token"]
-    values = {"data": "toy:stories", "limit": 12, "part": "test", "measuring": {"resamples": 100, "generate": False}}
+    values = {"data": "toy:stories", "limit": 12, "part": "test", "measuring": {"generate": False}}
     now = run("evaluate", model=str(old / "study/qaft/seed-0"), dtype="fp32", probes="off", **values)
     assert now["metrics"]["nats per token"]["value"] == pytest.approx(then["value"], rel=1e-6)
 
@@ -68,6 +68,7 @@ def test_a_finished_study_is_read_and_not_repeated(old: Path) -> None:
         report = build(Study, {"plan": "study.yaml", "out": "study"}).run(Display.silent())
     assert {str(w.message) for w in told} == {
         "'width' is now called 'hidden_size'", "'qaft' is now called 'qat'", "'group' is now called 'group_size'",
+        "'resamples' is read no more: intervals are computed without resampling",
     }  # fmt: skip
     for arm in ("base", "qaft", "rtn"):
         assert (old / f"study/{arm}/seed-0/report.json").read_bytes() == (
@@ -81,7 +82,7 @@ def test_the_same_recipe_by_its_new_names_is_the_same_run(old: Path) -> None:
     values = {
         "model": "study/base/seed-0", "data": "toy:stories", "limit": 12, "batch_size": 4, "dtype": "fp32",
         "probes": "off", "techniques": [{"kind": "qat", "grid": {"format": "int4", "group_size": 32}}],
-        "train": {"steps": 2, "log_every": 1}, "measuring": {"resamples": 100, "generate": False},
+        "train": {"steps": 2, "log_every": 1}, "measuring": {"generate": False},
         "out": "study/qaft/seed-0",
     }  # fmt: skip
     with Run.create(Path("study/qaft/seed-0"), build(Finetune, values)) as same:

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 
 from limbeck import storage
 from limbeck.config import Config
-from limbeck.errors import StorageError
+from limbeck.errors import ConfigError, StorageError
 
 
 def test_text_and_json_come_back(tmp_path: Path) -> None:
@@ -121,3 +121,40 @@ def test_leftovers_are_swept(tmp_path: Path) -> None:
     (tmp_path / "kept.tmp").write_text("x")
     storage.sweep(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["kept.tmp"]
+
+
+def test_a_folder_with_anything_but_our_files_is_refused_before_work(tmp_path: Path) -> None:
+    storage.check_folder(tmp_path / "new", ["a.json"])
+    (tmp_path / "a.json").touch()
+    (tmp_path / ".a.json.01234567.tmp").touch()  # left by a kill
+    storage.check_folder(tmp_path, ["a.json"])
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(ConfigError, match="holds thesis.tex, not only a.json: give an empty or a new folder"):
+        storage.check_folder(tmp_path, ["a.json"])
+    for place in (tmp_path / "a.json", tmp_path / "a.json" / "below"):
+        with pytest.raises(ConfigError, match="is a file"):
+            storage.check_place(place)
+    with pytest.raises(ConfigError, match="too long"):
+        storage.check_place(tmp_path / ("x" * 256))
+    with pytest.raises(ConfigError, match="zero byte"):
+        storage.check_place(tmp_path / "a\0b")
+
+
+def test_a_place_that_is_not_ours_to_write_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda place, mode: False)
+    with pytest.raises(ConfigError, match="is read-only for us"):
+        storage.check_place(tmp_path / "a" / "b")
+
+
+@pytest.mark.parametrize("name", ["x" * 255, "ü" * 127])
+def test_a_name_as_long_as_file_systems_allow_is_written(tmp_path: Path, name: str) -> None:
+    storage.write_text(tmp_path / name, "one")
+    storage.write_text(tmp_path / name, "two")
+    assert [p.name for p in tmp_path.iterdir()] == [name] and (tmp_path / name).read_text() == "two"
+    storage.sweep(tmp_path)
+    for text in ("one", "two"):
+        draft = storage.scratch(tmp_path / "folder" / name)
+        draft.mkdir(parents=True)
+        (draft / "a").write_text(text)
+        storage.replace_folder(draft, tmp_path / "folder" / name)
+    assert (tmp_path / "folder" / name / "a").read_text() == "two" and len(list((tmp_path / "folder").iterdir())) == 1

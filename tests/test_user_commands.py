@@ -28,9 +28,9 @@ FAST: dict[str, Any] = {
     "probes": "off",
     "audit": "off",
     "train": {"steps": 1, "learning_rate": 1e-3},
-    "measuring": {"resamples": 100, "generate": False},
+    "measuring": {"generate": False},
 }
-MEASURED = ("--resamples", "100", "--probes", "off", "--dtype", "fp32")
+MEASURED = ("--probes", "off", "--dtype", "fp32")
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -1,5 +1,88 @@
-"""Limbeck adapts and shrinks GPT-class language models and shows what each saving costs."""
+"""Limbeck adapts and shrinks GPT-class language models and shows what each saving costs.
 
-__all__ = ["__version__"]
+``import limbeck`` imports nothing else: each name below is imported when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from limbeck.api import (
+        audit,
+        compare,
+        distill,
+        dpo,
+        evaluate,
+        finetune,
+        info,
+        load,
+        pretrain,
+        quantize,
+    )
+    from limbeck.errors import LimbeckError
+    from limbeck.handle import LanguageModel, job
+    from limbeck.results import JobResult, Metric
+    from limbeck.techniques.depth import Depth
+    from limbeck.techniques.freeze import Freeze
+    from limbeck.techniques.gptq import GPTQ
+    from limbeck.techniques.lora import LoRA
+    from limbeck.techniques.mixed import Mixed
+    from limbeck.techniques.qat import QAT
+    from limbeck.techniques.rtn import RTN
+
+__all__ = [
+    "GPTQ",
+    "QAT",
+    "RTN",
+    "Depth",
+    "Freeze",
+    "LanguageModel",
+    "LimbeckError",
+    "LoRA",
+    "Metric",
+    "Mixed",
+    "JobResult",
+    "audit",
+    "compare",
+    "distill",
+    "dpo",
+    "evaluate",
+    "finetune",
+    "info",
+    "job",
+    "load",
+    "pretrain",
+    "quantize",
+]
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "GPTQ": "techniques.gptq",
+    "QAT": "techniques.qat",
+    "RTN": "techniques.rtn",
+    "Depth": "techniques.depth",
+    "Freeze": "techniques.freeze",
+    "LoRA": "techniques.lora",
+    "Mixed": "techniques.mixed",
+    "LanguageModel": "handle",
+    "job": "handle",
+    "LimbeckError": "errors",
+    "Metric": "results",
+    "JobResult": "results",
+}
+"""Public name -> module that defines it; the names of ``__all__`` that are missing here are functions of ``api``."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'limbeck' has no attribute '{name}'")
+    found = getattr(import_module(f"limbeck.{_HOMES.get(name, 'api')}"), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

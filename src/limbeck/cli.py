@@ -64,6 +64,8 @@ def _start(verb: str, flags: Sequence[Flag], typed: Mapping[str, Any]) -> None:
             return
         click.echo(json.dumps(recipe.model_dump(mode="json")) if as_json else dump(recipe), nl=as_json)
         return
+    if _first():
+        recipe.claim()
     quiet = bool(typed["quiet"])
     text = sys.stdout if not as_json else StringIO() if quiet else sys.stderr
     session = Display(text=text, quiet=quiet, progress=not quiet)
@@ -106,7 +108,30 @@ def _resolve(verb: str, flags: Sequence[Flag], typed: Mapping[str, Any]) -> Reci
     file = typed["config_file"]
     values = kinds_now(read(Path(file))) if file is not None else {}
     where = f"the flags of '{verb}'" if file is None else f"{file} and the flags" if given else file
-    return build(recipe(verb), overlay(values, flags, given), where)
+    laid = overlay(values, flags, given)
+    _check_complete(verb, flags, laid, file)
+    return build(recipe(verb), laid, where)
+
+
+def _check_complete(verb: str, flags: Sequence[Flag], values: Mapping[str, Any], file: str | None) -> None:
+    """Refuse a recipe that lacks what it cannot do without, in the words of the command line.
+
+    Raises:
+        ConfigError: names each argument and flag that is missing.
+    """
+    from limbeck.command.verb import schema
+    from limbeck.errors import ConfigError
+
+    own = {f.path[0]: f for f in flags if f.member is None}
+    wanted = [name for name in schema()["verbs"][verb]["schema"].get("required", ()) if name not in values]
+    missing = sorted((own[name] for name in wanted if name in own), key=lambda f: not f.positional)
+    if not missing:
+        return
+    names = [f.argument if f.positional else f.spellings[0] for f in missing]
+    example = " ".join(f.argument if f.positional else f"{f.spellings[0]} ..." for f in missing)
+    told = f"name them there or write limbeck {verb} {example}" if file else f"write limbeck {verb} {example}"
+    said = ", ".join(names[:-1]) + " and " * (len(names) > 1) + names[-1]
+    raise ConfigError(f"'{verb}' needs {said}{f', which {file} does not hold' if file else ''}: {told}")
 
 
 def _fail(failure: Failure, args: Sequence[str]) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar, get_origin
+from typing import Any, ClassVar, TypeVar, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
@@ -20,7 +20,12 @@ class Config(BaseModel):
     """Base of every frozen config: unknown keys are errors, values do not change after building.
 
     A field with ``json_schema_extra={"old_name": NAME}`` is also read, with a warning, under its old name.
+
+    Attributes:
+        retired: key that earlier versions wrote -> why it is read no more; it is left out with a warning.
     """
+
+    retired: ClassVar[Mapping[str, str]] = {}
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=False, protected_namespaces=(), allow_inf_nan=False)
 
@@ -32,7 +37,7 @@ class Config(BaseModel):
     @classmethod
     def current(cls, values: Any) -> Any:
         """Return ``values`` with present names in place of old ones; a subclass that looks at them first calls it."""
-        return renamed(values, cls.old_names()) if isinstance(values, Mapping) else values
+        return renamed(values, cls.old_names(), cls.retired) if isinstance(values, Mapping) else values
 
     @classmethod
     def old_names(cls) -> dict[str, str]:
@@ -43,6 +48,7 @@ class Config(BaseModel):
 
 C = TypeVar("C", bound=Config)
 
+_LONGEST, _DEEPEST, _MOST = 1 << 20, 50, 100_000  # characters, levels and values of a recipe
 _BREAKS = re.compile("[\r\x85\u2028\u2029]")
 _EXPONENT = re.compile(r"^[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$")
 """Floats such as ``1e-4`` (YAML 1.2), which PyYAML's own rule (YAML 1.1) takes for text."""
@@ -109,19 +115,42 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def parse(text: str, where: str) -> Any:
-    """Read YAML ``text``.
+    """Read YAML ``text``; aliases count as often as they are used.
 
     Raises:
-        ConfigError: it is not YAML, or a key stands twice in one mapping.
+        ConfigError: it is not YAML, a key stands twice in one mapping, or it is longer, nested deeper, or holds more
+            values than any recipe.
     """
+    if len(text) > _LONGEST:
+        raise ConfigError(f"{where} has {len(text):,} characters, more than any recipe: name a recipe's file")
     try:
-        return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+        value = yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+        _count(value, 0, _MOST)
+    except RecursionError:
+        raise ConfigError(f"{where} is nested more than {_DEEPEST} deep: no recipe is") from None
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2024-99-99
         raise ConfigError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from None
+    return value
 
 
-def read(file: Path) -> dict[str, Any]:
+def _count(value: Any, depth: int, left: int) -> int:
+    """How many values may still follow; an alias to what it stands in is endless, and so is refused."""
+    if depth > _DEEPEST:
+        raise ValueError(f"values are nested more than {_DEEPEST} deep")
+    inside = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | set | tuple) else ()
+    for one in inside:
+        left = _count(one, depth + 1, left - 1)
+        if left < 0:
+            raise ValueError(f"it holds more than {_MOST:,} values, those of aliases included")
+    return left
+
+
+def read(file: Path, called: str = "config file") -> dict[str, Any]:
     """Read the mapping that a YAML ``file`` holds; an empty file is an empty mapping.
+
+    Args:
+        file: to read.
+        called: what messages call it.
 
     Raises:
         ConfigError: the file is missing, cannot be read, is not YAML, or is no mapping of names.
@@ -129,13 +158,16 @@ def read(file: Path) -> dict[str, Any]:
     try:
         text = file.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise ConfigError(f"config file {file} does not exist") from None
+        raise ConfigError(f"{called} {file} does not exist") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"config file {file} cannot be read: {error}") from None
-    values = parse(text, f"config file {file}")
+        raise ConfigError(f"{called} {file} cannot be read: {error}") from None
+    except ValueError as error:  # a name with a zero byte
+        raise ConfigError(f"{called} {str(file)!r} cannot be read: {error}") from None
+    values = parse(text, f"{called} {file}")
     values = {} if values is None else values
     if not isinstance(values, dict) or not all(isinstance(k, str) for k in values):
-        raise ConfigError(f"config file {file} must hold 'key: value' lines, not a {type(values).__name__}")
+        kind = type(values).__name__ if not isinstance(values, dict) else "mapping with a key that is no text"
+        raise ConfigError(f"{called} {file} must hold 'key: value' lines, not a {kind}")
     return values
 
 
@@ -174,11 +206,52 @@ def _sentence(kind: type[Config], error: ValidationError, where: str) -> str:
         else:
             value = problem.get("input")
             shown = "" if isinstance(value, Mapping) else f" (got {_cut(repr(value))})"
-            message = problem["msg"].removeprefix("Value error, ")
-            message = message[0].lower() + message[1:]
+            message = _worded(problem)
             part = f"'{name}' in {where}: {message}{shown}" if path else f"{where}: {message}"
         parts.setdefault(name, part)
     return "; ".join(parts.values())
+
+
+_WORDS: Mapping[str, str] = {
+    "bool_parsing": "must be true or false",
+    "bool_type": "must be true or false",
+    "int_parsing": "must be a whole number",
+    "int_type": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "int_parsing_size": "must be a whole number of fewer digits",
+    "float_parsing": "must be a number",
+    "float_type": "must be a number",
+    "finite_number": "must be a finite number",
+    "string_type": "must be text (put a number in quotes)",
+    "list_type": "must be a list",
+    "tuple_type": "must be a list",
+    "dict_type": "must be 'key: value' pairs",
+    "model_type": "must be 'key: value' pairs",
+    "model_attributes_type": "must be 'key: value' pairs",
+    "none_required": "must be none",
+    "greater_than": "must be above {gt}",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than": "must be below {lt}",
+    "less_than_equal": "must be at most {le}",
+    "multiple_of": "must be a multiple of {multiple_of}",
+    "too_short": "must hold {min_length} or more, not {actual_length}",
+    "too_long": "must hold {max_length} or fewer, not {actual_length}",
+    "string_too_short": "must have {min_length} characters or more",
+    "string_too_long": "must have {max_length} characters or fewer",
+    "literal_error": "must be {expected}",
+    "enum": "must be {expected}",
+}
+"""Our words for pydantic's kinds of complaints."""
+
+
+def _worded(problem: Any) -> str:
+    """One complaint in our words; those of our own validators as they are."""
+    words = _WORDS.get(problem["type"])
+    if words is not None:
+        bounds = problem.get("ctx") or {}
+        return words.format_map({k: f"{v:g}" if isinstance(v, float) else v for k, v in bounds.items()})
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    return message[:1].lower() + message[1:]
 
 
 def _cut(text: str, longest: int = 80) -> str:

@@ -17,7 +17,8 @@
     │   └── StorageError            the disk refused a write; what was there before is whole
     └── Interrupted                 exit code 130: Ctrl-C; a checkpoint was saved first
 
-A message is one sentence: what is wrong, where, and what to do about it.
+A message is one sentence: what is wrong, where, and what to do about it. What goes on all the same is a
+``LimbeckWarning``: the command line shows those of the project and mutes those of libraries.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ __all__ = [
     "InputError",
     "Interrupted",
     "LimbeckError",
+    "LimbeckWarning",
     "ModelError",
     "NothingToLearnError",
     "RunError",
@@ -45,9 +47,21 @@ __all__ = [
 
 
 class LimbeckError(Exception):
-    """Root of the tree: something failed."""
+    """Root of the tree: something failed.
+
+    >>> import limbeck
+    >>> try:
+    ...     limbeck.load("runs/tinny")
+    ... except limbeck.LimbeckError as error:
+    ...     print(type(error).__name__, error.exit_code)
+    ModelError 2
+    """
 
     exit_code = 1
+
+
+class LimbeckWarning(UserWarning):
+    """Something that a person should hear, though the work goes on."""
 
 
 class InputError(LimbeckError):

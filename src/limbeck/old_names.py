@@ -44,18 +44,25 @@ def kind_now(kind: str) -> str:
     return KINDS[kind]
 
 
-def renamed(values: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+def renamed(
+    values: Mapping[str, Any], names: Mapping[str, str], retired: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """Return ``values`` with present keys in place of old ones, and present kinds at every depth.
 
     Args:
         values: of one config, as a file or a caller gave them.
         names: old key -> key.
+        retired: key that is read no more -> why; it is left out with a warning.
 
     Raises:
         ValueError: a key was given by both names.
     """
     out: dict[str, Any] = {}
     for key, value in values.items():
+        if retired and key in retired:
+            if not _quiet.get():
+                warnings.warn(f"'{key}' is read no more: {retired[key]}", OldNameWarning, stacklevel=3)
+            continue
         now = names.get(key, key) if isinstance(key, str) else key
         if now != key:
             if now in values:

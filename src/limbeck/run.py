@@ -51,14 +51,7 @@ class Run:
             StorageError: the folder cannot be written.
         """
         file, text = path / "recipe.yaml", config.dump(recipe)
-        if path.exists() and not path.is_dir():
-            raise ConfigError(f"{path} is a file: give a folder for the run")
-        there, here = _filled(_read_yaml(file), type(recipe)) if file.exists() else None, yaml.safe_load(text)
-        resumed = there is not None and (there == here or _worth_keeping(path))
-        if there is not None and resumed:
-            _check_same(path, there, here)
-        elif there is None and path.exists() and any(not p.name.startswith(".") for p in path.iterdir()):
-            raise ConfigError(f"folder {path} is not empty and holds no run: give an empty or a new one")
+        resumed = cls.check(path, recipe)
         run = cls(path, resumed=resumed)
         with storage.writing(path):
             path.mkdir(parents=True, exist_ok=True)
@@ -72,6 +65,26 @@ class Run:
                 (path / "provenance.json").unlink(missing_ok=True)
             storage.write_text(file, text)
         return run
+
+    @staticmethod
+    def check(path: Path, recipe: config.Config) -> bool:
+        """Refuse a folder that ``create`` would refuse; nothing is written.
+
+        Returns:
+            Whether the same recipe's run was begun there.
+
+        Raises:
+            ConfigError: the folder holds another recipe's run, or files that are no run, or cannot be written.
+        """
+        storage.check_place(path)
+        file, here = path / "recipe.yaml", yaml.safe_load(config.dump(recipe))
+        there = _filled(_read_yaml(file), type(recipe)) if file.exists() else None
+        resumed = there is not None and (there == here or _worth_keeping(path))
+        if there is not None and resumed:
+            _check_same(path, there, here)
+        elif there is None and path.exists() and any(not p.name.startswith(".") for p in path.iterdir()):
+            raise ConfigError(f"folder {path} is not empty and holds no run: give an empty or a new one")
+        return resumed
 
     @classmethod
     def open(cls, path: Path) -> Run:

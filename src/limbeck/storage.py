@@ -9,7 +9,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -17,9 +17,21 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from limbeck.errors import StorageError
+from limbeck.errors import ConfigError, StorageError
 
-__all__ = ["plain", "replace_folder", "scratch", "settle", "share", "sweep", "write_json", "write_text", "writing"]
+__all__ = [
+    "check_folder",
+    "check_place",
+    "plain",
+    "replace_folder",
+    "scratch",
+    "settle",
+    "share",
+    "sweep",
+    "write_json",
+    "write_text",
+    "writing",
+]
 
 _REASONS = {
     errno.ENOSPC: "the disk is full",
@@ -28,6 +40,7 @@ _REASONS = {
     errno.EACCES: "permission is denied",
     errno.EROFS: "the disk is read-only",
 }
+_LONGEST_NAME = 255  # bytes, of every common file system
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _SCRATCH = re.compile(r"\.([^/]+)\.[0-9a-f]{8}\.tmp(/.*)?$")
@@ -114,8 +127,57 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def scratch(path: Path) -> Path:
-    """Return a fresh hidden name beside ``path``, to be written and then renamed to it; ``sweep`` knows it."""
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    """Return a fresh hidden name beside ``path``, to be written and then renamed to it; ``sweep`` knows it.
+
+    A long name is shortened: with what is added it would be longer than file systems allow.
+    """
+    name = path.name
+    while len(os.fsencode(name)) > _LONGEST_NAME - len(".12345678.tmp") - 1:
+        name = name[:-1]
+    return path.with_name(f".{name}.{secrets.token_hex(4)}.tmp")
+
+
+def check_folder(folder: Path, files: Collection[str]) -> None:
+    """Refuse a folder that a command must not write to, before its work starts.
+
+    Args:
+        folder: where it is to write; it need not exist.
+        files: names that it writes there; what else lies there is somebody's.
+
+    Raises:
+        ConfigError: the folder holds other files, is a file, has too long a name, or cannot be written.
+    """
+    check_place(folder)
+    there = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
+    other = next((name for name in there if name not in files and not _SCRATCH.fullmatch(name)), None)
+    if other is not None:
+        known = ", ".join(sorted(files))
+        raise ConfigError(f"folder {folder} holds {other}, not only {known}: give an empty or a new folder")
+
+
+def check_place(path: Path) -> None:
+    """Refuse a folder's path at which nothing can be written.
+
+    Raises:
+        ConfigError: it is a file, or below one; its name is too long; or the system does not let us write there.
+    """
+    try:
+        if "\0" in str(path):
+            raise ValueError("a name cannot hold a zero byte")
+        if path.exists() and not path.is_dir():
+            raise ConfigError(f"{path} is a file: give a folder")
+        place = next(p for p in (path, *path.absolute().parents) if p.exists())
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"nothing can be written to {str(path)[:80]!r}: {reason}; give another place") from None
+    if not place.is_dir():
+        raise ConfigError(f"nothing can be written to {path}: {place} is a file; give another place")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise ConfigError(f"nothing can be written to {path}: {place} is read-only for us; give another place")
+    long = next((part for part in path.parts if len(os.fsencode(part)) > _LONGEST_NAME), None)
+    if long is not None:
+        size = len(os.fsencode(long))
+        raise ConfigError(f"nothing can be written to a name of {size} bytes ({long[:40]}...): shorten it")
 
 
 def share(path: Path) -> None:
@@ -172,7 +234,10 @@ def settle(final: Path) -> None:
 
 
 def _aside(final: Path) -> Path:
-    return final.with_name(f".{final.name}.old")
+    name = final.name
+    while len(os.fsencode(name)) > _LONGEST_NAME - len("..old"):
+        name = name[:-1]
+    return final.with_name(f".{name}.old")
 
 
 def _sync(path: Path) -> None:

@@ -14,7 +14,13 @@ from xml.etree import ElementTree
 import pytest
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
-OF_ITS_OWN_KIND = ("decode_speed", "decode_speculative", "input_rounding", "products")  # no arms against a peer
+OF_ITS_OWN_KIND = (
+    "decode_speed",
+    "decode_speculative",
+    "input_rounding",
+    "products",
+    "smaller_is_faster",
+)  # no arms against a peer
 CLAIMS = sorted(f.stem for f in FOLDER.glob("*.py") if f.stem not in OF_ITS_OWN_KIND)
 
 TOY = """
@@ -134,6 +140,7 @@ def test_every_claim_is_whole(name: str, quick: bool) -> None:
     module.shapes(quick)
 
 
+@pytest.mark.slow
 def test_full_fine_tuning_computes_the_same_on_both_sides(tmp_path: Path) -> None:
     command = [sys.executable, str(FOLDER / "full_finetuning.py"), "--quick", "--rounds", "1"]
     kept = ["transformers", "Limbeck"]
@@ -187,6 +194,7 @@ def test_the_page_tells_bars_machines_and_remarks(tmp_path: Path) -> None:
     assert ElementTree.parse(folder / "growth_toy.svg").getroot().tag.endswith("svg")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OF_ITS_OWN_KIND)
 def test_benchmarks_without_a_peer_run_and_write_their_figures(name: str, tmp_path: Path) -> None:
     file = tmp_path / "figures.json"

@@ -21,7 +21,7 @@ SIZES = [1, 2, 3, 5, 7, 1 << 20]
 
 def whole(raw: bytes, separator: str) -> list[str]:
     """The slow, obvious reading of a text file."""
-    text = raw.removeprefix(b"\xef\xbb\xbf").decode().replace("\r\n", "\n")
+    text = raw.removeprefix(b"\xef\xbb\xbf").decode().replace("\r\n", "\n").replace("\r", "\n")
     if not separator or separator not in text:
         return [text]
     return [part.strip() for part in text.split(separator) if part.strip()]

@@ -56,8 +56,8 @@ GOOD = {"instruction": "add", "output": "3"}
         (talk((U, "a"), (A, "b")), "mixes formats: row talks:2 has the format 'messages', and those before it"),
         ({"instruction": "add"}, "row talks:2 .* is no instruction in a known format"),
         ({**GOOD, "output": " "}, "row talks:2 .* has an empty answer"),
-        ({**GOOD, "output": 3}, "field 'output' of row talks:2 .* is no text, but a int"),
-        ({**GOOD, "input": ["x"]}, "field 'input' of row talks:2 .* is no text, but a list"),
+        ({**GOOD, "output": {"a": 3}}, "row talks:2 .* has a dict in its field 'output'"),
+        ({**GOOD, "input": ["x"]}, "row talks:2 .* has a list in its field 'input'"),
     ],
 )
 def test_bad_rows_are_named(bad: dict[str, Any], says: str, tmp_path: Path) -> None:

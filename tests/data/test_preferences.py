@@ -97,7 +97,7 @@ PLAIN = {"prompt": "why", "chosen": "so", "rejected": "go"}
     [
         (ROWS["dialogues"][0], "mixes formats: row pairs:2 has the format 'dialogues'"),
         ({"prompt": "why", "chosen": "so"}, "row pairs:2 .* is no preference pair in a known format"),
-        ({"prompt": "why", "chosen": "so", "rejected": None}, "row pairs:2 .* is no preference pair"),
+        ({"prompt": "why", "chosen": "so", "rejected": None}, "row pairs:2 .* has nothing in its field 'rejected'"),
         ({**PLAIN, "rejected": " so "}, "row pairs:2 .* has equal sides"),
         ({**PLAIN, "chosen": " \n"}, "row pairs:2 .* has an empty answer on its chosen side"),
         ({**PLAIN, "rejected": ""}, "row pairs:2 .* has an empty answer on its rejected side"),

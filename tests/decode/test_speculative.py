@@ -76,6 +76,7 @@ def exact(model: Decoder, decoding: Decoding, count: int) -> dict[tuple[int, ...
     return held
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{"top_k": 3}, {"top_k": 4, "top_p": 0.8, "temperature": 1.4}])
 def test_samples_have_the_models_distribution_and_not_the_drafts(options: dict[str, float]) -> None:
     model, draft = pair()

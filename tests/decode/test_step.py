@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Iterator
 from typing import Any
 
@@ -129,33 +128,6 @@ def test_integers_are_rounded_as_in_a_prompt() -> None:
         assert_near(found, wanted, 1.5e-2)
         near.append(bool((found - wanted).abs().max() <= 2e-6 * wanted.abs().max()))
     assert sum(near) >= 0.7 * len(near)
-
-
-@pytest.fixture(scope="module")
-def without_vnni(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    """The kernels as a processor without products of integers compiles them."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(native, "_FLAGS", (*native._FLAGS, "-mno-avx512vnni", "-mno-avxvnni"))
-        patch.setenv("LIMBECK_CACHE", str(tmp_path_factory.mktemp("native")))
-        native.load.cache_clear()
-        try:
-            library = native.load()
-        finally:
-            native.load.cache_clear()
-    if library is None:
-        pytest.skip("this compiler knows no such switch")
-    return library
-
-
-@pytest.mark.parametrize("grid", [g for g in GRIDS if "8" in g.format or "4" in g.format], ids=lambda g: repr(g))
-@pytest.mark.parametrize("name", ["gpt2", "odd"])
-def test_without_products_of_integers_every_grid_is_exact(
-    name: str, grid: Grid, without_vnni: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(native, "load", lambda: without_vnni)
-    model = RTN(grid=grid).apply(decoder(**SHAPES[name]))
-    for rows in (1, 6):
-        assert_near(steps(model, rows=rows), torch_steps(model, rows=rows), 1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

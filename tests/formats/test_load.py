@@ -15,7 +15,7 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from limbeck.data.batch import Batch
-from limbeck.errors import ModelError, StorageError, VocabularyError
+from limbeck.errors import ConfigError, ModelError, StorageError, VocabularyError
 from limbeck.formats.load import load_bundle, save_bundle
 from limbeck.model.patterns import Causal, Sliding
 from tests.reference.checkpoints import FAMILIES, save
@@ -245,10 +245,10 @@ def test_a_writer_killed_half_way_leaves_the_earlier_model(earlier):
 def test_a_folder_with_other_files_is_never_replaced(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(StorageError, match=r"notes\.txt"):
+    with pytest.raises(ConfigError, match=r"notes\.txt"):
         save_bundle(random_decoder(MODELS["gpt2"]), byte_level(VOCAB), tmp_path)
     assert (tmp_path / "notes.txt").read_text() == "mine"
-    with pytest.raises(StorageError, match="is a file"):
+    with pytest.raises(ConfigError, match="is a file"):
         save_bundle(random_decoder(MODELS["gpt2"]), byte_level(VOCAB), tmp_path / "notes.txt")
 
 

@@ -12,7 +12,7 @@ from tests.reference.tiny_runs import run
 ARCHITECTURE = {"preset": "toy", "layers": 2, "hidden_size": 48, "heads": 2, "kv_heads": 2, "context": 160}
 COMMON: dict[str, Any] = {
     "data": "toy:instructions", "limit": 300, "dtype": "fp32", "probes": "off", "audit": "off", "batch_size": 16,
-    "measuring": {"resamples": 100, "batch_size": 32},
+    "measuring": {"batch_size": 32},
 }  # fmt: skip
 SILENT = {"generate": False}
 

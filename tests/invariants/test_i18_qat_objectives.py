@@ -23,7 +23,7 @@ from tests.reference.tiny_runs import run
 TRAIN = {"steps": 3, "learning_rate": 1e-2, "log_every": 1, "monitor": ""}
 COMMON: dict[str, Any] = {
     "limit": 40, "batch_size": 4, "dtype": "fp32", "probes": "off", "audit": "off", "train": TRAIN,
-    "measuring": {"resamples": 100, "generate": False},
+    "measuring": {"generate": False},
 }  # fmt: skip
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "sft": {"verb": "finetune", "data": "toy:qa", "task": {"kind": "qa"}},
@@ -39,6 +39,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(saved(tmp_path_factory.mktemp("m") / "start", hidden_size=32, context=256))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("beside", [[], [ADAPTER]], ids=["whole", "lora"])
 @pytest.mark.parametrize("learned", [False, True], ids=["dynamic", "learned"])
 @pytest.mark.parametrize("name", OBJECTIVES)

@@ -47,6 +47,7 @@ def last(folder: Path, name: str) -> dict[str, torch.Tensor]:
     return load_file(newest / name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("at", [1, 3, 4, 5, 7, 9, 12])
 def test_killed_after_any_step_it_ends_bit_equal(precision: str, at: int, tmp_path: Path) -> None:
@@ -76,6 +77,7 @@ def test_killed_many_times_it_still_ends_bit_equal(tmp_path: Path) -> None:
     assert timeless(metrics) == timeless(again_metrics)
 
 
+@pytest.mark.slow
 def test_a_killed_process_resumes(tmp_path: Path) -> None:
     """A real SIGKILL at a moment nobody chose."""
     weights, _, metrics = fit(tmp_path / "whole")
@@ -126,6 +128,7 @@ def test_a_finished_training_trains_no_more(tmp_path: Path) -> None:
 
 
 def test_it_goes_on_in_the_precision_that_was_measured_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("limbeck.train.loop.emulates_bf16", lambda _: False)
     with pytest.raises(Killed):
         fit(tmp_path / "run", "auto", killing(4))
     timed = [line for line in Run.open(tmp_path / "run").metrics() if "fp32_step_seconds" in line]

@@ -29,6 +29,7 @@ def some_ranks(kind: str, folder: Path, count: int = 2) -> list[dict[str, Any]]:
     return [torch.load(folder / f"outcome-{rank}.pt", weights_only=True) for rank in range(count)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "tolerance"), [("ddp", 2e-6), ("fsdp", 2e-6), ("bf16", 2e-2), ("fsdp_bf16", 2e-2), ("dpo", 2e-6)]
 )
@@ -58,6 +59,7 @@ def test_two_processes_equal_one(kind: str, tolerance: float, tmp_path: Path) ->
         assert moved > 0 and (value - one["weights"][name]).norm() <= 20 * tolerance * moved
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 4])
 def test_any_number_of_ranks_takes_one_order(count: int, tmp_path: Path) -> None:
     """What the ranks take, in turn, is what one takes: corpora mixed, rows plain, packed and bucketed."""
@@ -73,6 +75,7 @@ def test_any_number_of_ranks_takes_one_order(count: int, tmp_path: Path) -> None
             assert rank[name]["losses"] == pytest.approx(one["losses"], rel=2e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
 def test_two_killed_processes_resume_to_the_same_end(kind: str, tmp_path: Path) -> None:
     for outcome in some_ranks(kind, tmp_path):
@@ -81,6 +84,7 @@ def test_two_killed_processes_resume_to_the_same_end(kind: str, tmp_path: Path) 
         assert [same_but_time(line) for line in outcome["resumed_metrics"]] == whole
 
 
+@pytest.mark.slow
 def test_a_signal_or_an_error_on_one_rank_ends_both(tmp_path: Path) -> None:
     first, second = some_ranks("failures", tmp_path)
     assert "stopped after step 2 of 4" in first["stopped"]

@@ -38,6 +38,7 @@ fit(Path(sys.argv[1]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors"])
 def test_killed_while_a_checkpoint_is_written(name: str, tmp_path: Path) -> None:
     weights, _, metrics = fit(tmp_path / "whole")

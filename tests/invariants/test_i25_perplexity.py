@@ -58,6 +58,7 @@ def test_protocols_differ_and_say_so():
     assert len({str(f.describe()["protocol"]) for f in found}) == len(protocols)
 
 
+@pytest.mark.slow
 @pytest.mark.realdata
 @pytest.mark.parametrize(
     ("name", "nats", "tokens"), [("stories260K", 1.30498, 36664), ("models/base-14m-gpt2", 3.24382, 20613)]

@@ -57,7 +57,6 @@ def test_fine_tuning_and_evaluating_show_both(tmp_path: Path) -> None:
             "limit": 120,
             "task": {"kind": "sentiment", "labels": ["0", "1"]},
             "train": {"steps": 3, "learning_rate": 1e-3},
-            "measuring": {"resamples": 100},
             "out": str(tmp_path / "run"),
         }
     )
@@ -69,7 +68,6 @@ def test_fine_tuning_and_evaluating_show_both(tmp_path: Path) -> None:
             "data": "toy:sentiment",
             "limit": 60,
             "task": {"kind": "sentiment"},
-            "measuring": {"resamples": 100},
         }
     )
     report = evaluate.run(Display.silent())

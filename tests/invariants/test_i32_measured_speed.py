@@ -48,7 +48,7 @@ def test_a_quantized_model_is_timed_against_the_unchanged_one(tmp_path: Path, mo
         Quantize,
         {
             "model": str(source), "out": str(tmp_path / "run"), "data": "toy:stories", "limit": 4,
-            "technique": {"kind": "rtn", "bits": 4}, "measuring": {"generate": False, "resamples": 100},
+            "technique": {"kind": "rtn", "bits": 4}, "measuring": {"generate": False},
             "speed": {"prompt_tokens": 4, "new_tokens": 4, "repeats": 3, "warm_up": 0},
         },
     )  # fmt: skip

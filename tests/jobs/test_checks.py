@@ -126,7 +126,7 @@ def test_a_run_tells_its_alarms_and_its_audit(base: Path, tmp_path: Path) -> Non
     general.write_text("the sea is wide and the night is long " * 4)
     tuned = run(
         "finetune", model=str(base), data="toy:stories", limit=40, out=str(tmp_path / "t"), dtype="fp32",
-        train={"steps": 2, "log_every": 1}, measuring={"resamples": 100, "generate": False}, general=str(general),
+        train={"steps": 2, "log_every": 1}, measuring={"generate": False}, general=str(general),
     )  # fmt: skip
     assert {"generality", "general-text"} <= names(tuned["alarms"])
     lines = [json.loads(line) for line in (tmp_path / "t" / "metrics.jsonl").read_text().splitlines()]
@@ -134,7 +134,7 @@ def test_a_run_tells_its_alarms_and_its_audit(base: Path, tmp_path: Path) -> Non
 
 
 def test_an_evaluation_tells_its_alarms(base: Path) -> None:
-    measuring = {"resamples": 100, "generate": False}
+    measuring = {"generate": False}
     told = run("evaluate", model=str(base), data="toy:stories", limit=20, measuring=measuring)
     assert {"loops", "calibration"} <= names(told["alarms"])
     off = run("evaluate", model=str(base), data="toy:stories", limit=20, measuring=measuring, probes="off")

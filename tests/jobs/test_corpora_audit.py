@@ -115,7 +115,7 @@ def leaky(tmp_path: Path) -> dict[str, Any]:
         "corpora": {"big": {"data": str(tmp_path / "big.txt"), "valid": str(tmp_path / "held.txt")}},
         "shards": str(tmp_path / "shards"), "vocab_size": 300, "context": 32, "batch_size": 4,
         "architecture": ARCHITECTURE, "dtype": "fp32", "probes": "off", "train": {"steps": 1, "learning_rate": 3e-3},
-        "measuring": {"resamples": 100, "generate": False},
+        "measuring": {"generate": False},
     }  # fmt: skip
 
 

@@ -27,7 +27,7 @@ def faked(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def evaluated(tmp_path: Path, name: str, *tasks: str, **over: Any) -> dict[str, Any]:
     model = saved(tmp_path / f"{name}-model", hidden_size=32 if name == "wide" else 16)
-    values = {"model": str(model), "harness": tasks, "measuring": {"resamples": 200}, **over}
+    values = {"model": str(model), "harness": tasks, "measuring": {"level": 0.9}, **over}
     return run("evaluate", out=str(tmp_path / name), **values)
 
 
@@ -44,7 +44,7 @@ def test_one_task_is_reported_as_one_of_our_own(faked: None, tmp_path: Path) -> 
     scores = Scores.read(Path(values["scores"]))
     assert len(scores) == 8 and Path(values["scores"]).with_suffix(".predictions.json").is_file()
     asked = fake_harness.ASKED[-1]
-    assert (asked.shots, asked.limit, asked.seed, asked.measuring.resamples) == (3, 8, 5, 200)
+    assert (asked.shots, asked.limit, asked.seed, asked.measuring.level) == (3, 8, 5, 0.9)
 
 
 def test_several_tasks_stand_side_by_side_and_by_themselves(faked: None, tmp_path: Path) -> None:

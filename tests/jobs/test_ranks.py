@@ -30,7 +30,7 @@ PRETRAIN: dict[str, Any] = {
     },
     "limit": 60, "vocab_size": 300, "context": 32, "batch_size": 4,
     "architecture": ARCHITECTURE, "dtype": "fp32", "probes": "off",
-    "measuring": {"resamples": 100, "generate": False},
+    "measuring": {"generate": False},
     "train": {"steps": 4, "learning_rate": 3e-3, "eps": 1e-2, "log_every": 1, "evaluate_every": 2},
 }  # fmt: skip
 

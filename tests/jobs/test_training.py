@@ -26,7 +26,7 @@ SHORT: dict[str, Any] = {
     "limit": 40,
     "batch_size": 8,
     "train": {"steps": 2, "learning_rate": 1e-3, "log_every": 1},
-    "measuring": {"resamples": 100, "generate": False},
+    "measuring": {"generate": False},
 }
 
 
@@ -57,7 +57,7 @@ def test_another_recipe_does_not_write_into_a_run(base: Path) -> None:
 def test_evaluate_gives_the_figure_of_the_report(base: Path, tmp_path: Path) -> None:
     told = json.loads((base / "report.json").read_text())
     found = run("evaluate", model=str(base), data="toy:stories", part="test", limit=40, out=str(tmp_path / "e"),
-                measuring={"resamples": 100, "generate": False, "batch_size": 3})  # fmt: skip
+                measuring={"generate": False, "batch_size": 3})  # fmt: skip
     value, expected = (r["metrics"]["nats per token"]["value"] for r in (found, told))
     assert value == pytest.approx(expected, rel=1e-6)
 
@@ -116,7 +116,7 @@ def test_the_teacher_computes_in_the_dtype_of_the_run(
 
 def test_qa_generates_and_scores(base: Path, tmp_path: Path) -> None:
     values = run("finetune", model=str(base), data="toy:qa", out=str(tmp_path / "qa"), task={"kind": "qa"},
-                 decoding={"max_new_tokens": 5}, **{**SHORT, "measuring": {"resamples": 100}})  # fmt: skip
+                 decoding={"max_new_tokens": 5}, **{**SHORT, "measuring": {}})  # fmt: skip
     assert {"nats per token", "bleu", "f1", "exact", "ended"} <= set(values["metrics"])
     predictions = json.loads((tmp_path / "qa" / "scores" / "test.predictions.json").read_text())
     assert len(predictions) == values["metrics"]["bleu"]["items"]

@@ -63,3 +63,8 @@ def test_it_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LIMBECK_NATIVE", "maybe")
     with pytest.raises(ValueError, match="'maybe'"):
         native.load()
+    monkeypatch.setenv("LIMBECK_NATIVE", "on")
+    monkeypatch.setenv("LIMBECK_ARCH", "x86-64-v4")
+    monkeypatch.setattr(native, "_processor", lambda: "flags : fma avx2 f16c")
+    with pytest.raises(ValueError, match="this processor lacks avx512bw"):
+        native.load()

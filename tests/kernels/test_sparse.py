@@ -71,7 +71,7 @@ def test_values_and_gradients_are_those_of_the_dense_mask(name, width, dtype, wo
     def ours(q, k, v, s):
         return sparse_attention(q, k, v, SPANS, reach, sink_queries=s)
 
-    assert (compiled(tensors[0].to(dtype)) is None) == (dtype == torch.float64)
+    assert (compiled(tensors[0].to(dtype)) is None) == (dtype == torch.float64 or sparse.native.load() is None)
     expected = results(lambda q, k, v, s: dense(q, k, v, pattern, SPANS, s), tensors, torch.float64, *gradients)
     for a, b in zip(results(ours, tensors, dtype, *gradients), expected, strict=True):
         assert (a - b).abs().max() <= worst * b.abs().max()

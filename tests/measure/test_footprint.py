@@ -30,6 +30,7 @@ def saved(folder: Path, technique: RTN | None, read: Tokenizer) -> tuple[Path, i
     return folder, model.count_bytes()
 
 
+@pytest.mark.slow
 def test_loading_a_quantized_model_makes_no_full_precision_copy(tmp_path: Path) -> None:
     read = tokenizer()
     full, full_bytes = saved(tmp_path / "fp32", None, read)
@@ -44,6 +45,7 @@ def test_loading_a_quantized_model_makes_no_full_precision_copy(tmp_path: Path) 
     assert 0.7 * small_bytes <= packed.use_bytes < plain.use_bytes
 
 
+@pytest.mark.slow
 def test_what_fails_there_is_told_here(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="memory of .*none could not be measured in a process of its own: .*none"):
         footprint(tmp_path / "none", protocol=QUICK)

@@ -83,7 +83,7 @@ def test_corpus_figures_are_resampled_from_their_counts(columns, statistic):
     for drawn in random.integers(4, size=(20, 4)):
         anew = statistic.value(scores(columns([texts[i] for i in drawn], [right[i] for i in drawn])))
         assert float(statistic.of_sums(table[drawn].sum(0))) == pytest.approx(anew, abs=1e-9)
-    span = interval(found, statistic, resamples=300)
+    span = interval(found, statistic)
     assert span.low < span.value < span.high
 
 

@@ -146,7 +146,7 @@ def test_the_result_carries_its_protocol():
 def test_intervals_of_every_unit():
     found = perplexity(model_of(), TOKENIZER, TEXTS, PerplexityProtocol())
     for unit in ("token", "word", "byte"):
-        span = interval(found.scores, nats_per(unit), resamples=200)
+        span = interval(found.scores, nats_per(unit))
         assert span.low <= span.value <= span.high and span.value == found.nats_per(unit)
 
 

@@ -50,7 +50,7 @@ def test_one_flag_measures_under_it(tmp_path: Path) -> None:
     text.write_text("one dog\n<|endoftext|>\ntwo cats and a dog\n<|endoftext|>\n")
     common: dict[str, Any] = {
         "model": str(model), "data": str(text), "dtype": "fp32", "probes": "off",
-        "measuring": {"generate": False, "resamples": 100}, "task": {"kind": "text", "protocol": "stories-512"},
+        "measuring": {"generate": False}, "task": {"kind": "text", "protocol": "stories-512"},
     }  # fmt: skip
     told = run("evaluate", **common)
     bundle = load_bundle(str(model))

@@ -33,6 +33,19 @@ from limbeck.measure.reasoning import flexible_answer, gold_answer, same_number,
         ("#### 2+3", None),
         ("#### 1,2345 or #### 1", None),
         ("", None),
+        ("#### 1 000", "1000"),
+        ("#### 9{,}500", "9500"),
+        ("#### 1'000", "1000"),
+        ("#### 1\u2019000\u2019000.5", "1000000.5"),
+        ("#### 1\u00a0000", "1000"),
+        ("#### 12\u202f345", "12345"),
+        ("#### 1\\,000", "1000"),
+        ("#### \\$1,000", "1000"),
+        ("#### 1 00", None),  # neither 1 nor 100
+        ("#### 9{,}50", None),
+        ("#### 1'0000", None),
+        ("#### 1 000,000", None),  # two kinds of marks
+        ("#### 1_000", None),
     ],
 )
 def test_strict_is_the_number_after_the_mark(text: str, wanted: str | None) -> None:
@@ -53,6 +66,9 @@ def test_strict_is_the_number_after_the_mark(text: str, wanted: str | None) -> N
         ("0.5 litres", "0.5"),
         ("10,11", "11"),
         ("no number", None),
+        ("so 1 000", "1000"),
+        ("so 9{,}500", "9500"),
+        ("so 1'000 apples", "1000"),
     ],
 )
 def test_flexible_is_the_last_number(text: str, wanted: str | None) -> None:
@@ -71,6 +87,16 @@ def test_a_reference_is_a_solution_or_a_number() -> None:
     assert gold_answer("2+2=4\n#### 4") == Decimal(4)
     assert gold_answer(" 72 ") == Decimal(72)
     assert gold_answer("seventy") is None
+    for solution, wanted in (("1 000", 1000), ("9{,}500", 9500), ("1'000", 1000), ("$1,000.50", "1000.50")):
+        assert gold_answer(solution) == gold_answer(f"a sum\n#### {solution}") == Decimal(wanted)
+
+
+@pytest.mark.parametrize(
+    "solution",
+    ["1 00", "1,5", "1e3", "1_000", "nan", "Infinity", "#### 1,5", "#### 5 #### 6", "5 or 6", "#### 7 x #### "],
+)
+def test_an_unclear_reference_is_none(solution: str) -> None:
+    assert gold_answer(solution) is None
 
 
 @pytest.mark.realdata

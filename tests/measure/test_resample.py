@@ -31,52 +31,6 @@ def test_replicates_are_figures_of_sets_drawn_with_replacement(monkeypatch):
     assert np.allclose(found[:, 0], expected, atol=1e-12) and np.allclose(found[:, 1], expected, atol=1e-12)
 
 
-def test_intervals_agree_with_scipy():
-    data = table(1)
-    of_sums = RATIO.of_sums
-    value = float(of_sums(data.sum(0)))
-    ours = resample.item_replicates([data], of_sums, 20000, np.random.default_rng(0))[:, 0]
-
-    def figure(a, b, axis=-1):
-        return a.sum(axis=axis) / b.sum(axis=axis)
-
-    for method in ("percentile", "BCa"):
-        theirs = scipy_stats.bootstrap(
-            (data[:, 0], data[:, 1]), figure, paired=True, n_resamples=20000, method=method,
-            rng=np.random.default_rng(1),
-        ).confidence_interval  # fmt: skip
-        if method == "BCa":
-            low, high = resample.bca_interval(ours, value, resample.jackknife([data], of_sums), 0.95)
-        else:
-            low, high = resample.percentile_interval(ours, 0.95)
-        width = theirs.high - theirs.low
-        assert abs(low - theirs.low) < 0.04 * width and abs(high - theirs.high) < 0.04 * width
-
-
-def test_bca_formula_is_scipys_on_the_same_replicates():
-    data = table(2)[:, :1]
-    one = mean("x")
-    full = one.table(Scores.of(map(str, range(len(data))), x=data[:, 0]))
-    theirs = scipy_stats.bootstrap((data[:, 0],), np.mean, n_resamples=999, method="BCa", rng=np.random.default_rng(0))
-    ours = resample.bca_interval(
-        theirs.bootstrap_distribution, data.mean(), resample.jackknife([full], one.of_sums), 0.95
-    )
-    assert ours == pytest.approx(tuple(theirs.confidence_interval), abs=1e-9)
-
-
-def test_bca_without_spread_is_the_percentile_interval():
-    flat = np.full(100, 2.0)
-    assert resample.bca_interval(flat, 2.0, np.full(5, 2.0), 0.9) == (2.0, 2.0)
-    ours = resample.bca_interval(np.arange(100.0), -5.0, np.arange(5.0), 0.9)
-    assert ours == resample.percentile_interval(np.arange(100.0), 0.9)
-
-
-def test_jackknife_leaves_one_out():
-    data = table(3, 6)
-    expected = [np.delete(data, i, 0)[:, 0].sum() / np.delete(data, i, 0)[:, 1].sum() for i in range(6)]
-    assert np.allclose(resample.jackknife([data], RATIO.of_sums), expected, atol=1e-12)
-
-
 def test_exact_sign_flips_walk_every_swap():
     a, b = table(4, 6), table(5, 6)
     observed = abs(b[:, 0].sum() / b[:, 1].sum() - a[:, 0].sum() / a[:, 1].sum())
@@ -111,13 +65,3 @@ def test_no_difference_at_all_has_p_one():
     same = table(8, 30)
     for test in (resample.flip_labels, resample.shuffle_labels):
         assert test(same, same, RATIO.of_sums, 200, np.random.default_rng(0)) == 1
-
-
-def test_one_seed_adds_nothing_and_several_give_the_t_interval():
-    one = np.arange(5.0)[:, None]
-    assert resample.with_seeds(one, np.random.default_rng(0)).tolist() == [0, 1, 2, 3, 4]
-    figures = np.array([3.0, 3.4, 3.1])
-    moved = resample.with_seeds(np.tile(figures, (40000, 1)), np.random.default_rng(0))
-    t = scipy_stats.t.interval(0.95, 2, figures.mean(), figures.std(ddof=1) / np.sqrt(3))
-    low, high = resample.percentile_interval(moved, 0.95)
-    assert low == pytest.approx(t[0], abs=0.05) and high == pytest.approx(t[1], abs=0.05)

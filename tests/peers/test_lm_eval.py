@@ -49,7 +49,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def evaluate(place: Path, *tasks: str, data: dict[str, str] | None = None, **over: Any) -> dict[str, Any]:
     files = {name: str(place / file) for name, file in (data or {}).items()}
-    values = {"model": str(place / "model"), "harness": tasks, "harness_data": files, "measuring": {"resamples": 100}}
+    values = {"model": str(place / "model"), "harness": tasks, "harness_data": files}
     return run("evaluate", **{**values, **over})
 
 

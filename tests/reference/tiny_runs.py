@@ -20,7 +20,7 @@ PRETRAIN: dict[str, Any] = {
     "batch_size": 8,
     "dtype": "fp32",
     "train": {"steps": 3, "learning_rate": 3e-3, "log_every": 1},
-    "measuring": {"resamples": 100, "generate": False},
+    "measuring": {"generate": False},
 }
 
 

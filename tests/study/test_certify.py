@@ -19,6 +19,7 @@ from limbeck.study.certify import Certify
 from limbeck.study.harms import Grams, Harm, Margins, harms, is_refusal
 from limbeck.study.sample_logs import read_samples
 from tests.reference.small_model import saved
+from tests.verbs.test_compare import Measured as Recorded
 
 
 class Recorded(Config):
@@ -171,7 +172,7 @@ def test_models_are_evaluated_until_it_is_decided(tmp_path: Path) -> None:
     save_bundle(bundle.model, bundle.tokenizer, tmp_path / "broken")
     quick: dict[str, Any] = {
         "data": "toy:stories", "limit": 120, "look": 30, "speed": None,
-        "measuring": {"generate": False, "resamples": 100}, "zero_shot": "toy:verse",
+        "measuring": {"generate": False}, "zero_shot": "toy:verse",
     }  # fmt: skip
     worse = Certify(base=str(base), smaller=str(tmp_path / "broken"), **quick).run(Display.silent()).values
     assert worse["verdict"]["answer"] == "worse"

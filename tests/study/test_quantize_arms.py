@@ -12,7 +12,7 @@ from limbeck.study.study import Study
 from tests.reference.small_model import saved
 
 QUICK: dict[str, Any] = {
-    "data": "toy:stories", "limit": 10, "measuring": {"generate": False, "resamples": 100},
+    "data": "toy:stories", "limit": 10, "measuring": {"generate": False},
 }  # fmt: skip
 SPEED = {"prompt_tokens": 2, "new_tokens": 2, "repeats": 2, "warm_up": 0}
 

@@ -17,7 +17,7 @@ from tests.reference.tiny_runs import PRETRAIN
 PLAN = {
     "title": "tiny",
     "seeds": [0, 1],
-    "common": {"dtype": "fp32", "limit": 40, "measuring": {"resamples": 100, "generate": False}},
+    "common": {"dtype": "fp32", "limit": 40, "measuring": {"generate": False}},
     "arms": {
         "teacher": {"verb": "pretrain", "once": True, "values": PRETRAIN},
         "taught": {
@@ -69,8 +69,11 @@ def test_a_bad_file_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "list.yaml").write_text("- 1\n")
     with pytest.raises(ConfigError, match="key: value"):
         read_plan(tmp_path / "list.yaml")
+    (tmp_path / "recipe.yaml").write_text("model: m\ndata: d\n")
+    with pytest.raises(ConfigError, match="has no 'arms': a recipe of one verb is run by limbeck VERB --config"):
+        read_plan(tmp_path / "recipe.yaml")
     (tmp_path / "torn.yaml").write_text("arms: {a: [")
-    with pytest.raises(ConfigError, match="cannot be read"):
+    with pytest.raises(ConfigError, match="is not valid YAML"):
         read_plan(tmp_path / "torn.yaml")
 
 

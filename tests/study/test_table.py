@@ -97,7 +97,7 @@ def test_markdown_has_full_figures_and_cannot_be_broken_by_a_label() -> None:
     assert "| reference | 791,680 | - | 0.79 | - | - |" in text
     for block in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}) == 1
-    assert "student, taught by it against teacher, from" in text and "60 items, 1 seed; p = " in text
+    assert "student, taught by it against teacher, from" in text and "60 items, 1 seed (over items only), p = " in text
     assert "\n\n\n" not in text
 
 
@@ -158,7 +158,7 @@ def test_an_arm_without_scores_cannot_be_compared() -> None:
 
 def test_holm_counts_all_comparisons() -> None:
     compared = findings(ROWS, [("student", "teacher"), ("alone", "teacher")], None)
-    assert [f.p_adjusted for f in compared] == [pytest.approx(2 * f.comparison.p) for f in compared]
+    assert [f.comparison.p_adjusted for f in compared] == [pytest.approx(2 * f.comparison.p) for f in compared]
     values = compared[0].to_json()
     assert (values["first"], values["second"], values["better"]) == ("student", "teacher", "a")
     assert values["verdict"].startswith(ROWS[0].label + " is better by")

@@ -20,7 +20,7 @@ from limbeck.synth.arms import labelled, own_samples
 from limbeck.synth.candidates import candidates, first_sentence
 from limbeck.synth.collapse import collapsed, variety
 from limbeck.synth.proximity import MutualLikelihood, PooledStates, Scorer
-from limbeck.synth.rounds import Proximity, Rounds, make_rounds, tune_generator
+from limbeck.synth.rounds import Drawing, Proximity, Rounds, make_rounds, tune_generator
 from limbeck.synth.selfdistill import SelfDistilling, self_distill
 from limbeck.tasks.paraphrase import Paraphrase
 from limbeck.train.settings import TrainSettings
@@ -168,8 +168,8 @@ def test_negatives_take_the_restatement_of_the_nearest_other_context() -> None:
 def test_rounds_yield_pairs_that_repeat_nothing_and_stop(tmp_path: Path) -> None:
     model, real, valid = small(hidden_size=32), positives(rows(300)), rows(60, seed=9)
     settings = Rounds(
-        rounds=2, contexts=40, warm_epochs=6, epochs=1, least_yield=0.0, least_gain=-10,
-        decoding=Decoding(max_new_tokens=24, temperature=0.8, samples=4),
+        rounds=2, contexts=40, warm_epochs=6, tuning_epochs=1, least_yield=0.0, least_gain=-10,
+        drawing=Drawing(max_new_tokens=24, temperature=0.8, samples=4),
         proximity=Proximity(mutual=-10, cosine=-1, edit_most=1, length_ratio=0.2),
     )  # fmt: skip
     contexts = [str(r.fields["sentence1"]) for r in rows(300)]
@@ -201,14 +201,14 @@ def test_rounds_stop_when_yield_or_gain_dries_up() -> None:
         contexts=5,
         warm_epochs=0,
         proximity=Proximity(mutual=50),
-        decoding=Decoding(max_new_tokens=8, temperature=1.0),
+        drawing=Drawing(max_new_tokens=8, temperature=1.0),
     )
     found = make_rounds(model, tokenizer(), real, dry, FAST, contexts=contexts)
     assert found.stopped == "yield" and len(found.rounds) == 1 and len(found.pairs) == 0 and found.steps == 0
     flat = Rounds(
         rounds=3, contexts=10, warm_epochs=0, least_yield=0, least_gain=100,
         proximity=Proximity(mutual=-50, cosine=-1, edit_most=1, length_ratio=0, least_words=1),
-        decoding=Decoding(max_new_tokens=8, temperature=1.0, samples=4),
+        drawing=Drawing(max_new_tokens=8, temperature=1.0, samples=4),
     )  # fmt: skip
     found = make_rounds(model, tokenizer(), real, flat, FAST, contexts=contexts, held_out=real)
     assert found.stopped == "gain" and len(found.rounds) == 1
@@ -225,7 +225,7 @@ def test_every_arm_sees_equal_steps_and_is_compared_with_plain_fine_tuning(tmp_p
         arms=("mix", "generator", "soft"), seeds=2, soft_samples=8, soft_tokens=8,
         rounds=Rounds(
             rounds=1, contexts=20, warm_epochs=2, least_yield=0,
-            decoding=Decoding(max_new_tokens=20, temperature=0.8, samples=3),
+            drawing=Drawing(max_new_tokens=20, temperature=0.8, samples=3),
             proximity=Proximity(mutual=-50, cosine=-1, edit_most=1, length_ratio=0, least_words=1),
         ),
     )  # fmt: skip

@@ -81,7 +81,7 @@ def test_solved_problems_are_shown_and_long_prompts_are_counted(
 
 def test_a_solution_without_a_number_is_an_error() -> None:
     rows = Rows.of([Row("x", {"question": "Why?", "answer": "because"})], "made")
-    with pytest.raises(DataError, match="the solution of row x of made holds no number"):
+    with pytest.raises(DataError, match="the solution of row x of made holds no one clear number"):
         _evaluate(GSM8K(), rows)
 
 

@@ -9,7 +9,7 @@ from pydantic import TypeAdapter
 
 from limbeck.errors import DataError
 from limbeck.measure.scores import Scores
-from limbeck.tasks.classification import encode_texts, label_name
+from limbeck.tasks.classification import encode_texts
 from limbeck.tasks.qa import QuestionAnswering
 from limbeck.tasks.table import TASKS, AnyTask
 from limbeck.tasks.task import Result, Task
@@ -43,13 +43,6 @@ def test_predictions_without_a_published_format_are_json_and_belong_to_a_split(t
     file.write_text("{")
     with pytest.raises(DataError, match="is no JSON object"):
         task.read_predictions(file, rows)
-
-
-@pytest.mark.parametrize(
-    ("value", "name"), [(1, "1"), (1.0, "1"), ("1.0", "1"), (" 2", "2"), ("good", "good"), (0.5, "0.5")]
-)
-def test_labels_are_compared_as_text(value: object, name: str) -> None:
-    assert label_name(value) == name
 
 
 def test_a_begin_token_that_is_not_there_and_a_context_without_room() -> None:

@@ -277,6 +277,7 @@ def test_auto_takes_what_was_faster_and_says_so(tmp_path: Path, monkeypatch: pyt
         return {"bf16": 0.5, "fp32": 1.5}
 
     monkeypatch.setattr(loop, "fastest", slow_fp32)
+    monkeypatch.setattr(loop, "emulates_bf16", lambda _: False)
     auto, told = tiny(), tiny()
     with Run.create(tmp_path, Recipe()) as run:
         result = fit(auto, settings(precision="auto"), run=run)
@@ -284,6 +285,14 @@ def test_auto_takes_what_was_faster_and_says_so(tmp_path: Path, monkeypatch: pyt
     assert run.metrics()[0] == {"step": 0, "bf16_step_seconds": 0.5, "fp32_step_seconds": 1.5}
     fit(told, settings(precision="bf16"))
     assert same(weights(auto), weights(told))
+
+
+def test_auto_never_tries_an_emulated_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
+    from limbeck.train import loop
+
+    monkeypatch.setattr(loop, "emulates_bf16", lambda _: True)
+    monkeypatch.setattr(loop, "fastest", lambda *_: pytest.fail("a step in bf16 was timed"))
+    assert fit(tiny(), settings(precision="auto")).precision == "fp32"
 
 
 def test_further_files_lie_in_each_checkpoint(tmp_path: Path) -> None:

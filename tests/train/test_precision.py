@@ -13,7 +13,7 @@ from torch import nn
 from limbeck.errors import CheckpointError, ConfigError
 from limbeck.train import precision as module
 from limbeck.train.loop import train
-from limbeck.train.precision import TrainedWeights, fastest, join_halves, split_halves
+from limbeck.train.precision import TrainedWeights, emulates_bf16, fastest, join_halves, split_halves
 from limbeck.train.settings import TrainSettings
 from tests.reference.training import PlainNextToken, Random, same, tiny, weights
 
@@ -175,6 +175,14 @@ def test_what_does_not_fit_is_named_and_changes_nothing() -> None:
     with pytest.raises(CheckpointError, match=r"'stray' belongs to no weight"):
         held.load(other | {"stray": torch.zeros(())})
     assert same(weights(model), start)
+
+
+@pytest.mark.parametrize(("bf16", "emulated"), [(3.0, True), (1.5, False)])
+def test_a_product_tells_whether_bf16_is_emulated(bf16: float, emulated: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([t for spent in (1.0, bf16) for _ in range(5) for t in (0.0, spent)])
+    monkeypatch.setattr("limbeck.train.precision.time.perf_counter", lambda: next(clock))
+    assert emulates_bf16.__wrapped__(torch.device("cpu")) is emulated
+    assert not emulates_bf16.__wrapped__(torch.device("cuda"))
 
 
 def test_the_fastest_is_measured_on_copies(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,9 +24,9 @@ from tests.reference.small_model import MODERN, saved
 Call = Callable[..., tuple[int, dict[str, Any], str]]
 
 DATA = ["--data", "toy:stories", "--limit", "20"]
-QUICK = [*DATA, "--steps", "2", "--context", "32", "--probes", "off", "--no-generate", "--resamples", "100"]
+QUICK = [*DATA, "--steps", "2", "--context", "32", "--probes", "off", "--no-generate"]
 QUICK += ["--dtype", "fp32", "--learning-rate", "0.05", "--fractions", "0.6,0.2,0.2"]
-MEASURE = [*DATA, "--probes", "off", "--no-generate", "--resamples", "100"]
+MEASURE = [*DATA, "--probes", "off", "--no-generate"]
 BESIDE = ["--technique", "lora", "--lora.rank", "2", "--lora.alpha", "6", "--lora.merge", "never"]
 IDS = torch.randint(0, 280, (2, 20), generator=torch.Generator().manual_seed(4))
 
@@ -131,6 +131,7 @@ def test_an_adapter_trained_by_peft_is_a_model_of_every_verb(call: Call, tmp_pat
     assert one["generations"] == two["generations"] != made(call, "generate", base, "the", *flags)["generations"]
 
 
+@pytest.mark.slow
 def test_an_adapter_alone_is_trained_further(call: Call, tmp_path: Path, base: Path) -> None:
     made(call, "finetune", "--model", base, *QUICK, *BESIDE, "--out", tmp_path / "run")
     made(call, "export", tmp_path / "run", "--to", "peft", "--out", tmp_path / "peft")
@@ -214,6 +215,7 @@ def test_bad_techniques_are_one_sentence_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_the_same_from_a_shell(base: Path, tmp_path: Path) -> None:
     flags = ["--technique", "lora", "--lora.targets", "attn", "--out", str(tmp_path / "run")]
     argv = [sys.executable, "-m", "limbeck", "finetune", "--model", str(base), *QUICK, *flags]

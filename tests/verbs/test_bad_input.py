@@ -18,7 +18,7 @@ from tests.reference.small_tokenizer import byte_level
 from tests.reference.tiny_runs import PRETRAIN
 
 FAST = (
-    "--batch-size", "2", "--steps", "1", "--dtype", "fp32", "--probes", "off", "--audit", "off", "--resamples", "100",
+    "--batch-size", "2", "--steps", "1", "--dtype", "fp32", "--probes", "off", "--audit", "off",
     "--fractions", "1,0,0",
 )  # fmt: skip
 
@@ -144,6 +144,7 @@ def test_a_file_of_long_prompts_alone_is_one_sentence(model: Path, tmp_path: Pat
     refused(said, "no pair of", "of 2, 2 are longer than 24 tokens", "raise the context or cut prompts")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cut", ["data", "header", "empty"])
 def test_a_shard_cut_short_is_named(
     cut: str, tmp_path: Path, limbeck: Limbeck, monkeypatch: pytest.MonkeyPatch

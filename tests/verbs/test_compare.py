@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ from limbeck.config import Config
 from limbeck.errors import ConfigError, DataError
 from limbeck.jobs.recipe import Display, Report
 from limbeck.measure.scores import Scores
+from limbeck.measure.statistic import mean
 from limbeck.measure.stats import compare
 from limbeck.run import Run
 from limbeck.tasks.qa import QuestionAnswering
-from limbeck.verbs.compare import Compare, read_predictions
+from limbeck.verbs.compare import Compare, evaluated, read_predictions
 
 NLL, BLEU = QuestionAnswering().statistics(["nll", "tokens", "bleu"])[:2]
 
@@ -222,24 +224,23 @@ def test_predictions_that_are_none(tmp_path: Path, text: str) -> None:
         read_predictions(tmp_path / "x.jsonl")
 
 
-def test_a_further_figure_must_outlast_holm_and_the_main_one_stands_alone() -> None:
-    from dataclasses import replace
-
-    from limbeck.measure.statistic import mean
-    from limbeck.verbs.compare import _adjusted, _lost
-
+def test_a_further_figure_must_outlast_holm_and_the_main_one_stands_alone(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    drawn = {name: rng.normal(size=30) for name in ("main", "second", "third")}
+    noise = {name: (x - x.mean()) / x.std(ddof=1) + 2.3 / np.sqrt(30) for name, x in drawn.items()}  # t is 2.3
+    base = rng.normal(size=30)
     ids = [str(i) for i in range(30)]
-    rng = np.random.default_rng(0)
-    a = Scores.of(ids, x=rng.normal(size=30))
-    b = Scores.of(ids, x=a["x"] + rng.normal(0.5, 0.5, size=30))
-    one = compare(a, b, mean("x"), resamples=500)
-    found = {name: replace(one, p=0.03) for name in ("main", "second", "third")}
-    adjusted = _adjusted(found)
-    assert adjusted == {"main": 0.03, "second": 0.06, "third": 0.06}
-    assert found["main"].shown and _lost(found["main"], adjusted["main"], 2) == ""
-    assert (
-        _lost(found["second"], adjusted["second"], 2) == "; not shown after Holm over the 2 further figures, p = 0.06"
-    )
+    Scores.of(ids, **{name: base for name in noise}).write(tmp_path / "a.jsonl")
+    Scores.of(ids, **{name: base + moved for name, moved in noise.items()}).write(tmp_path / "b.jsonl")
+    figures = tuple(mean(name) for name in noise)
+    one, two = (replace(evaluated(str(tmp_path / n), None), figures=figures) for n in ("a.jsonl", "b.jsonl"))
+    recipe = Compare(run_a="a", run_b="b")
+    found = recipe.judged(one, two)
+    assert found["main"].family == 1 and found["main"].p_adjusted == found["main"].p
+    assert {c.family for n, c in found.items() if n != "main"} == {2}
+    assert [n for n, c in found.items() if c.p <= 0.05 < c.p_adjusted], "Holm must take one away here"
+    for c in found.values():
+        assert (c.better is None) == (c.p_adjusted > 0.05)
 
 
 def test_how_many_items_would_show_the_difference_is_told_where_it_is_not_shown(tmp_path: Path) -> None:

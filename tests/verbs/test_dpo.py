@@ -27,7 +27,6 @@ LORA = [{"kind": "lora", "rank": 2}]
 COMMON: dict[str, Any] = {
     "data": "toy:preferences", "limit": 40, "batch_size": 4, "dtype": "fp32", "probes": "off", "audit": "off",
     "train": {"steps": 4, "learning_rate": 1e-2, "log_every": 1, "checkpoint_every": 2, "evaluate_every": 2},
-    "measuring": {"resamples": 100},
 }  # fmt: skip
 
 
@@ -85,6 +84,7 @@ class Killed(BaseException):
     """Nothing holds it."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [{}, {"techniques": [{"kind": "lora", "rank": 2, "dropout": 0.2}]}, {"reference": "precomputed"}],

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from limbeck.data.batch import Batch
-from limbeck.errors import ConfigError, ModelError, RunError, StorageError
+from limbeck.errors import ConfigError, ModelError, RunError
 from limbeck.formats.load import load_bundle
 from limbeck.formats.stored import stored_dtypes
 from limbeck.jobs.export.nearness import agreement
@@ -74,7 +74,7 @@ def test_overwrite_replaces_a_model_and_nothing_else(tmp_path: Path) -> None:
     target = tmp_path / "t"
     target.mkdir()
     (target / "thesis.tex").write_text("years of work")
-    with pytest.raises(StorageError, match=r"thesis\.tex"):
+    with pytest.raises(ConfigError, match=r"thesis\.tex"):
         Export(model=str(saved(tmp_path / "m")), out=str(target), overwrite=True).run(Display.silent())
     assert (target / "thesis.tex").read_text() == "years of work"
 

@@ -36,7 +36,7 @@ def values(folder: Path, **changes: Any) -> dict[str, Any]:
         "limit": 60, "shards": str(folder / "shards"), "vocab_size": 300, "context": 32, "batch_size": 4,
         "architecture": ARCHITECTURE, "dtype": "fp32", "probes": "off", "audit": "off",
         "train": {"steps": 6, "learning_rate": 3e-3, "log_every": 1, "evaluate_every": 3, "checkpoint_every": 2},
-        "measuring": {"resamples": 100, "generate": False},
+        "measuring": {"generate": False},
         **changes,
     }  # fmt: skip
 
@@ -45,6 +45,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_bundle(str(folder)).model.state_dict()
 
 
+@pytest.mark.slow
 def test_corpora_are_mixed_and_each_is_measured_by_itself(tmp_path: Path) -> None:
     found = run("pretrain", out=str(tmp_path / "run"), **values(tmp_path))
     lines = Run.open(tmp_path / "run").metrics()
@@ -71,6 +72,7 @@ class Killed(BaseException):
     pass
 
 
+@pytest.mark.slow
 def test_a_killed_run_on_shards_ends_bit_equal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """I21 with shards: the order is a function of the index, so nothing of it is in the checkpoint."""
     run("pretrain", out=str(tmp_path / "whole"), **values(tmp_path))
@@ -90,6 +92,7 @@ def test_a_killed_run_on_shards_ends_bit_equal(tmp_path: Path, monkeypatch: pyte
     assert first == second
 
 
+@pytest.mark.slow
 def test_shards_and_tokenizer_are_shared_by_runs(tmp_path: Path) -> None:
     run("pretrain", out=str(tmp_path / "a"), **values(tmp_path))
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "shards").rglob("*.*") if p.is_file()}

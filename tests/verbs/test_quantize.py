@@ -35,7 +35,7 @@ from tests.reference.task_models import small, tokenizer
 
 QUICK: dict[str, Any] = {
     "data": "toy:stories", "limit": 12,
-    "measuring": {"generate": False, "resamples": 100, "batch_size": 4},
+    "measuring": {"generate": False, "batch_size": 4},
     "speed": {"prompt_tokens": 2, "new_tokens": 2, "repeats": 2, "warm_up": 0},
 }  # fmt: skip
 
@@ -105,6 +105,7 @@ def test_calibration_reaches_the_technique(tmp_path: Path, technique: dict[str, 
     assert is_quantized(load_bundle(str(tmp_path / "run")).model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["fp64", "fp32", "bf16", "fp16", "fp8_e4m3", "fp8_e5m2", "q8_0", "q4_1"])
 def test_every_format_is_loaded_as_it_was_saved(tmp_path: Path, form: str) -> None:
     source = saved(tmp_path / "m", hidden_size=64)

@@ -34,7 +34,7 @@ def sonnets(tmp_path: Path) -> tuple[str, str, list[str]]:
 
 def test_sonnets_are_scored_as_sacrebleu_does(sonnets: tuple[str, str, list[str]]) -> None:
     truth, file, made = sonnets
-    told = run("score", predictions=file, data=truth, task={"kind": "sonnets", "training": truth}, resamples=100)
+    told = run("score", predictions=file, data=truth, task={"kind": "sonnets", "training": truth})
     metrics = told["metrics"]
     assert metrics["chrF"]["value"] == pytest.approx(CHRF().corpus_score(made, [POEMS]).score, abs=1e-9)
     assert metrics["memorised lines"]["value"] == 1 and metrics["perfect sonnets"]["items"] == 4
@@ -59,14 +59,14 @@ def test_paraphrases_of_the_course_are_scored_and_a_constant_answer_rings(tmp_pa
     good = [8505 if c else 3919 for c in truth]
     good[0], good[1] = 8505, -1
     file = labelled(tmp_path / "p.csv", "Predicted_Is_Paraphrase", good)
-    told = run("score", predictions=file, data=data, task={"kind": "paraphrase"}, resamples=100)
+    told = run("score", predictions=file, data=data, task={"kind": "paraphrase"})
     figures = {name: m["value"] for name, m in told["metrics"].items()}
     assert figures["accuracy"] == 0.8 and figures["majority rate"] == 0.6
     assert figures["F1"] == pytest.approx(2 * 3 / (4 + 4)) and "nats per item" not in figures
     assert told["notes"]["classes"]["predicted"] == {"0": 5, "1": 4, "(none of them)": 1}
     assert not any(a["fired"] for a in told["alarms"])
     constant = labelled(tmp_path / "c.csv", "Predicted_Is_Paraphrase", [3919] * 10)
-    rung = run("score", predictions=constant, data=data, task={"kind": "paraphrase"}, resamples=100)
+    rung = run("score", predictions=constant, data=data, task={"kind": "paraphrase"})
     assert {a["name"] for a in rung["alarms"] if a["fired"]} == {"collapse", "majority"}
 
 
@@ -74,11 +74,11 @@ def test_sentiments_of_the_course_are_scored(tmp_path: Path) -> None:
     data = tmp_path / "sst.csv"
     data.write_text("\tid\tsentence\tsentiment\n0\tid0\tgood\t4\n1\tid1\tbad\t0\n2\tid2\tso so\t2\n")
     file = labelled(tmp_path / "p.csv", "Predicted_Sentiment", [4, 0, 3])
-    told = run("score", predictions=file, data=str(data), task={"kind": "sentiment"}, resamples=100)
+    told = run("score", predictions=file, data=str(data), task={"kind": "sentiment"})
     assert told["metrics"]["accuracy"]["value"] == pytest.approx(2 / 3)
     odd = labelled(tmp_path / "odd.csv", "Predicted_Sentiment", [4, 0, 9])
     with pytest.raises(DataError, match="give 'id2' the class '9', none of 0, 1, 2, 3, 4"):
-        run("score", predictions=odd, data=str(data), task={"kind": "sentiment"}, resamples=100)
+        run("score", predictions=odd, data=str(data), task={"kind": "sentiment"})
 
 
 def test_texts_by_item_id_are_scored(tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_texts_by_item_id_are_scored(tmp_path: Path) -> None:
 
     def figures(kind: str, data: str, file: str) -> dict[str, float]:
         task = {"kind": kind}
-        told = run("score", predictions=str(tmp_path / file), data=str(tmp_path / data), task=task, resamples=100)
+        told = run("score", predictions=str(tmp_path / file), data=str(tmp_path / data), task=task)
         return {name: m["value"] for name, m in told["metrics"].items()}
 
     assert figures("qa", "qa.csv", "qa.json")["exact"] == 0.5
@@ -123,7 +123,7 @@ def test_what_predicts_nothing_cannot_be_scored(tmp_path: Path) -> None:
 
 def test_two_files_are_compared_item_by_item(sonnets: tuple[str, str, list[str]], tmp_path: Path) -> None:
     truth, file, _ = sonnets
-    common = {"data": truth, "task": {"kind": "sonnets"}, "resamples": 100}
+    common = {"data": truth, "task": {"kind": "sonnets"}}
     for name, scored in (("made", file), ("true", truth)):
         told = run("score", predictions=scored, out=str(tmp_path / name), **common)
         assert run("score", predictions=scored, out=str(tmp_path / name), **common)["metrics"] == told["metrics"]

@@ -68,7 +68,6 @@ def test_test_rows_touch_nothing_before_the_end(tmp_path: Path, model: Path, que
         "techniques": [{"kind": "depth", "layers": 1}],
         "train": {"steps": 30, "accumulation": 2, "learning_rate": 0.5, "schedule": "constant", "evaluate_every": 1,
                   "patience": 4},
-        "measuring": {"resamples": 100},
         "decoding": {"max_new_tokens": 4, "temperature": 0.7, "top_k": 50, "top_p": 0.95, "truncate_prompts": True},
     }  # fmt: skip
     reports, weights, logged = [], [], []

@@ -15,7 +15,7 @@ from tests.reference.tiny_runs import run
 COMMON: dict[str, Any] = {
     "data": "toy:stories", "limit": 20, "batch_size": 4, "dtype": "fp32", "probes": "off", "teacher_top_k": 8,
     "techniques": [{"kind": "depth", "layers": 1}], "train": {"steps": 2, "learning_rate": 1e-2},
-    "measuring": {"resamples": 100, "generate": False},
+    "measuring": {"generate": False},
 }  # fmt: skip
 
 

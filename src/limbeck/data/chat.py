@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import jinja2
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from limbeck.data.template_sandbox import LimitedEnvironment
 from limbeck.data.tokenizer import Tokenizer
 from limbeck.errors import ConfigError, DataError, nearest
 
@@ -52,17 +52,20 @@ class Message:
 
     @classmethod
     def read(cls, value: Any, where: str) -> Message:
-        """Read ``{"role": ..., "content": ...}``.
+        """Read ``{"role": ..., "content": ...}``; an assistant's null content is empty.
 
         Raises:
             DataError: it is no such mapping, or the role is none of three.
         """
-        if not isinstance(value, Mapping) or not isinstance(value.get("content"), str):
+        content = value.get("content") if isinstance(value, Mapping) else None
+        role = value.get("role") if isinstance(value, Mapping) else None
+        if content is None and role == "assistant" and "content" in value:
+            content = ""
+        if not isinstance(content, str):
             raise DataError(f"a message in {where} is no mapping with a role and a text as content: {value!r:.80}")
-        role = value.get("role")
         if role not in ROLES:
             raise DataError(f"a message in {where} has the role {role!r}, which is none of {', '.join(ROLES)}")
-        return cls(role, value["content"])
+        return cls(role, content)
 
     def plain(self) -> dict[str, str]:
         """As a mapping, the way templates and files have it."""
@@ -104,10 +107,13 @@ class ChatTemplate:
 
     def __init__(self, text: str, tokenizer: Tokenizer, *, end: bool = True) -> None:
         self.text, self.tokenizer, self.end = text, tokenizer, end
+        self._environment = sandbox()
         try:
-            self._jinja = sandbox().from_string(text)
+            self._jinja = self._environment.from_string(text)
         except jinja2.TemplateSyntaxError as error:
-            raise ConfigError(f"the chat template is no Jinja: line {error.lineno}: {error.message}") from None
+            raise ConfigError(f"the chat template is no Jinja: line {error.lineno}: {_line(error.message)}") from None
+        except (jinja2.TemplateError, RecursionError, SyntaxError, ValueError, TypeError) as error:
+            raise ConfigError(f"the chat template cannot be compiled: {_line(error)}") from None
         names = sorted({_OPEN, *(tokenizer.piece(i) for i in tokenizer.special_ids)}, key=len, reverse=True)
         self._specials = tuple(names)
         self._spelled = re.compile("|".join(map(re.escape, names)))
@@ -216,6 +222,7 @@ class ChatTemplate:
     def _render(self, messages: Turns, answer: bool) -> str:
         held = [{"role": m.role, "content": self._hold(m.content)} for m in messages]
         t = self.tokenizer
+        self._environment.begin()
         try:
             return self._jinja.render(
                 messages=held,
@@ -223,8 +230,8 @@ class ChatTemplate:
                 eos_token=t.piece(t.eos_id) if self.end else "",
                 bos_token="" if t.bos_id is None else t.piece(t.bos_id),
             )
-        except (jinja2.TemplateError, TypeError) as error:
-            raise DataError(f"the chat template refuses a conversation: {' '.join(str(error).split())}") from None
+        except Exception as error:  # what a template does wrong can be any error of Python's
+            raise DataError(f"the chat template refuses a conversation: {_line(error)}") from None
 
     def _hold(self, content: str) -> str:
         """Put special-token strings of a content aside, so that the template's own can be told from them."""
@@ -279,14 +286,12 @@ def merged(messages: Iterable[Message]) -> tuple[Message, ...]:
 
 
 @lru_cache(maxsize=1)
-def sandbox() -> jinja2.Environment:
+def sandbox() -> LimitedEnvironment:
     """Where templates run, with transformers' settings, so that published ones read alike.
 
     ``strftime_now`` is left out: what is trained on does not depend on the day.
     """
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
+    environment = LimitedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
     environment.globals["raise_exception"] = _refuse
     environment.filters["tojson"] = _tojson
     return environment
@@ -297,6 +302,10 @@ def _tojson(
 ) -> str:
     """As transformers' templates have it: no HTML escapes."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _line(error: object) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def _refuse(message: str) -> NoReturn:

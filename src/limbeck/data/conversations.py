@@ -11,6 +11,7 @@ from limbeck.errors import DataError
 
 __all__ = [
     "FORMS",
+    "FORM_FIELDS",
     "Form",
     "answered",
     "flat",
@@ -18,6 +19,7 @@ __all__ = [
     "one_form",
     "read_conversation",
     "read_messages",
+    "read_sharegpt",
     "spoken",
     "text_of",
 ]
@@ -26,15 +28,33 @@ Form = tuple[str, Callable[[Mapping[str, Any]], bool]]
 
 
 def _has(*names: str) -> Callable[[Mapping[str, Any]], bool]:
-    return lambda fields: all(fields.get(name) is not None for name in names)
+    return lambda fields: all(name in fields for name in names)
 
 
 FORMS: tuple[Form, ...] = (
-    ("messages", _has("messages")),
+    ("messages", lambda fields: fields.get("messages") is not None),
+    ("ShareGPT conversations", lambda fields: fields.get("conversations") is not None),
     ("Alpaca", _has("instruction", "output")),
     ("prompt and completion", _has("prompt", "completion")),
+    ("messages", _has("messages")),  # of a null row
+    ("ShareGPT conversations", _has("conversations")),
 )
-"""Formats of instructions by name, each with what tells it; the first that holds is a row's."""
+"""Formats of instructions by name, each with what tells it; the first that holds is a row's.
+
+A row whose answer is null has its format all the same: ``read_instructions`` refuses or counts it.
+"""
+
+FORM_FIELDS: Mapping[str, tuple[str, ...]] = {
+    "messages": ("messages",),
+    "ShareGPT conversations": ("conversations",),
+    "Alpaca": ("instruction", "output"),
+    "prompt and completion": ("prompt", "completion"),
+}
+"""What a row of each format must have."""
+
+_SHAREGPT_ROLES = {"system": "system", "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant",
+                   "chatgpt": "assistant", "bard": "assistant", "bing": "assistant"}  # fmt: skip
+"""Who speaks in a ShareGPT conversation, and who that is here."""
 
 
 def one_form(rows: Rows, forms: Sequence[Form], wanted: str) -> str:
@@ -50,9 +70,11 @@ def one_form(rows: Rows, forms: Sequence[Form], wanted: str) -> str:
     """
     found = ""
     for row in rows:
-        name = next((name for name, holds in forms if holds(row.fields)), "")
+        fits = [name for name, holds in forms if holds(row.fields)]
+        null = any(value is None for value in row.fields.values())  # which fits several formats, so the file's decides
+        name = found if null and found in fits else next(iter(fits), "")
         if not name:
-            known = "; ".join(n for n, _ in forms)
+            known = "; ".join(dict.fromkeys(n for n, _ in forms))
             raise DataError(
                 f"row {row.id} of {rows.source} is no {wanted} in a known format ({known}); its fields are "
                 f"{', '.join(row.fields)} (a column mapping can rename them)"
@@ -67,16 +89,39 @@ def one_form(rows: Rows, forms: Sequence[Form], wanted: str) -> str:
 
 
 def text_of(row: Row, field: str, source: str) -> str:
-    """Text in ``field``.
+    """Text in ``field``; a number or boolean is spelled.
 
     Raises:
         DataError: it is missing, or no text.
     """
-    value = row.value(field, source)
-    if not isinstance(value, str):
-        kind = type(value).__name__
-        raise DataError(f"field '{field}' of row {row.id} of {source} is no text, but a {kind}")
-    return value
+    return row.text(field, source)
+
+
+def read_sharegpt(row: Row, field: str, source: str) -> tuple[Message, ...]:
+    """Messages in ``field``, a list of ``{"from": ..., "value": ...}`` as ShareGPT has them.
+
+    Raises:
+        DataError: it is no such list, or somebody speaks who is not known.
+    """
+    where = f"field '{field}' of row {row.id} of {source}"
+    turns = row.value(field, source)
+    if not isinstance(turns, list) or not turns:
+        raise DataError(f"{where} is no list of turns")
+    out = []
+    for turn in turns:
+        if isinstance(turn, Mapping) and "from" not in turn and "role" in turn:
+            out.append(Message.read(turn, where))
+            continue
+        who = turn.get("from") if isinstance(turn, Mapping) else None
+        said = turn.get("value") if isinstance(turn, Mapping) else None
+        role = _SHAREGPT_ROLES.get(who.lower()) if isinstance(who, str) else None
+        if role is None or not isinstance(said, str | None) or (said is None and role != "assistant"):
+            known = ", ".join(_SHAREGPT_ROLES)
+            raise DataError(
+                f"a turn in {where} has no text as 'value', or a 'from' that is none of {known}: {turn!r:.60}"
+            )
+        out.append(Message(role, said or ""))
+    return tuple(out)
 
 
 def read_messages(row: Row, field: str, source: str) -> tuple[Message, ...]:
@@ -111,6 +156,8 @@ def read_conversation(row: Row, form: str, source: str) -> tuple[Message, ...]:
     """
     if form == "messages":
         return merged(read_messages(row, "messages", source))
+    if form == "ShareGPT conversations":
+        return merged(read_sharegpt(row, "conversations", source))
     if form == "Alpaca":
         return (*instruction(row, source), Message("assistant", text_of(row, "output", source).strip()))
     given, answer = text_of(row, "prompt", source), text_of(row, "completion", source)

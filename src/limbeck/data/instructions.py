@@ -9,7 +9,8 @@ import numpy as np
 
 from limbeck.data.batch import Example
 from limbeck.data.chat import ChatTemplate, Message
-from limbeck.data.conversations import FORMS, answered, flat, one_form, read_conversation
+from limbeck.data.conversations import FORM_FIELDS, FORMS, answered, flat, one_form, read_conversation
+from limbeck.data.dialect import Dialect
 from limbeck.data.prompts import EncodingReport, Truncate, cut_prompt
 from limbeck.data.readers import read
 from limbeck.data.rows import Row, Rows
@@ -23,6 +24,7 @@ def read_instructions(
     *,
     columns: Mapping[str, str] | None = None,
     limit: int | None = None,
+    dialect: Dialect | None = None,
     empty: Literal["error", "count"] = "error",
 ) -> Rows:
     """Read instructions of any of ``conversations.FORMS``.
@@ -31,6 +33,7 @@ def read_instructions(
         source: as ``readers.read`` takes it.
         columns: our field <- their column.
         limit: only the first rows.
+        dialect: as ``readers.read`` takes it.
         empty: a row without an answer, or with a blank one, is an error that names it, or left out and named in
             ``Rows.dropped``.
 
@@ -41,11 +44,18 @@ def read_instructions(
     Raises:
         DataError: mixed or unknown formats, or what ``empty`` refuses.
     """
-    raw = read(source, columns=columns, limit=limit)
+    raw = read(source, columns=columns, limit=limit, dialect=dialect)
     form = one_form(raw, FORMS, "instruction")
     kept: list[Row] = []
     dropped: list[str] = list(raw.dropped)
     for row in raw:
+        lacking = [name for name in FORM_FIELDS[form] if row.fields.get(name) is None]
+        if lacking:
+            if empty == "error":
+                where = f"row {row.id} of {raw.source}"
+                raise DataError(f"{where} has nothing in its field '{lacking[0]}'; fill it in, or set empty=count")
+            dropped.append(row.id)
+            continue
         turns = read_conversation(row, form, raw.source)
         while turns and turns[-1].role != "assistant":
             turns = turns[:-1]  # nothing follows it that could be learned
@@ -60,7 +70,7 @@ def read_instructions(
         kept.append(Row(row.id, fields))
     if not kept:
         raise DataError(f"no row of {raw.source} has an answer")
-    return Rows.of(kept, raw.source, tuple(dropped))
+    return Rows.of(kept, raw.source, tuple(dropped), raw.notes)
 
 
 def turns_of(row: Row) -> tuple[Message, ...]:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from limbeck.data.chat import Message, Turns, merged
 from limbeck.data.conversations import Form, flat, instruction, one_form, read_messages, spoken, text_of
+from limbeck.data.dialect import Dialect
 from limbeck.data.readers import read
 from limbeck.data.rows import Row, Rows
 from limbeck.errors import DataError
@@ -23,15 +24,16 @@ Sides = tuple[tuple[Message, ...], str, str]
 
 
 def _texts(fields: Mapping[str, Any]) -> bool:
-    return all(isinstance(fields.get(side), str) for side in _SIDES)
+    return all(side in fields and isinstance(fields[side], str | None) for side in _SIDES)
 
 
 def _lists(fields: Mapping[str, Any]) -> bool:
-    return all(isinstance(fields.get(side), list) for side in _SIDES)
+    return all(side in fields and isinstance(fields[side], list | None) for side in _SIDES)
 
 
 def _dialogue(fields: Mapping[str, Any]) -> bool:
-    return _texts(fields) and all(_SPEAKER.match(fields[side]) for side in _SIDES)
+    sides = [fields[side] for side in _SIDES if fields.get(side) is not None]
+    return _texts(fields) and bool(sides) and all(_SPEAKER.match(side) for side in sides)
 
 
 PREFERENCE_FORMS: tuple[Form, ...] = (
@@ -39,7 +41,7 @@ PREFERENCE_FORMS: tuple[Form, ...] = (
     ("dialogues", lambda f: "prompt" not in f and _dialogue(f)),
     ("system and question", lambda f: "question" in f and _texts(f)),
     ("instruction", lambda f: "instruction" in f and _texts(f)),
-    ("prompt and two texts", lambda f: isinstance(f.get("prompt"), str) and _texts(f)),
+    ("prompt and two texts", lambda f: "prompt" in f and isinstance(f["prompt"], str | None) and _texts(f)),
     ("prompt and two message lists", lambda f: isinstance(f.get("prompt"), list) and _lists(f)),
     ("two message lists", lambda f: f.get("prompt") is None and _lists(f)),
 )  # fmt: skip
@@ -47,8 +49,20 @@ PREFERENCE_FORMS: tuple[Form, ...] = (
 
 ``dialogues`` are whole conversations of ``Human`` and ``Assistant`` (Bai et al. 2022) that part at the last answer;
 ``instruction`` has an Alpaca instruction and input beside the two sides; ``system and question`` is the layout of the
-Orca pairs, ``input messages and two outputs`` that of hosted fine-tuning services.
+Orca pairs, ``input messages and two outputs`` that of hosted fine-tuning services. A pair with a null side has its
+format all the same: ``read_preferences`` refuses or counts it.
 """
+
+_FIELDS: Mapping[str, tuple[str, ...]] = {
+    "input messages and two outputs": ("input", *_OUTPUTS),
+    "dialogues": _SIDES,
+    "system and question": ("question", *_SIDES),
+    "instruction": ("instruction", *_SIDES),
+    "prompt and two texts": ("prompt", *_SIDES),
+    "prompt and two message lists": ("prompt", *_SIDES),
+    "two message lists": _SIDES,
+}
+"""What a pair of each format must have."""
 
 
 def read_preferences(
@@ -56,6 +70,7 @@ def read_preferences(
     *,
     columns: Mapping[str, str] | None = None,
     limit: int | None = None,
+    dialect: Dialect | None = None,
     empty: Literal["error", "count"] = "error",
     equal: Literal["error", "count"] = "error",
 ) -> Rows:
@@ -65,7 +80,9 @@ def read_preferences(
         source: as ``readers.read`` takes it.
         columns: our field <- their column.
         limit: only the first rows.
-        empty: a blank answer is an error that names the row, or the row is left out and named in ``Rows.dropped``.
+        dialect: as ``readers.read`` takes it.
+        empty: a blank answer, or nothing in a field, is an error that names the row, or the row is left out and named
+            in ``Rows.dropped``.
         equal: the same for a pair whose two answers are one.
 
     Returns:
@@ -75,13 +92,19 @@ def read_preferences(
     Raises:
         DataError: mixed or unknown formats, sides that do not part at the last answer, a blank or twice equal answer.
     """
-    raw = read(source, columns=columns, limit=limit)
+    raw = read(source, columns=columns, limit=limit, dialect=dialect)
     form = one_form(raw, PREFERENCE_FORMS, "preference pair")
     kept: list[Row] = []
     dropped: list[str] = list(raw.dropped)
     for row in raw:
-        before, chosen, rejected = _sides(row, form, raw.source)
         where = f"row {row.id} of {raw.source}"
+        lacking = [name for name in _FIELDS[form] if row.fields.get(name) is None]
+        if lacking:
+            if empty == "error":
+                raise DataError(f"{where} has nothing in its field '{lacking[0]}'; fill it in, or set empty=count")
+            dropped.append(row.id)
+            continue
+        before, chosen, rejected = _sides(row, form, raw.source)
         if not chosen.strip() or not rejected.strip():
             side = _SIDES[bool(chosen.strip())]
             if empty == "error":
@@ -99,7 +122,7 @@ def read_preferences(
             kept.append(Row(row.id, fields))
     if not kept:
         raise DataError(f"no row of {raw.source} is a pair of two different answers")
-    return Rows.of(kept, raw.source, tuple(dropped))
+    return Rows.of(kept, raw.source, tuple(dropped), raw.notes)
 
 
 def turns_before(row: Row) -> tuple[Message, ...]:

@@ -82,7 +82,7 @@ def _fields(text: str) -> list[str]:
 
 
 def _render(text: str, row: Row, source: str) -> str:
-    return text.format(**{name: row.value(name, source) for name in _fields(text)})
+    return text.format(**{name: row.text(name, source) for name in _fields(text)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,7 +218,7 @@ def encode_text(
     Raises:
         NothingToLearnError: the document has fewer than two tokens.
     """
-    ids = tokenizer.encode(str(row.value(field, source)))
+    ids = tokenizer.encode(row.text(field, source))
     chunks = _chunks(index, row.id, _bos(tokenizer, bos) + ids + _end(tokenizer, end_token), context, overlap)
     if not chunks or not ids:
         raise _nothing(_where(row, source), context)
@@ -299,7 +299,7 @@ def _tokens(
     remaining = iter(rows)
     while some := list(islice(remaining, _BULK)):
         if template is None:
-            texts = tokenizer.encode_many([str(row.value(field, rows.source)) for row in some])
+            texts = tokenizer.encode_many([row.text(field, rows.source) for row in some])
             yield from ((row, [], ids) for row, ids in zip(some, texts, strict=True))
         else:
             prompts = tokenizer.encode_many([template.render_prompt(row, rows.source) for row in some])

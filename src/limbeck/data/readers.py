@@ -3,30 +3,72 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from limbeck.data.border import as_text, settle
+from limbeck.data.dialect import Dialect
 from limbeck.data.rows import Row, Rows
 from limbeck.data.tables import iter_jsonl, iter_parquet, iter_text, read_csv, read_json
 from limbeck.data.toy.table import toy_rows
-from limbeck.errors import DataError, nearest
+from limbeck.errors import DataError, LimbeckWarning, nearest
 
-__all__ = ["Row", "Rows", "documents", "read"]
+__all__ = ["Dialect", "RepairedWarning", "Row", "Rows", "documents", "read"]
 
 Fields = dict[str, Any]
 Place = tuple[int, Fields]  # line or index of a row, and its values
 Table = list[Place]
 
-_READERS: dict[str, Callable[[Path, Sequence[str]], Iterator[Place]]] = {
-    ".csv": lambda path, _: iter(read_csv(path, None)),
-    ".tsv": lambda path, _: iter(read_csv(path, "\t")),
-    ".json": lambda path, _: iter(read_json(path)),
-    ".jsonl": lambda path, _: iter_jsonl(path),
-    ".parquet": iter_parquet,
-}
+_ENDINGS = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 _TEXTS = (".txt", ".raw")  # WikiText calls its untouched text .raw
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?")
+_NAMED = 5  # rows in a sentence
+
+
+class RepairedWarning(LimbeckWarning):
+    """A reader changed what could not be kept, such as half of a surrogate pair."""
+
+
+@dataclass
+class _Source:
+    """A source as it is read.
+
+    Attributes:
+        places: its rows, before the border.
+        stem: of the rows' ids.
+        empties: what counts as no value.
+        about: how it was read, in words.
+        repaired: places of rows in which half of a surrogate pair was replaced; filled while ``settled`` goes on.
+    """
+
+    places: Iterator[Place]
+    stem: str
+    empties: tuple[Any, ...] = (None,)
+    about: str = ""
+    repaired: list[int] = field(default_factory=list)
+
+    def settled(self, source: str) -> Iterator[Place]:
+        """Rows with their values normalised (see ``border.settle``)."""
+        for place, fields in self.places:
+            try:
+                values, halves = settle(fields)
+            except ValueError as error:
+                raise DataError(f"row {place} of {source} cannot be read: {error}") from None
+            if halves:
+                self.repaired.append(place)
+            yield place, values
+
+    def notes(self, source: str) -> tuple[str, ...]:
+        """Sentences on how it was read, for the report."""
+        told = [f"{source}: {self.about}"] if self.about else []
+        if self.repaired:
+            some = ", ".join(f"{self.stem}:{place}" for place in self.repaired[:_NAMED])
+            more = ", ..." if len(self.repaired) > _NAMED else ""
+            told.append(f"{source}: half of a surrogate pair in {len(self.repaired)} rows became U+FFFD ({some}{more})")
+        return tuple(told)
 
 
 def read(
@@ -37,6 +79,7 @@ def read(
     limit: int | None = None,
     split: str | None = None,
     separator: str = "<|endoftext|>",
+    dialect: Dialect | None = None,
     missing: Literal["error", "drop"] = "error",
 ) -> Rows:
     """Read a data set.
@@ -52,6 +95,7 @@ def read(
         split: of a Hub set (default ``train``); of a file with a column ``split``, the rows that have this value.
         separator: line between the documents of a text file. Documents are stripped of white space around them; a
             file without separator is one document, kept to the byte.
+        dialect: delimiter and quotes of a ``.csv`` or ``.tsv`` file; None: found and checked.
         missing: what to do with rows that lack a required value: an error that names them, or leave them out and name
             them in ``Rows.dropped``.
 
@@ -59,32 +103,34 @@ def read(
         Rows whose ids are the file's ``id`` column where that is unique, else ``<stem>:<line or index>``.
 
     Raises:
-        DataError: no such file, column, split or toy; an empty, undecodable or malformed file; a missing value.
+        DataError: no such file, column, split or toy; an empty, undecodable or malformed file; a missing value; a list
+            or mapping in a required field.
     """
     if limit is not None and limit < 1:
         raise DataError(f"a limit of {limit} rows leaves nothing of {source}; give at least 1")
     if source.startswith("toy:"):
         rows = _toy(source, split)
         table, ids = [(i, dict(row.fields)) for i, row in enumerate(rows)], [row.id for row in rows]
-        empties: tuple[Any, ...] = (None,)
+        found = _Source(iter(()), source)
     else:
-        places, stem, empties = _places(source, split, separator)
-        table = list(places)
-        ids = _ids(table, stem)
+        found = _places(source, split, separator, dialect)
+        table = list(found.settled(source))
+        ids = _ids(table, found.stem)
     if not table:
         raise DataError(f"{source} holds no rows")
     known = list(dict.fromkeys(name for _, fields in table for name in fields))
     _check_columns(source, known, required, columns or {})
     table, ids = table[:limit], ids[:limit]
     renamed = [_rename(fields, columns or {}) for _, fields in table]
-    lacking = [any(fields.get(name) in empties for name in required) for fields in renamed]
+    _check_texts(source, ids, renamed, required)
+    lacking = [any(fields.get(name) in found.empties for name in required) for fields in renamed]
     dropped = tuple(name for name, bad in zip(ids, lacking, strict=True) if bad)
     if dropped and missing == "error":
         raise _missing_values(source, dropped, len(ids), required)
     if len(dropped) == len(ids):
         raise DataError(f"every row of {source} lacks a value in {_quoted(required)}")
     kept = (Row(i, fields) for i, fields, bad in zip(ids, renamed, lacking, strict=True) if not bad)
-    return Rows.of(kept, source, dropped)
+    return Rows.of(kept, source, dropped, found.notes(source))
 
 
 def documents(
@@ -93,6 +139,7 @@ def documents(
     column: str = "text",
     split: str | None = None,
     separator: str = "<|endoftext|>",
+    dialect: Dialect | None = None,
     limit: int | None = None,
 ) -> Iterator[str]:
     """Values of one column, in order, without the data set in memory.
@@ -105,32 +152,33 @@ def documents(
         column: that holds the document.
         split: as of ``read``.
         separator: as of ``read``.
+        dialect: as of ``read``.
         limit: only the first documents.
 
     Raises:
         DataError: as ``read``, when the place is reached; a row lacks a value (of parquet such rows are left out).
     """
-    empties: tuple[Any, ...] = (None,)
-    places: Iterator[Place]
     if source.startswith("toy:"):
-        places = ((i, dict(row.fields)) for i, row in enumerate(_toy(source, split)))
+        found = _Source(((i, dict(row.fields)) for i, row in enumerate(_toy(source, split))), source)
     else:
         only = [column] if split is None else [column, "split"]
-        places, _, empties = _places(source, split, separator, only)
+        found = _places(source, split, separator, dialect, only)
     given, nulls = 0, Path(source).suffix.lower() == ".parquet"
-    for place, fields in places:
+    for place, fields in found.settled(source):
         if given == limit:
-            return
+            break
         value = fields.get(column)
-        if value in empties:
+        if value in found.empties:
             if nulls:
                 continue
             _check_columns(source, list(fields), (column,), {})
             raise DataError(f"row {place} of {source} lacks a value in '{column}'; fill it in, or remove the row")
         given += 1
-        yield str(value)
+        yield Row(str(place), fields).text(column, source)
     if not given:
         raise DataError(f"{source} holds no rows")
+    if found.repaired:
+        warnings.warn(found.notes(source)[-1], RepairedWarning, stacklevel=2)
 
 
 def _toy(source: str, split: str | None) -> Rows:
@@ -140,27 +188,51 @@ def _toy(source: str, split: str | None) -> Rows:
 
 
 def _places(
-    source: str, split: str | None, separator: str, only: Sequence[str] = ()
-) -> tuple[Iterator[Place], str, tuple[Any, ...]]:
-    """Rows of a file or Hub set, the stem of their ids, and what counts as no value; of parquet columns ``only``."""
-    path = Path(source).expanduser()
+    source: str, split: str | None, separator: str, dialect: Dialect | None, only: Sequence[str] = ()
+) -> _Source:
+    """A file or Hub set to read; of parquet the columns ``only``."""
+    if not source.strip():
+        raise DataError("a data source has an empty name; name a file (is a shell variable unset?)")
+    path = Path(source)
     kind = path.suffix.lower()
-    if path.is_dir():
+    try:
+        path = path.expanduser()
+        is_folder, is_file, there = path.is_dir(), path.is_file(), path.exists()
+    except (OSError, ValueError, RuntimeError) as error:  # too long a name, one with a zero byte, ~nobody
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise DataError(f"data file {source[:80]!r} cannot be opened: {reason}") from None
+    if is_folder:
         raise DataError(f"{source} is a folder; name one of its files")
-    if path.is_file():
-        if kind not in _TEXTS and kind not in _READERS:
-            endings = ", ".join([*_TEXTS, *_READERS])
+    if is_file:
+        if kind not in _TEXTS and kind not in _ENDINGS:
+            endings = ", ".join([*_TEXTS, *_ENDINGS])
             raise DataError(
                 f"{source} does not end in one of {endings}, so its format is unknown; rename or convert it"
             )
-        places = iter_text(path, separator) if kind in _TEXTS else _READERS[kind](path, only)
-        places = places if split is None else _pick(source, places, split)
-        return places, path.stem, (None, "") if kind in (".csv", ".tsv") else (None,)
-    if path.exists():
+        if kind not in (".csv", ".tsv") and dialect not in (None, Dialect()):
+            raise DataError(f"{source} is no table of cells: leave out delimiter and quotes")
+        found = _file(path, kind, separator, dialect or Dialect(), only)
+        if split is not None:
+            found.places = _pick(source, found.places, split)
+        return found
+    if there:
         raise DataError(f"{source} is no regular file; write its content to one")
-    if kind in _TEXTS or kind in _READERS or not _HUB_ID.fullmatch(source):
-        raise DataError(f"data file {source} does not exist; check the path")
-    return _hub(source, split or "train"), source, (None,)
+    if kind in _TEXTS or kind in _ENDINGS or not _HUB_ID.fullmatch(source):
+        hint = " (a recipe fills in no variables)" if "$" in source else ""
+        raise DataError(f"data file {source} does not exist; check the path{hint}")
+    return _Source(_hub(source, split or "train"), source)
+
+
+def _file(path: Path, kind: str, separator: str, dialect: Dialect, only: Sequence[str]) -> _Source:
+    if kind in _TEXTS:
+        return _Source(iter_text(path, separator), path.stem)
+    if kind in (".csv", ".tsv"):
+        table, about = read_csv(path, dialect, "\t" if kind == ".tsv" else None)
+        return _Source(iter(table), path.stem, (None, ""), about)
+    if kind == ".json":
+        table, about = read_json(path)
+        return _Source(iter(table), path.stem, about="" if about == "JSON list" else about)
+    return _Source(iter_jsonl(path) if kind == ".jsonl" else iter_parquet(path, only), path.stem)
 
 
 def _pick(source: str, places: Iterator[Place], split: str) -> Iterator[Place]:
@@ -219,6 +291,18 @@ def _check_columns(source: str, known: list[str], required: Sequence[str], colum
                 f"{source} has no column '{name}'; its columns are {there}{nearest(name, have)}"
                 " (a column mapping can rename one)"
             )
+
+
+def _check_texts(source: str, ids: list[str], table: list[Fields], required: Sequence[str]) -> None:
+    """Refuse a list, a mapping or bytes where text, a number or a class is required."""
+    for name in required:
+        for i, fields in zip(ids, table, strict=True):
+            if fields.get(name) is not None and as_text(fields[name]) is None:
+                kind = type(fields[name]).__name__
+                raise DataError(
+                    f"row {i} of {source} has a {kind} in its field '{name}', where text is wanted; flatten it, or "
+                    "name another column by a column mapping"
+                )
 
 
 def _rename(fields: Fields, columns: Mapping[str, str]) -> Fields:

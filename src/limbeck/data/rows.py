@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, overload
 
+from limbeck.data.border import as_text
 from limbeck.errors import DataError, nearest
 
 __all__ = ["Row", "Rows"]
@@ -40,6 +41,19 @@ class Row:
             raise DataError(f"{where} has nothing in its field '{field}'; fill it in or leave the row out")
         return value
 
+    def text(self, field: str, source: str = "") -> str:
+        """Value of ``field`` as text; numbers and booleans are spelled.
+
+        Raises:
+            DataError: the row has no such field, nothing in it, or a list, a mapping or bytes.
+        """
+        value = self.value(field, source)
+        text = as_text(value)
+        if text is None:
+            where = f"row {self.id}" + (f" of {source}" if source else "")
+            raise DataError(f"{where} has a {type(value).__name__} in its field '{field}', where text is wanted")
+        return text
+
 
 @dataclass(frozen=True)
 class Rows(Sequence[Row]):
@@ -50,27 +64,34 @@ class Rows(Sequence[Row]):
         source: what they were read from, for messages and provenance.
         hash: sha256 of ids and values: equal for equal content, whatever file it came from.
         dropped: ids of rows left out because a required value was missing.
+        notes: sentences on how the source was read: the dialect of a table, what was repaired.
     """
 
     rows: tuple[Row, ...]
     source: str
     hash: str
     dropped: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, rows: Iterable[Row], source: str, dropped: tuple[str, ...] = ()) -> Rows:
+    def of(cls, rows: Iterable[Row], source: str, dropped: tuple[str, ...] = (), notes: tuple[str, ...] = ()) -> Rows:
         """Gather ``rows`` and hash their content."""
         kept = tuple(rows)
         digest = hashlib.sha256()
         for row in kept:
             line = json.dumps([row.id, dict(row.fields)], sort_keys=True, ensure_ascii=True, default=str)
             digest.update(line.encode() + b"\n")
-        return cls(kept, source, digest.hexdigest(), dropped)
+        return cls(kept, source, digest.hexdigest(), dropped, notes)
 
     @property
     def columns(self) -> tuple[str, ...]:
         """Names of all fields, in the order of first appearance."""
         return tuple(dict.fromkeys(name for row in self.rows for name in row.fields))
+
+    def describe(self) -> dict[str, Any]:
+        """Plain values for a report: source, content hash, size, and how it was read where notes say so."""
+        facts: dict[str, Any] = {"source": self.source, "hash": self.hash, "rows": len(self)}
+        return facts | ({"read": list(self.notes)} if self.notes else {})
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -56,16 +56,24 @@ def split_rows(rows: Rows, by: str | None, fractions: Mapping[str, float], salt:
     for name, part in parts.items():
         if not part:
             share = fractions[name] / total
+            distinct = len({_key(row, by, rows.source) for row in rows})
+            if distinct < max(len(parts), 2):
+                alike = f"in '{by}'" if by is not None else "in all fields"
+                raise DataError(
+                    f"the {len(rows)} rows of {rows.source} hold {distinct} different value{'s' * (distinct != 1)} "
+                    f"{alike}, which cannot be parted into {len(parts)} without a leak; name other "
+                    "rows for validation and test"
+                )
             raise DataError(
                 f"the part '{name}' ({share:.0%}) of {rows.source} got none of its {len(rows)} rows; "
                 "give it a larger share or more data"
             )
-    return {name: Rows.of(part, f"{rows.source}[{name}]") for name, part in parts.items()}
+    return {name: Rows.of(part, f"{rows.source}[{name}]", notes=rows.notes) for name, part in parts.items()}
 
 
 def _key(row: Row, by: str | None, source: str) -> str:
     if by is not None:
-        return normalise(row.value(by, source))
+        return normalise(row.text(by, source))
     content = sorted(name for name in row.fields if name != "id")
     return "\x1e".join(f"{name}\x1f{normalise(row.fields[name])}" for name in content)
 

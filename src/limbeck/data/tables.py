@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import codecs
-import csv
-import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from limbeck.data.border import line_feeds
+from limbeck.data.dialect import Dialect, parse_table
 from limbeck.errors import DataError
 
 __all__ = ["iter_jsonl", "iter_parquet", "iter_text", "read_csv", "read_json"]
@@ -64,14 +64,14 @@ def iter_text(path: Path, separator: str) -> Iterator[Place]:
 
 
 def _line_ends(blocks: Iterable[str]) -> Iterator[str]:
-    """The same text with CR LF as LF, also where a block ends between the two."""
+    """The same text with CR LF and CR as LF, also where a block ends between the two."""
     held = ""
     for block in blocks:
         block, held = held + block, ""
         if block.endswith("\r"):
             block, held = block[:-1], "\r"
-        yield block.replace("\r\n", "\n")
-    yield held
+        yield line_feeds(block)
+    yield line_feeds(held)
 
 
 def _between(blocks: Iterable[str], separator: str) -> Iterator[str]:
@@ -98,40 +98,32 @@ def _decode(path: Path) -> str:
     return "".join(_blocks(path))
 
 
-def read_csv(path: Path, delimiter: str | None) -> list[Place]:
-    """Rows of a CSV with a header; the place is the line a row begins on.
+def read_csv(path: Path, dialect: Dialect, delimiter: str | None = None) -> tuple[list[Place], str]:
+    """Rows of a table with a header, and how it was cut; the place is the line a row begins on.
 
     Args:
         path: the file.
-        delimiter: None: a tab where the header holds one (some ``.csv`` files are tab-separated), else the more
-            frequent of comma and semicolon in it. Quoting is Python's default: ``"`` around a cell, doubled inside.
+        dialect: what is known of delimiter and quotes; see ``parse_table``.
+        delimiter: of files with this ending.
+
+    Raises:
+        DataError: the file cannot be read or holds no rows, no reading of its quotes fits, or a row is too wide.
     """
-    text = _decode(path)
-    header = text.lstrip("\r\n").split("\n", 1)[0]
-    if delimiter is None:
-        delimiter = "\t" if "\t" in header else max(",;", key=header.count)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
-    names: list[str] | None = None
+    cut = parse_table(line_feeds(_decode(path)), str(path), dialect, delimiter)
+    names = _header(path, cut.header)
     table: list[Place] = []
-    line = 1
-    try:
-        for cells in reader:
-            begins, line = line, reader.line_num + 1
-            if not cells:
-                continue  # a blank line
-            if names is None:
-                names = _header(path, cells)
-                continue
-            if len(cells) > len(names):
-                raise DataError(f"line {begins} of {path} has {len(cells)} cells under a header of {len(names)}")
-            short: list[str | None] = [None] * (len(names) - len(cells))
-            pairs = zip(names, [*cells, *short], strict=True)
-            table.append((begins, {name: cell for name, cell in pairs if name}))  # a nameless column is a saved index
-    except csv.Error as error:
-        raise DataError(f"line {line} of {path} is not valid CSV: {error} (is a quote left open?)") from None
+    for line, cells in cut.rows:
+        if len(cells) > len(names):
+            raise DataError(
+                f"line {line} of {path} has {len(cells)} cells under a header of {len(names)} ({cut.about}): quote the "
+                "cell that holds the delimiter, or set the delimiter"
+            )
+        short: list[str | None] = [None] * (len(names) - len(cells))
+        pairs = zip(names, [*cells, *short], strict=True)
+        table.append((line, {name: cell for name, cell in pairs if name}))  # a nameless column is a saved index
     if not table:
         raise DataError(f"{path} has a header but no rows")
-    return table
+    return table, cut.about
 
 
 def _header(path: Path, cells: list[str]) -> list[str]:
@@ -142,28 +134,75 @@ def _header(path: Path, cells: list[str]) -> list[str]:
     return names
 
 
-def read_json(path: Path) -> list[Place]:
-    """A list of objects, or of strings (field ``text``); the place is the index."""
+def read_json(path: Path) -> tuple[list[Place], str]:
+    """A list of objects, or of strings (field ``text``), and what the file is; the place is the index.
+
+    JSON lines under the ending ``.json`` are read as what they are; their place is the line.
+
+    Raises:
+        DataError: the file is neither.
+    """
     text = _decode(path)
     try:
-        values = json.loads(text)
+        values = _loads(text)
     except json.JSONDecodeError as error:
+        first = text.lstrip().split("\n", 1)[0]
+        if error.msg == "Extra data" and _is_object(first):
+            return list(_json_lines(text.split("\n"), path)), "JSON lines"
         raise DataError(f"line {error.lineno} of {path} is not valid JSON: {error.msg}") from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} is not JSON that can be read: {_why(error)}") from None
     if not isinstance(values, list):
-        raise DataError(f"{path} must hold a JSON list of rows, not a {type(values).__name__}")
-    return [(i, _object(value, f"item {i} of {path}")) for i, value in enumerate(values)]
+        kind = type(values).__name__
+        raise DataError(f"{path} must hold a JSON list of rows, not a {kind}; JSON lines have the ending .jsonl")
+    return [(i, _object(value, f"item {i} of {path}")) for i, value in enumerate(values)], "JSON list"
 
 
 def iter_jsonl(path: Path) -> Iterator[Place]:
     """One object, or string (field ``text``), a line; the place is the line. One line is in memory at a time."""
-    for number, line in enumerate(_lines(_blocks(path)), start=1):
+    return _json_lines(_lines(_blocks(path)), path)
+
+
+def _json_lines(lines: Iterable[str], path: Path) -> Iterator[Place]:
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
-            value = json.loads(line)
+            value = _loads(line)
         except json.JSONDecodeError as error:
-            raise DataError(f"line {number} of {path} is not valid JSON: {error.msg}") from None
+            is_list = number == 1 and line.lstrip().startswith("[")
+            hint = "; a JSON list has the ending .json" if is_list else ""
+            raise DataError(f"line {number} of {path} is not valid JSON: {error.msg}{hint}") from None
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"line {number} of {path} is not JSON that can be read: {_why(error)}") from None
+        if number == 1 and isinstance(value, list):
+            raise DataError(f"line 1 of {path} is a list, not an object: a JSON list of rows has the ending .json")
         yield number, _object(value, f"line {number} of {path}")
+
+
+def _loads(text: str) -> Any:
+    return json.loads(text, object_pairs_hook=_once)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object; of a key that stands twice JSON keeps the last, and nobody would know."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key '{twice}' stands twice in one object")
+    return found
+
+
+def _is_object(line: str) -> bool:
+    try:
+        return isinstance(_loads(line), dict | str)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _why(error: BaseException) -> str:
+    return "it is nested too deep" if isinstance(error, RecursionError) else " ".join(str(error).split())
 
 
 def _lines(blocks: Iterable[str]) -> Iterator[str]:
@@ -203,6 +242,9 @@ def iter_parquet(path: Path, columns: Sequence[str] = ()) -> Iterator[Place]:
     try:
         with pq.ParquetFile(path) as file:
             names = file.schema_arrow.names
+            twice = next((name for name in names if names.count(name) > 1), None)
+            if twice is not None:
+                raise DataError(f"{path} has two columns named '{twice}'; rename one")
             for name in columns:
                 if name not in names:
                     raise DataError(f"{path} has no column '{name}', only {', '.join(names)}")
@@ -210,5 +252,5 @@ def iter_parquet(path: Path, columns: Sequence[str] = ()) -> Iterator[Place]:
                 for row in batch.to_pylist():
                     yield at, row
                     at += 1
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} is not a readable parquet file: {' '.join(str(error).split())}") from None

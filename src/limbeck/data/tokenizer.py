@@ -297,7 +297,7 @@ def _same_vocabulary(teacher: Tokenizer, student: Tokenizer) -> None:
     raise VocabularyError(
         f"teacher and student have different vocabularies ({teacher.vocab_size} and {student.vocab_size} entries): "
         f"id {place} is {teacher.piece(place)!r} to the teacher and {student.piece(place)!r} to the student; "
-        "use a student with the teacher's tokenizer"
+        "use a student with the teacher's tokenizer, or set cross_tokenizer (--cross-tokenizer)"
     )
 
 

@@ -22,11 +22,11 @@ class Decoding(Config):
     top_p: float = Field(1.0, gt=0, le=1, description="sample from the smallest set of this probability; 1: all")
     min_p: float = Field(0.0, ge=0, lt=1, description="drop tokens below this share of the likeliest one; 0: none")
     repetition_penalty: float = Field(1.0, gt=0, description="above 1: tokens seen before lose; 1: off")
-    beams: int = Field(1, ge=1, description="hypotheses of a beam search; 1: off")
+    beams: int = Field(1, ge=1, le=1024, description="hypotheses of a beam search; 1: off")
     length_penalty: float = Field(1.0, description="beam scores are log-probability / length ** this")
     n_best: int = Field(1, ge=1, description="hypotheses returned by a beam search, best first")
     samples: int = Field(1, ge=1, description="independent samples of each prompt")
-    seed: int = Field(0, ge=0, description="seed of the samples")
+    seed: int = Field(0, ge=0, lt=2**63, description="seed of the samples")
     stop: tuple[str, ...] = Field(
         (), description="texts that end a generation; they are cut off", json_schema_extra={"verbatim": True}
     )

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from limbeck import storage
-from limbeck.errors import StorageError
+from limbeck.errors import ConfigError
 
-__all__ = ["replacing"]
+__all__ = ["check_replaceable", "replacing"]
 
 _OURS = re.compile(
     r"(config|generation_config|limbeck|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab)\.json"
@@ -30,10 +30,11 @@ def replacing(folder: Path) -> Iterator[Path]:
         The folder to write into.
 
     Raises:
-        StorageError: the disk refused, or ``folder`` holds files that are no model's; what was there is whole.
+        StorageError: the disk refused; what was there is whole.
+        ConfigError: ``folder`` holds files that are no model's.
     """
     folder = folder.absolute()
-    _check_replaceable(folder)
+    check_replaceable(folder)
     for left in folder.parent.glob(f".{folder.name}.*.tmp"):  # of a writer that was killed
         shutil.rmtree(left, ignore_errors=True)
     draft = storage.scratch(folder)
@@ -46,10 +47,15 @@ def replacing(folder: Path) -> Iterator[Path]:
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def _check_replaceable(folder: Path) -> None:
+def check_replaceable(folder: Path) -> None:
+    """Refuse a folder that holds more than a model.
+
+    Raises:
+        ConfigError: it does, or is a file.
+    """
     if folder.is_dir():
         others = sorted(p.name for p in folder.iterdir() if p.is_dir() or not _OURS.fullmatch(p.name))
         if others:
-            raise StorageError(f"{folder} holds '{others[0]}', which is no model's file: choose a new or empty folder")
+            raise ConfigError(f"{folder} holds '{others[0]}', which is no model's file: choose a new or empty folder")
     elif folder.exists():
-        raise StorageError(f"{folder} is a file: choose a folder for the model")
+        raise ConfigError(f"{folder} is a file: choose a folder for the model")

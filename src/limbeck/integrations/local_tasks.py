@@ -19,7 +19,7 @@ from limbeck.data.splits import normalise
 from limbeck.errors import ConfigError
 from limbeck.integrations import lm_eval as _model
 from limbeck.integrations.items import ROW_ID
-from limbeck.tasks.classification import label_name, labels_of
+from limbeck.tasks.classification import labels_of
 from limbeck.tasks.gsm8k import GSM8K
 from limbeck.tasks.shots import draw_shots
 from limbeck.tasks.sst2 import SST2
@@ -150,8 +150,8 @@ def _key(row: Row, by: Sequence[str]) -> tuple[str, ...]:
 def _numbered(rows: Rows | None) -> Rows | None:
     if rows is None:
         return None
-    labels_of(rows, "label", ("0", "1"))  # a label outside the set is an error that names its row
-    return Rows.of((Row(r.id, {**r.fields, "label": int(label_name(r.fields["label"]))}) for r in rows), rows.source)
+    classes = labels_of(rows, "label", ("0", "1"))  # a label outside the set is an error that names its row
+    return Rows.of((Row(r.id, {**r.fields, "label": c}) for r, c in zip(rows, classes, strict=True)), rows.source)
 
 
 def _whole(rows: Sequence[Row], name: str) -> bool:

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from limbeck.config import Config
 from limbeck.data.batch import Example
-from limbeck.data.readers import Row, Rows, documents, read
+from limbeck.data.readers import Dialect, Row, Rows, documents, read
 from limbeck.data.shards import Corpus, build_shards, shard_key
 from limbeck.data.tokenizer import Tokenizer
 
@@ -28,6 +28,7 @@ class CorpusSource(Config):
     split: str | None = Field(None, description="value of the column 'split', or the Hub's split")
     column: str = Field("text", description="column that holds the document")
     separator: str | None = Field(None, description="line between documents of its text files; none: the recipe's")
+    dialect: Dialect = Field(default_factory=Dialect, description="delimiter and quotes of its tables of text")
     weight: float = Field(1.0, gt=0, description="share among the training tokens, relative to the other corpora")
     valid: str | None = Field(None, description="held-out documents; none: not measured by itself")
     valid_split: str | None = Field(None, description="split of the held-out documents")
@@ -40,12 +41,16 @@ class CorpusSource(Config):
             DataError: the source is missing, broken, or lacks the column.
         """
         between = self._between(separator)
-        return documents(self.data, column=self.column, split=self.split, separator=between, limit=limit)
+        return documents(
+            self.data, column=self.column, split=self.split, separator=between, dialect=self.dialect, limit=limit
+        )
 
     def content(self, separator: str, limit: int | None) -> str:
         """Sha256 (hex) of what ``texts`` is made from: the file's bytes, or the documents where it is no file."""
         path = Path(self.data).expanduser()
-        told = (self.split, self.column, self._between(separator), limit)
+        told: tuple[object, ...] = (self.split, self.column, self._between(separator), limit)
+        if self.dialect != Dialect():
+            told = (*told, self.dialect)
         digest = hashlib.sha256(repr(told).encode())
         if not path.is_file():
             for text in self.texts(separator, limit):
@@ -62,7 +67,7 @@ class CorpusSource(Config):
         if self.valid is None:
             return None
         columns = {} if self.column == "text" else {"text": self.column}
-        told: dict[str, Any] = {"limit": self.valid_limit, "split": self.valid_split}
+        told: dict[str, Any] = {"limit": self.valid_limit, "split": self.valid_split, "dialect": self.dialect}
         between = self._between(separator)
         return read(self.valid, required=("text",), columns=columns, separator=between, **told)
 
@@ -119,7 +124,7 @@ def sample_rows(corpora: Mapping[str, CorpusSource], separator: str, limit: int 
 def held_out_rows(corpora: Mapping[str, CorpusSource], separator: str) -> Rows | None:
     """Held-out documents of all corpora; ids begin with the corpus's name and a slash."""
     found = {name: corpus.held_out(separator) for name, corpus in corpora.items()}
-    rows = [Row(f"{n}/{r.id}", {"text": r.value("text", n)}) for n, some in found.items() if some for r in some]
+    rows = [Row(f"{n}/{r.id}", {"text": r.text("text", n)}) for n, some in found.items() if some for r in some]
     return Rows.of(rows, f"held-out text of {', '.join(n for n in found if found[n])}") if rows else None
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from limbeck.config import Config, build
@@ -94,8 +95,13 @@ class HarnessFigure(Config):
         if self.form == "mean":
             return ratio(self.columns[0], COUNT, name=self.name, better=self.better, unit=self.unit)
         rate = ratio(*self.columns)
-        scale: Callable[[Any], Any] = np.exp if self.form == "exp" else lambda nats: nats / np.log(2)
-        return Statistic(self.name, self.columns, lambda s: np.asarray(scale(rate.of_sums(s))), self.better, self.unit)
+        log = self.form == "exp"
+        scale: Callable[[Any], Any] = np.exp if log else lambda nats: nats / np.log(2)
+
+        def of_sums(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+            return np.asarray(scale(rate.of_sums(sums)))
+
+        return Statistic(self.name, self.columns, of_sums, self.better, self.unit, log=log)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +143,7 @@ def harness_values(found: list[Found], measuring: Measuring, folder: Path | None
 
     Args:
         found: the tasks.
-        measuring: level and resamples of the intervals.
+        measuring: level of the intervals.
         folder: where scores and predictions of each task go, ``TASK.jsonl``; None: nowhere.
     """
     parts = {one.name: _part(one, measuring, folder) for one in found}
@@ -165,7 +171,7 @@ def _named(task: str, name: str, parts: Mapping[str, Any]) -> str:
 def _part(one: Found, measuring: Measuring, folder: Path | None) -> dict[str, Any]:
     scores, metrics = one.result.scores, {}
     for figure in one.figures:
-        value = interval(scores, figure.statistic(scores), level=measuring.level, resamples=measuring.resamples)
+        value = interval(scores, figure.statistic(scores), level=measuring.level)
         metrics[figure.name] = {
             "value": value.value,
             "low": value.low,
@@ -174,6 +180,7 @@ def _part(one: Found, measuring: Measuring, folder: Path | None) -> dict[str, An
             "unit": figure.unit,
             "better": figure.better,
             "items": value.items,
+            "caution": value.caution,
             "figure": figure.model_dump(mode="json"),
         }
     file = None if folder is None else folder / f"{one.name}.jsonl"

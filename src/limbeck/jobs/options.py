@@ -19,6 +19,7 @@ from limbeck.jobs.checks import OnOverlap, ProbeLevel, encoded
 from limbeck.jobs.recipe import Recipe
 from limbeck.jobs.source import DataSource
 from limbeck.jobs.zero_shot import ZeroShotRows
+from limbeck.run import Run
 from limbeck.tasks.table import AnyTask
 from limbeck.tasks.task import Measuring
 from limbeck.tasks.text import Text
@@ -98,6 +99,11 @@ class TrainingOptions(ZeroShotRows, DataSource, Recipe):
             return []
         text = Text()
         return encoded(text, self.rows(self.general, text), tokenizer, context, level)
+
+    def claim(self) -> None:
+        """Refuse a run folder that holds something else, its default name included; a dry run writes none."""
+        if not self.dry_run:
+            Run.check(self.folder, self)
 
     @property
     def folder(self) -> Path:

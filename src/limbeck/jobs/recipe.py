@@ -18,7 +18,8 @@ from rich.table import Table
 from rich.text import Text
 
 from limbeck.config import Config
-from limbeck.storage import plain, write_json
+from limbeck.run import Run
+from limbeck.storage import check_folder, plain, write_json
 
 __all__ = ["Dtype", "Recipe", "Report", "Display", "facts"]
 
@@ -61,6 +62,11 @@ class Display:
     def silent(cls) -> Display:
         """A session that shows nothing, for calls from Python."""
         return cls(console=Console(file=StringIO(), quiet=True), text=StringIO(), quiet=True, progress=False)
+
+    @classmethod
+    def bars(cls) -> Display:
+        """A display that shows progress bars alone, in a terminal or a notebook, for calls from Python."""
+        return cls(console=Console(file=StringIO(), quiet=True), text=StringIO(), quiet=True, progress=True)
 
     def say(self, *lines: RenderableType) -> None:
         """Print for people, unless quiet."""
@@ -106,18 +112,31 @@ class Recipe(Config):
         verb: name on the command line.
         summary: one line for the list of verbs.
         on_ranks: several processes of torchrun may run it together.
+        files: what it writes into ``out``, by name; None: ``out`` is a run folder.
     """
 
     verb: ClassVar[str]
     summary: ClassVar[str]
     on_ranks: ClassVar[bool] = False
+    files: ClassVar[tuple[str, ...] | None] = None
 
     out: str | None = Field(None, description="folder to write to", json_schema_extra=_COMMON)
-    seed: int = Field(0, ge=0, description="seed of everything drawn at random", json_schema_extra=_COMMON)
+    seed: int = Field(0, ge=0, lt=2**63, description="seed of everything drawn at random", json_schema_extra=_COMMON)
     device: str = Field(
         "auto", description="auto, cpu, cuda or cuda:N; auto takes a GPU if any", json_schema_extra=_COMMON
     )
     dtype: Dtype = Field("auto", description="precision of the computation", json_schema_extra=_COMMON)
+
+    def claim(self) -> None:
+        """Refuse an output folder that is not ours to write, before any work is done.
+
+        Raises:
+            ConfigError: it holds something else, or cannot be written.
+        """
+        if self.out is not None and self.files is not None:
+            check_folder(Path(self.out), self.files)
+        elif self.out is not None:
+            Run.check(Path(self.out), self)
 
     @abstractmethod
     def run(self, session: Display) -> Report:

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field, JsonValue
 
 from limbeck.config import Config
-from limbeck.data.readers import Rows
+from limbeck.data.readers import Dialect, Rows
 from limbeck.data.splits import split_rows
 from limbeck.errors import ConfigError, DataError
 from limbeck.tasks.task import Task
@@ -37,7 +37,7 @@ class Parts:
     def describe(self) -> dict[str, Any]:
         """Source, content hash and size of each part; how many rows reading left out, and the first ids of those."""
         named = {"train": self.train, "valid": self.valid, "test": self.test}
-        facts = {k: {"source": v.source, "hash": v.hash, "rows": len(v)} for k, v in named.items() if v is not None}
+        facts = {k: v.describe() for k, v in named.items() if v is not None}
         if self.dropped:
             facts["train"] |= {"dropped": len(self.dropped), "dropped_ids": list(self.dropped[:_NAMED])}
         return facts
@@ -62,6 +62,9 @@ class DataSource(Config):
     separator: str = Field(
         "<|endoftext|>", description="line between documents of a text file", json_schema_extra=_DATA
     )
+    dialect: Dialect = Field(
+        default_factory=Dialect, description="delimiter and quotes of tables of text", json_schema_extra=_DATA
+    )
     split_by: str | None = Field(
         None, description="field whose equal values stay in one part; none: the task's choice", json_schema_extra=_DATA
     )
@@ -74,7 +77,7 @@ class DataSource(Config):
 
     def rows(self, source: str, task: Task) -> Rows:
         """Read one source for ``task``."""
-        return task.read(source, columns=self.columns, limit=self.limit, separator=self.separator)
+        return task.read(source, columns=self.columns, limit=self.limit, separator=self.separator, dialect=self.dialect)
 
     def parts(self, task: Task) -> Parts:
         """Read every part; without ``valid`` and ``test`` the data is split by the hash of a field.

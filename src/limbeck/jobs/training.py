@@ -29,8 +29,12 @@ from limbeck.storage import plain
 from limbeck.techniques.technique import apply_all, convert_all
 from limbeck.train.distributed import World, group, world
 from limbeck.train.loop import TrainResult, train
+from limbeck.train.stream import Stream
 
-__all__ = ["Encoded", "TrainingJob", "Start"]
+__all__ = ["AnyStream", "Encoded", "TrainingJob", "Start"]
+
+AnyStream = Stream[Any]
+"""What a training draws micro-batches from."""
 
 
 class TrainingJob(TrainingOptions):
@@ -57,6 +61,14 @@ class TrainingJob(TrainingOptions):
     def collate_fn(self, rows: Sequence[Sequence[Example]], pad_id: int) -> Any:
         """A batch of what is learned from."""
         return collate(rows, pad_id)
+
+    def live(self, stream: Source, model: Decoder, data: Encoded, start: Start, run: Run) -> AnyStream:
+        """What is drawn from once ``model`` trains: ``stream``, or one that ``model`` itself writes to."""
+        return stream
+
+    def examples(self, data: Encoded, start: Start, run: Run) -> Encoded:
+        """The examples to learn from, once the run's folder is open: those of the data."""
+        return data
 
     def audited(self, parts: Parts, say: Callable[[str], None]) -> tuple[Parts, AuditReport | None]:
         """The rows that are left after the audit, and what it found; None where it is off.
@@ -114,7 +126,10 @@ class TrainingJob(TrainingOptions):
         with self._open(here) as run:
             hashes = {k: v["hash"] for k, v in parts.describe().items()}
             here.on_main(lambda: run.provenance(seed=self.seed, data=hashes))
-            session.say(f"{self.verb}: {run.describe()}")
+            session.say(f"{self.verb}: {run.describe()}", *parts.train.notes)
+            given, data = data, here.in_turn(lambda: self.examples(data, start, run))
+            if data is not given:
+                stream = self._stream(data.train, start, data.context)
             objective = here.in_turn(lambda: self.objective(model, start, data, parts, run))
             result = self._train(model, objective, stream, data, start, checks, run, device, session)
             report = here.first(
@@ -178,13 +193,14 @@ class TrainingJob(TrainingOptions):
         ]
         model, settings = model.to(device), self.settings(bool(data.valid))
         needed, here = needs(model, stream, settings), world()
+        drawn = self.live(stream, model, data, start, run)
         limit = here.on_main(lambda: self.utilisation(model, device)) / here.size  # each rank has such a device
         session.say(announce(needed, limit))
         with peak_memory(device):
             return train(
                 model,
                 objective,
-                stream,
+                drawn,
                 settings,
                 evaluations=[*held_out, *checks.evaluations()],
                 run=run,

@@ -2,9 +2,9 @@
 
 torch's own CPU kernel takes its softmax apart into small steps, and with a dense mask it computes what the mask hides.
 Here each document of a packed row is attended alone, a block of queries at a time against the keys up to the block's
-end: in bf16, where the processor multiplies it, by one compiled pass (``native/attend.c``), else as batched matrix
-products with one softmax between. The backward computes the probabilities again, so that nothing but queries, keys and
-values is kept, and the compiled pass's result and log-sums (Dao et al. 2022 keep as little).
+end: in fp32, and in bf16 where the processor multiplies it, by one compiled pass (``native/attend.c``), else as batched
+matrix products with one softmax between. The backward computes the probabilities again, so that nothing but queries,
+keys and values is kept, and the compiled pass's result and log-sums (Dao et al. 2022 keep as little).
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ class _Compiled:
         # kept as long as the description points into them
         self.q, self.k, self.v = (_columns_together(x) for x in (q, k, v))
         self.heads = native.Heads(
-            q.shape[1], k.shape[1], q.shape[2], q.shape[3],
+            q.dtype == torch.bfloat16, q.shape[1], k.shape[1], q.shape[2], q.shape[3],
             *self.q.stride()[:3], *self.k.stride()[:3], *self.v.stride()[:3],
             self.q.data_ptr(), self.k.data_ptr(), self.v.data_ptr(), None, None, scale,
         )  # fmt: skip
@@ -143,7 +143,9 @@ class _Compiled:
     @classmethod
     def of(cls, q: Tensor, k: Tensor, v: Tensor, spans: Sequence[Span], scale: float) -> _Compiled | None:
         """None where there are none for these numbers here."""
-        if q.dtype != torch.bfloat16 or q.device.type != "cpu" or q.shape[-1] % 2 or not spans or not q.numel():
+        if q.dtype not in (torch.float32, torch.bfloat16) or q.device.type != "cpu" or not spans or not q.numel():
+            return None
+        if q.dtype == torch.bfloat16 and q.shape[-1] % 2 or any(x.dtype != q.dtype for x in (k, v)):
             return None
         library = native.load()
         if library is None:

@@ -16,8 +16,10 @@ import platform
 import shlex
 import shutil
 import subprocess
+import sys
 import tempfile
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
@@ -31,7 +33,8 @@ KINDS = {"fp32": 0, "bf16": 1, "fp16": 2, "int8": 3, "int4": 4, "fp8_e4m3": 5, "
 """Numbers by which the C source knows the kinds of codes (``packed_layout``)."""
 
 _SOURCE = Path(__file__).with_name("native")
-_FLAGS = ("-O3", "-fopenmp", "-shared", "-fPIC", "-std=gnu11")
+_FLAGS = ("-O3", "-fopenmp", "-fPIC", "-std=gnu11", "-Wno-psabi")
+_NEEDS = {"x86-64-v3": {"avx2", "fma", "f16c"}, "x86-64-v4": {"avx512f", "avx512bw", "avx512vl"}}
 _i64, _pointer = ctypes.c_int64, ctypes.c_void_p
 
 
@@ -85,7 +88,7 @@ class Heads(ctypes.Structure):
     """``problem`` of ``attend.c``: queries, keys and values by their strides."""
 
     _fields_ = (
-        *((name, _i64) for name in ("heads", "kv_heads", "length", "width")),
+        *((name, _i64) for name in ("half", "heads", "kv_heads", "length", "width")),
         *((f"{name}_{axis}", _i64) for name in "qkv" for axis in ("row", "head", "token")),
         *((name, _pointer) for name in ("q", "k", "v", "out", "sums")),
         ("scale", ctypes.c_double),
@@ -112,13 +115,15 @@ def load() -> ctypes.CDLL | None:
     """The compiled kernels, or None (after one warning, unless they were switched off) where they cannot be had.
 
     Raises:
-        ValueError: LIMBECK_NATIVE is neither "on" nor "off".
+        ValueError: LIMBECK_NATIVE is neither "on" nor "off", or the processor lacks what LIMBECK_ARCH names.
     """
-    wanted = os.environ.get("LIMBECK_NATIVE", "on")
+    wanted, arch = os.environ.get("LIMBECK_NATIVE", "on"), os.environ.get("LIMBECK_ARCH", "")
     if wanted not in ("on", "off"):
         raise ValueError(f"LIMBECK_NATIVE is '{wanted}': it must be 'on' or 'off'")
     if wanted == "off":
         return None
+    if arch in _NEEDS and not _NEEDS[arch] <= set(_processor().split()):
+        raise ValueError(f"LIMBECK_ARCH is '{arch}', but this processor lacks {', '.join(sorted(_NEEDS[arch]))}")
     try:
         return _open(_built(_compiler()))
     except (OSError, subprocess.SubprocessError) as error:
@@ -165,13 +170,20 @@ def _built(compiler: list[str]) -> Path:
     if target.exists():
         return target
     folder.mkdir(parents=True, exist_ok=True)
+    print("compiling the C kernels for this processor, once: up to a minute ...", file=sys.stderr, flush=True)
     with tempfile.TemporaryDirectory(dir=folder) as place:
+        units = [s for s in sources if s.suffix == ".c"]
+        objects = [str(Path(place) / f"{s.stem}.o") for s in units]
         made = Path(place) / target.name
-        unit = [str(s) for s in sources if s.suffix == ".c"]
-        command = [*compiler, *flags, *unit, "-o", str(made), "-lm"]
-        subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
+        with ThreadPoolExecutor(min(len(units), os.cpu_count() or 1)) as pool:
+            list(pool.map(lambda s, o: _call([*compiler, *flags, "-c", str(s), "-o", o]), units, objects))
+        _call([*compiler, *flags, "-shared", *objects, "-o", str(made), "-lm"])
         made.replace(target)
     return target
+
+
+def _call(command: list[str]) -> None:
+    subprocess.run(command, check=True, capture_output=True, text=True, timeout=600)
 
 
 def _open(path: Path) -> ctypes.CDLL:

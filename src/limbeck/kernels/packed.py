@@ -1,10 +1,10 @@
 """Matrix products with quantized weights: in integers, by packed kernels, by one dequantization, by a plain reference.
 
 Which one runs depends on the machine and the number of rows of the input (tokens of a call), as measured at GPT-2
-small's shapes (``docs/quantized-layout.md``). Where a processor multiplies eight-bit integers (AVX-512 VNNI) the
-compiled product of ``native/many.c`` serves any number of rows, from the neutral codes. Elsewhere torch's packed
-kernels win up to ``FEW_ROWS`` and lose beyond; there, and on processors with matrix units (AMX), the weight is written
-out in bf16, a block of rows at a time into memory that is kept, and multiplied.
+small's shapes (``docs/quantized-layout.md``). Where there is a C compiler the compiled product of eight-bit integers
+(``native/many.c``) serves any number of rows, from the neutral codes. Elsewhere torch's packed kernels win up to
+``FEW_ROWS`` and lose beyond; there, and on processors with matrix units (AMX), the weight is written out in the dtype
+of the fastest product, a block of rows at a time into memory that is kept, and multiplied.
 
 Backends pack once, at first use, from the neutral layout (``kernels/packed_layout.py``). torch's int8 kernel runs from
 the neutral codes as they are; its int4 kernel keeps a second, reordered copy of them (half a byte a weight).

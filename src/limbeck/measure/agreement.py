@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,10 +19,10 @@ from limbeck.model.decoder import Decoder
 
 __all__ = ["KL_PER_TOKEN", "TOP_AGREEMENT", "agreement"]
 
-KL_PER_TOKEN = ratio("kl", "tokens", name="KL to the original", better="lower", unit="nats/token")
+KL_PER_TOKEN = ratio("kl", "tokens", name="KL to the original", better="lower", unit="nats/token", bounds=(0, math.inf))
 """KL(original || other), the mean over predicted tokens."""
 
-TOP_AGREEMENT = ratio("agree", "tokens", name="same top token", better="higher")
+TOP_AGREEMENT = ratio("agree", "tokens", name="same top token", better="higher", bounds=(0, 1))
 """Share of predicted tokens for which both models' likeliest token is the same."""
 
 

@@ -58,12 +58,13 @@ def class_statistics(columns: Collection[str]) -> tuple[Statistic, ...]:
     names = _names(columns)
     counted = tuple(f"{kind}:{name}" for kind in ("true", "predicted", "hit") for name in names)
     figures = [
-        ratio("correct", COUNT, name="accuracy"),
-        Statistic("macro F1", counted, _macro_f1),
-        Statistic("majority rate", (*(f"true:{name}" for name in names), COUNT), _majority),
+        ratio("correct", COUNT, name="accuracy", bounds=(0, 1)),
+        Statistic("macro F1", counted, _macro_f1, bounds=(0, 1)),
+        Statistic("majority rate", (*(f"true:{name}" for name in names), COUNT), _majority, bounds=(0, 1)),
     ]
     if len(names) == 2:
-        figures.append(Statistic("F1", tuple(f"{kind}:{names[1]}" for kind in ("true", "predicted", "hit")), _macro_f1))
+        second = tuple(f"{kind}:{names[1]}" for kind in ("true", "predicted", "hit"))
+        figures.append(Statistic("F1", second, _macro_f1, bounds=(0, 1)))
     return tuple(figures)
 
 

@@ -28,7 +28,7 @@ def distinct_columns(texts: Sequence[str], *, order: int = 2, tokeniser: Tokenis
 
 def distinct(order: int = 2) -> Statistic:
     """Distinct n-grams per n-gram, each text's counted apart: 1 where no text repeats itself."""
-    return ratio(f"distinct_{order}", f"grams_{order}", name=f"distinct-{order}")
+    return ratio(f"distinct_{order}", f"grams_{order}", name=f"distinct-{order}", bounds=(0, 1))
 
 
 def corpus_distinct(texts: Sequence[str], *, order: int = 2, tokeniser: Tokeniser = "nltk") -> float:

@@ -113,6 +113,7 @@ CHRF = Statistic(
     _chrf,
     "higher",
     "chrF",
+    (0, 100),
 )
 """Corpus chrF from counts summed over items, as ``sacrebleu.metrics.CHRF().corpus_score``; not the mean over items."""
 
@@ -189,6 +190,7 @@ BLEU = Statistic(
     _bleu,
     "higher",
     "BLEU",
+    (0, 100),
 )
 """Corpus BLEU of orders 1 to 4 from counts summed over items, as nltk's ``corpus_bleu`` with method 4, times 100."""
 

@@ -33,7 +33,7 @@ __all__ = [
 Unit = Literal["token", "word", "byte"]
 Floats = NDArray[np.float64]
 
-NATS_PER_TOKEN = ratio("nll", "tokens", name="nats per token", better="lower", unit="nats/token")
+NATS_PER_TOKEN = ratio("nll", "tokens", name="nats per token", better="lower", unit="nats/token", bounds=(0, math.inf))
 """The figure that trains and compares models of one tokenizer."""
 
 
@@ -42,7 +42,7 @@ def _exp_of(statistic: Statistic, name: str) -> Statistic:
         with np.errstate(over="ignore"):
             return np.asarray(np.exp(statistic.of_sums(sums)))
 
-    return Statistic(name, statistic.columns, of_sums, "lower")
+    return Statistic(name, statistic.columns, of_sums, "lower", bounds=(1, math.inf), log=True)
 
 
 PERPLEXITY = _exp_of(NATS_PER_TOKEN, "perplexity")
@@ -165,7 +165,7 @@ def nats_per(unit: Unit) -> Statistic:
         return np.asarray(np.divide(nll * text_tokens, below, out=np.zeros_like(below), where=below != 0))
 
     columns = ("nll", "tokens", "text_tokens", f"{unit}s")
-    return Statistic(f"nats per {unit}", columns, of_sums, "lower", f"nats/{unit}")
+    return Statistic(f"nats per {unit}", columns, of_sums, "lower", f"nats/{unit}", (0, math.inf))
 
 
 def perplexity_per(unit: Unit) -> Statistic:

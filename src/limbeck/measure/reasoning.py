@@ -7,18 +7,29 @@ from decimal import Decimal, InvalidOperation
 
 __all__ = ["flexible_answer", "gold_answer", "same_number", "strict_answer"]
 
-_NUMBER = r"-?\$?-?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?"
-_GOES_ON = r"(?!\d|[-.,:/+*^×]\d|[eE][-+]?\d)"  # 1,2345 is not 1,234, nor is 1/2 one
-_STRICT = re.compile(rf"####\s*({_NUMBER}){_GOES_ON}")
-_FLEXIBLE = re.compile(r"-?\$?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|-?\$?\.\d+")
+_SPACES = " \u00a0\u2009\u202f"
+_APART = rf"(?:,|\{{,\}}|\\,|['\u2019{_SPACES}])"
+"""What may separate groups of three digits: ``,``, LaTeX's ``{,}`` and backslash comma, an apostrophe, a space."""
+
+_GROUPED = rf"\d{{1,3}}(?P<apart>{_APART})\d{{3}}(?:(?P=apart)\d{{3}})*(?!\d)"
+_DIGITS = rf"(?:{_GROUPED}|\d+)"
+_NUMBER = rf"-?\\?\$?-?(?:{_DIGITS}(?:\.\d+)?|\.\d+)"
+_GOES_ON = rf"(?!\d|[-.,:/+*^×_]\d|[eE][-+]?\d|{_APART}\d)"  # 1,2345 is not 1,234, nor is 1/2 one
+_MARKS = re.compile(rf"{_APART}(?=\d)|\\?\$")
+_STRICT = re.compile(rf"\s*({_NUMBER}){_GOES_ON}")
+_ALONE = re.compile(_NUMBER)
+_BEFORE_ANSWER = "####"
+_FLEXIBLE = re.compile(rf"-?\\?\$?{_DIGITS}(?:\.\d+)?|-?\\?\$?\.\d+")
 
 
 def strict_answer(text: str) -> Decimal | None:
     """The number after the first ``####``, as GSM8K writes its solutions (Cobbe et al. 2021); None without one.
 
-    Only a whole number counts: the 1 of ``1/2``, ``1,5`` or ``1e3`` is no answer.
+    Only a whole number counts: the 1 of ``1/2``, ``1,5``, ``1e3`` or ``1 00`` is no answer. Groups of three digits may
+    stand apart by a comma, a space, an apostrophe, or LaTeX's two thin commas.
     """
-    found = _STRICT.search(_ascii(text))
+    _, _, after = _ascii(text).partition(_BEFORE_ANSWER)
+    found = _STRICT.match(after)
     return None if found is None else _number(found.group(1))
 
 
@@ -35,9 +46,17 @@ def flexible_answer(text: str) -> Decimal | None:
 
 
 def gold_answer(solution: str) -> Decimal | None:
-    """The answer of a reference solution: after ``####``; a solution that is a number alone is its own answer."""
-    strict = strict_answer(solution)
-    return strict if strict is not None else _number(solution.strip())
+    """The answer of a reference solution: after ``####``; a solution that is a number alone is its own answer.
+
+    None where it is unclear: no number there, or several ``####`` with different ones.
+    """
+    solution = _ascii(solution)
+    if _BEFORE_ANSWER not in solution:
+        alone = _ALONE.fullmatch(solution.strip())
+        return None if alone is None else _number(alone.group())
+    _, *parts = solution.split(_BEFORE_ANSWER)
+    found = {strict_answer(_BEFORE_ANSWER + part) for part in parts}
+    return found.pop() if len(found) == 1 else None
 
 
 def same_number(found: Decimal | None, wanted: Decimal) -> bool:
@@ -52,7 +71,7 @@ def _ascii(text: str) -> str:
 
 def _number(text: str) -> Decimal | None:
     try:
-        value = Decimal(text.replace("$", "").replace(",", ""))
+        value = Decimal(_MARKS.sub("", text))
     except InvalidOperation:
         return None
     return value if value.is_finite() else None

@@ -1,4 +1,4 @@
-"""Resampling of per-item tables: bootstrap over items and seeds, sign flips; vectorised and seeded."""
+"""Resampling of per-item tables: bootstrap over items, sign flips, shuffled labels; vectorised and seeded."""
 
 from __future__ import annotations
 
@@ -6,16 +6,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtr, ndtri
 
 __all__ = [
-    "bca_interval",
     "flip_labels",
     "item_replicates",
-    "jackknife",
-    "percentile_interval",
     "shuffle_labels",
-    "with_seeds",
 ]
 
 Floats = NDArray[np.float64]
@@ -45,57 +40,6 @@ def item_replicates(tables: Sequence[Floats], of_sums: OfSums, resamples: int, r
         counts = np.bincount(drawn.reshape(-1), minlength=rows * n).reshape(rows, n).astype(np.float64)
         out.append(np.stack([of_sums(counts @ table) for table in tables], axis=1))
     return np.concatenate(out)
-
-
-def with_seeds(replicates: Floats, random: np.random.Generator) -> Floats:
-    """Add what the choice of seeds leaves uncertain: (R, S) figures of S seeds -> (R,) means.
-
-    A second bootstrap over two to five seeds would be far too sure of itself (of three equal draws one in nine repeats
-    one seed). So each replicate's mean is moved by its own standard error over seeds times a draw from Student's t
-    with S - 1 degrees of freedom: with one item or without spread over items this is the classic t interval over seeds.
-    One seed says nothing of other seeds and adds nothing; the number of seeds is told beside every interval.
-    """
-    seeds = replicates.shape[1]
-    centre: Floats = replicates.mean(axis=1)
-    if seeds > 1:
-        spread = replicates.std(axis=1, ddof=1) / np.sqrt(seeds)
-        centre = centre + spread * random.standard_t(seeds - 1, size=centre.shape)
-    return centre
-
-
-def jackknife(tables: Sequence[Floats], of_sums: OfSums) -> Floats:
-    """Figures without one item each, averaged over ``tables`` of shared items: (n,)."""
-    without: Floats = np.stack([of_sums(table.sum(axis=0) - table) for table in tables])
-    return np.asarray(without.mean(axis=0))
-
-
-def percentile_interval(replicates: Floats, level: float) -> tuple[float, float]:
-    """The middle ``level`` of the replicates."""
-    low, high = np.quantile(replicates, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
-
-
-def bca_interval(replicates: Floats, value: float, without_one: Floats, level: float) -> tuple[float, float]:
-    """Bias-corrected and accelerated interval (Efron 1987).
-
-    Args:
-        replicates: (R,) bootstrap figures.
-        value: the figure of the whole set.
-        without_one: (n,) jackknife figures.
-        level: such as 0.95.
-
-    Returns:
-        Low and high; the percentile interval where all replicates or all jackknife figures are equal.
-    """
-    below = float(((replicates < value).sum() + (replicates <= value).sum()) / (2 * replicates.size))
-    deviation = without_one.mean() - without_one
-    scale = float((deviation**2).sum())
-    if not 0 < below < 1 or scale == 0:
-        return percentile_interval(replicates, level)
-    bias, acceleration = ndtri(below), float((deviation**3).sum()) / (6 * scale**1.5)
-    z = bias + ndtri(np.array([(1 - level) / 2, (1 + level) / 2]))
-    low, high = np.quantile(replicates, ndtr(bias + z / (1 - acceleration * z)))
-    return float(low), float(high)
 
 
 def flip_labels(a: Floats, b: Floats, of_sums: OfSums, resamples: int, random: np.random.Generator) -> float:

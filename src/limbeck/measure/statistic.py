@@ -30,6 +30,7 @@ class Statistic:
         better: which direction is an improvement.
         unit: such as ``nats``; empty for a pure number.
         bounds: values that the figure cannot leave, such as 0 and 1 for a share; no interval reaches beyond them.
+        log: the figure is an exponential, as a perplexity is: its interval is that of its logarithm.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Statistic:
     better: Better = "higher"
     unit: str = ""
     bounds: tuple[float, float] = (-math.inf, math.inf)
+    log: bool = False
 
     def table(self, scores: Scores) -> Floats:
         """(n, k) what is summed; the column ``1`` counts items."""
@@ -47,6 +49,12 @@ class Statistic:
     def value(self, scores: Scores) -> float:
         """The figure over all items of ``scores``."""
         return float(self.of_sums(self.table(scores).sum(axis=0)))
+
+    def is_share(self, table: Floats) -> bool:
+        """Whether ``table`` makes the figure a share of items: a mean of zeros and ones."""
+        if self.of_sums is not _quotient or self.columns[1] != COUNT:
+            return False
+        return bool(np.isin(table[:, 0], (0.0, 1.0)).all())
 
 
 COUNT = "1"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,28 +15,41 @@ from limbeck.errors import DataError
 from limbeck.measure import resample
 from limbeck.measure.scores import Scores, align
 from limbeck.measure.statistic import Statistic
+from limbeck.measure.uncertainty import Difference, ExactShare, Seeds, item_error, of_difference, of_figure, p_of
 
-__all__ = ["Comparison", "Equivalence", "Interval", "compare", "holm", "interval", "items_needed", "verdict"]
+__all__ = [
+    "Comparison",
+    "Equivalence",
+    "Interval",
+    "Seeds",
+    "adjust",
+    "compare",
+    "holm",
+    "interval",
+    "items_needed",
+    "verdict",
+]
 
 Floats = NDArray[np.float64]
-Method = Literal["percentile", "bca"]
+Method = Literal["exact", "t"]
 Pairing = Literal["items", "shared", "none"]
-Seeds = Literal["independent", "paired"]
+Key = TypeVar("Key", bound=Hashable)
 
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A figure with its bootstrap interval.
+    """A figure with its interval.
 
     Attributes:
         value: the figure of the whole set, its mean over seeds.
-        low: lower end; minus infinity where one item leaves everything open.
+        low: lower end; minus infinity where the items leave it open.
         high: upper end.
         level: share of such intervals that hold the true figure.
-        items: how many items were resampled.
+        items: how many items were measured.
         seeds: how many runs were averaged; one says nothing of others.
-        method: ``percentile`` or ``bca``, over items; with several seeds Student's t over seeds on top.
+        method: ``exact`` of a share of items, otherwise ``t`` with the skewness of the items removed.
         unit: of the figure.
+        caution: why the items may not carry the level, in words; empty where they do.
     """
 
     value: float
@@ -45,14 +58,17 @@ class Interval:
     level: float
     items: int
     seeds: int = 1
-    method: Method = "percentile"
+    method: Method = "t"
     unit: str = ""
+    caution: str = ""
 
     def describe(self) -> str:
         """Say it in words: ``3.24 nats [3.18, 3.30], 95 %, 100 items``."""
         unit = f" {self.unit}" if self.unit else ""
         seeds = f", {self.seeds} seeds" if self.seeds > 1 else ""
-        return f"{_round(self.value, self)}{unit} {_span(self)}, {_percent(self.level)}, {_items(self.items)}{seeds}"
+        caution = f" ({self.caution})" if self.caution else ""
+        facts = f"{_percent(self.level)}, {_items(self.items)}{seeds}{caution}"
+        return f"{_round(self.value, self)}{unit} {_span(self)}, {facts}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,13 +101,15 @@ class Comparison:
         low: lower end of the interval of ``b - a``.
         high: upper end.
         level: of the interval.
-        p: two-sided, of a permutation test over items; with several seeds the larger of that and of the share of
-            replicates on the other side of 0, so that a difference must hold over items and over seeds.
+        p: two-sided: the larger of a permutation test over items and of the error rate at which the interval leaves 0
+            out, so that no interval contradicts it.
         items: how many items were compared; of unpaired sets the smaller number.
         seeds: runs of the first and of the second system.
         pairing: ``items`` (all shared), ``shared`` (those that are) or ``none``.
         item_error: standard error that the choice of items alone causes.
-        replicates: (R,) resampled differences.
+        uncertainty: what gives the interval at any level.
+        family: how many comparisons are judged together; ``adjust`` sets it.
+        p_adjusted: ``p`` after Holm over the family; the verdict comes from it.
     """
 
     statistic: Statistic
@@ -105,7 +123,13 @@ class Comparison:
     seeds: tuple[int, int]
     pairing: Pairing
     item_error: float
-    replicates: Floats = field(repr=False)
+    uncertainty: Difference = field(repr=False)
+    family: int = 1
+    p_adjusted: float = math.nan
+
+    def __post_init__(self) -> None:
+        if math.isnan(self.p_adjusted):
+            object.__setattr__(self, "p_adjusted", self.p)
 
     @property
     def difference(self) -> float:
@@ -114,8 +138,8 @@ class Comparison:
 
     @property
     def shown(self) -> bool:
-        """The interval leaves 0 out and the permutation test agrees: with few items either alone is too easily sure."""
-        return (self.low > 0 or self.high < 0) and self.p <= 1 - self.level + 1e-12
+        """Whether a difference is shown: the adjusted p is small enough; the interval then leaves 0 out."""
+        return self.p_adjusted <= 1 - self.level + 1e-12
 
     @property
     def better(self) -> Literal["a", "b"] | None:
@@ -126,9 +150,7 @@ class Comparison:
 
     def equivalence(self, margin: float, alpha: float = 0.05) -> Equivalence:
         """Are the two equal for all practical purposes, that is within ``margin``?"""
-        low, high = -math.inf, math.inf
-        if self.items > 1:
-            low, high = resample.percentile_interval(self.replicates, 1 - 2 * alpha)
+        low, high = _within(self.uncertainty.ends(1 - 2 * alpha), self.statistic)
         return Equivalence(-margin < low and high < margin, margin, low, high, alpha)
 
     def to_json(self) -> dict[str, Any]:
@@ -143,6 +165,8 @@ class Comparison:
             "high": self.high,
             "level": self.level,
             "p": self.p,
+            "p_holm": self.p_adjusted,
+            "family": self.family,
             "items": self.items,
             "seeds": list(self.seeds),
             "pairing": self.pairing,
@@ -150,46 +174,36 @@ class Comparison:
         }
 
 
-def interval(
-    scores: Scores | Sequence[Scores],
-    statistic: Statistic,
-    *,
-    level: float = 0.95,
-    resamples: int = 2000,
-    seed: int = 0,
-    method: Method = "percentile",
-) -> Interval:
-    """Bootstrap a figure over items, and over seeds where there are several runs.
+def interval(scores: Scores | Sequence[Scores], statistic: Statistic, *, level: float = 0.95) -> Interval:
+    """Return a figure with its interval over items, and over seeds where there are several runs.
+
+    A share of items has the exact interval of Clopper and Pearson; other figures have Student's t with the skewness of
+    the items removed (``measure.uncertainty``). No interval has width zero.
 
     Args:
         scores: one evaluation, or one of the same items for each seed.
         statistic: the figure.
         level: of the interval.
-        resamples: how many sets are drawn.
-        seed: of the draws; equal seeds give equal intervals.
-        method: ``bca`` corrects bias and skew of small sets; for one run only.
 
     Raises:
         DataError: the runs are of different items, or lack a score.
-        ValueError: ``bca`` over several runs.
     """
     runs = _runs(scores)
-    if method == "bca" and len(runs) > 1:
-        raise ValueError("a bca interval is of one run: over several seeds use percentile")
     value = float(np.mean([statistic.value(run) for run in runs]))
-    items, low, high = len(runs[0]), -math.inf, math.inf
-    if items > 1:
-        random = np.random.default_rng(seed)
-        tables = [statistic.table(run) for run in runs]
-        replicates = resample.with_seeds(resample.item_replicates(tables, statistic.of_sums, resamples, random), random)
-        if method == "bca":
-            without_one = resample.jackknife(tables, statistic.of_sums)
-            low, high = resample.bca_interval(replicates, value, without_one, level)
-        else:
-            low, high = resample.percentile_interval(replicates, level)
-        least, most = statistic.bounds
-        low, high = max(low, least), min(high, most)
-    return Interval(value, low, high, level, items, len(runs), method, statistic.unit)
+    found = of_figure([statistic.table(run) for run in runs], statistic)
+    least, most = statistic.bounds
+    low, high = found.ends(level)
+    return Interval(
+        value,
+        max(low, least),
+        min(high, most),
+        level,
+        len(runs[0]),
+        len(runs),
+        "exact" if isinstance(found, ExactShare) else "t",
+        statistic.unit,
+        found.caution(level),
+    )
 
 
 def compare(
@@ -205,6 +219,9 @@ def compare(
 ) -> Comparison:
     """Compare two systems, item by item where they were measured on the same items.
 
+    With one seed a side, only the choice of items is uncertain: nothing is said of other seeds. With several, the
+    variance is that of a mixed model with random items and random seeds (``measure.uncertainty.of_difference``).
+
     Args:
         a: the first system: one evaluation, or one of the same items for each seed.
         b: the second system.
@@ -213,8 +230,8 @@ def compare(
             different items, which is far less sharp.
         seeds: ``paired`` where run i of both started alike (same initialisation and data order).
         level: of the interval.
-        resamples: of bootstrap and permutation test each.
-        seed: of all draws.
+        resamples: of the permutation test.
+        seed: of its draws.
 
     Raises:
         DataError: the items differ though they were to be paired, a score is missing, or paired seeds differ in number.
@@ -228,22 +245,14 @@ def compare(
     tables_a, tables_b = ([statistic.table(run) for run in runs] for runs in (runs_a, runs_b))
     figures_a, figures_b = ([statistic.value(run) for run in runs] for runs in (runs_a, runs_b))
     items = min(len(runs_a[0]), len(runs_b[0]))
-    low, high, p, error, replicates = -math.inf, math.inf, 1.0, math.inf, np.zeros(0)
+    uncertainty = of_difference(tables_a, tables_b, statistic, paired_items=pairing != "none", seeds=seeds)
+    p = 1.0
     if items > 1:
         random = np.random.default_rng(seed)
-        drawn_a, drawn_b = _draw(tables_a, tables_b, statistic, pairing, resamples, random)
-        error = float((drawn_b.mean(axis=1) - drawn_a.mean(axis=1)).std(ddof=1))
-        if seeds == "paired":
-            replicates = resample.with_seeds(drawn_b - drawn_a, random)
-        else:
-            replicates = resample.with_seeds(drawn_b, random) - resample.with_seeds(drawn_a, random)
-        low, high = resample.percentile_interval(replicates, level)
         test = resample.shuffle_labels if pairing == "none" else resample.flip_labels
         pooled_a, pooled_b = np.mean(tables_a, axis=0), np.mean(tables_b, axis=0)
-        p = test(pooled_a, pooled_b, statistic.of_sums, resamples, random)
-        if max(len(runs_a), len(runs_b)) > 1:
-            sides = (int((replicates <= 0).sum()), int((replicates >= 0).sum()))
-            p = max(p, min(1.0, 2 * (min(sides) + 1) / (resamples + 1)))
+        p = max(test(pooled_a, pooled_b, statistic.of_sums, resamples, random), p_of(uncertainty))
+    low, high = _within(uncertainty.ends(level), statistic)
     return Comparison(
         statistic=statistic,
         a=float(np.mean(figures_a)),
@@ -255,15 +264,15 @@ def compare(
         items=items,
         seeds=(len(runs_a), len(runs_b)),
         pairing=pairing,
-        item_error=error,
-        replicates=replicates,
+        item_error=item_error(uncertainty),
+        uncertainty=uncertainty,
     )
 
 
 def verdict(
     comparison: Comparison, names: tuple[str, str] = ("A", "B"), margin: float | None = None, alpha: float = 0.05
 ) -> str:
-    """Say in words what the comparison shows, and no more.
+    """Say in words what the comparison shows, and no more; after ``adjust`` it is the adjusted test that decides.
 
     Args:
         comparison: of two systems.
@@ -272,20 +281,38 @@ def verdict(
         alpha: error rate of that test.
     """
     c, unit = comparison, f" {comparison.statistic.unit}" if comparison.statistic.unit else ""
-    facts = f"{_percent(c.level)}, {_items(c.items)}{_seeds(c.seeds)}"
-    facts += {"items": "", "shared": " that both have", "none": ", unpaired"}[c.pairing]
     if c.items < 2:
         return f"no difference can be shown at 1 item: {names[1]} - {names[0]} is {_round(c.difference, c)}{unit}"
+    facts = f"{_percent(c.level)}, {_items(c.items)}"
+    facts += {"items": "", "shared": " that both have", "none": ", unpaired"}[c.pairing]
+    facts += f", {_seeds(c.seeds)}, p = {c.p_adjusted:.2g}"
+    facts += f" after Holm over {c.family}" if c.family > 1 else ""
+    if caution := c.uncertainty.caution(c.level):
+        facts += f" ({caution})"
     if c.better is not None:
         winner = names[0] if c.better == "a" else names[1]
         ends = sorted((abs(c.low), abs(c.high)))
         span = f"[{_round(ends[0], c)}, {_round(ends[1], c)}]"
         return f"{winner} is better by {_round(abs(c.difference), c)}{unit} {span}, {facts}"
-    told = f"{names[1]} - {names[0]} is {_round(c.difference, c)}{unit} {_span(c)}, {facts}, p = {c.p:.2g}"
+    told = f"{names[1]} - {names[0]} is {_round(c.difference, c)}{unit} {_span(c)}, {facts}"
     if margin is not None and (test := c.equivalence(margin, alpha)).equivalent:
         span = f"[{_round(test.low, c)}, {_round(test.high, c)}], {_percent(1 - 2 * alpha)}"
         return f"equivalent within {margin:g}{unit} at {_items(c.items)}: {span}; {told}"
     return f"no difference shown at {_items(c.items)}: {told}"
+
+
+def adjust(found: Mapping[Key, Comparison], alone: Key | None = None) -> dict[Key, Comparison]:
+    """Return the comparisons with their p adjusted for their number (Holm); verdicts then come from the adjusted p.
+
+    Args:
+        found: comparisons that are judged together.
+        alone: the one that was named beforehand; it is judged by its own p, and the others among themselves.
+    """
+    together = {key: c for key, c in found.items() if alone is None or key != alone}
+    p = holm({key: c.p for key, c in together.items()})
+    return {
+        key: replace(c, family=len(together), p_adjusted=p[key]) if key in together else c for key, c in found.items()
+    }
 
 
 def items_needed(comparison: Comparison, difference: float | None = None, power: float = 0.8) -> int:
@@ -308,9 +335,9 @@ def items_needed(comparison: Comparison, difference: float | None = None, power:
     return max(2, math.ceil(comparison.items * (z * comparison.item_error / wanted) ** 2))
 
 
-def holm(p: Mapping[str, float]) -> dict[str, float]:
+def holm(p: Mapping[Key, float]) -> dict[Key, float]:
     """Adjust the p of several comparisons so that one false alarm among all is as rare as stated (Holm 1979)."""
-    out: dict[str, float] = {}
+    out: dict[Key, float] = {}
     largest = 0.0
     for rank, name in enumerate(sorted(p, key=lambda n: p[n])):
         largest = max(largest, min(1.0, (len(p) - rank) * p[name]))
@@ -325,22 +352,10 @@ def _runs(scores: Scores | Sequence[Scores]) -> list[Scores]:
     return [align(runs[0], run)[1] for run in runs]
 
 
-def _draw(
-    tables_a: list[Floats],
-    tables_b: list[Floats],
-    statistic: Statistic,
-    pairing: Pairing,
-    resamples: int,
-    random: np.random.Generator,
-) -> tuple[Floats, Floats]:
-    """(R, seeds) figures of both systems; paired items are drawn together."""
-    if pairing == "none":
-        return (
-            resample.item_replicates(tables_a, statistic.of_sums, resamples, random),
-            resample.item_replicates(tables_b, statistic.of_sums, resamples, random),
-        )
-    both = resample.item_replicates([*tables_a, *tables_b], statistic.of_sums, resamples, random)
-    return both[:, : len(tables_a)], both[:, len(tables_a) :]
+def _within(ends: tuple[float, float], statistic: Statistic) -> tuple[float, float]:
+    """Keep the ends of a difference within what the figure's bounds allow."""
+    widest = statistic.bounds[1] - statistic.bounds[0]
+    return max(ends[0], -widest), min(ends[1], widest)
 
 
 def _round(value: float, of: Interval | Comparison) -> str:
@@ -365,6 +380,10 @@ def _items(items: int) -> str:
 
 
 def _seeds(seeds: tuple[int, int]) -> str:
+    """Say how many seeds there were, and what one of them leaves out."""
+    if seeds == (1, 1):
+        return "1 seed (over items only)"
     if seeds[0] == seeds[1]:
-        return f", {seeds[0]} seed{'' if seeds[0] == 1 else 's'}"
-    return f", {seeds[0]} and {seeds[1]} seeds"
+        return f"{seeds[0]} seeds"
+    said = f"{seeds[0]} and {seeds[1]} seeds"
+    return said + " (of the single run over items only)" if 1 in seeds else said

@@ -196,7 +196,7 @@ def memorised_columns(texts: Sequence[str], known: frozenset[str]) -> dict[str, 
     }
 
 
-MEMORISED = ratio("memorised", "new_lines", name="memorised lines", better="lower")
+MEMORISED = ratio("memorised", "new_lines", name="memorised lines", better="lower", bounds=(0, 1))
 """Share of lines of ``memorised_columns`` that were copied."""
 
 

@@ -66,6 +66,7 @@ class Certify(Recipe):
 
     verb: ClassVar[str] = "certify"
     summary: ClassVar[str] = "test in sequence whether a smaller model is worse, and bind the verdict to the files"
+    files: ClassVar[tuple[str, ...] | None] = ("certificate.json", "certificate.md")
 
     base: str = Field(
         description="the base: a model with --data, else a run or a sample log", json_schema_extra={"positional": True}

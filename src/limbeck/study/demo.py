@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from limbeck.jobs.recipe import Display, Recipe, Report
-from limbeck.study.study import read_plan, run_plan
+from limbeck.study.study import check_study_folder, read_plan, run_plan
 
 __all__ = ["Demo"]
 
@@ -16,6 +16,10 @@ class Demo(Recipe):
 
     verb: ClassVar[str] = "demo"
     summary: ClassVar[str] = "train, distil, adapt and compare small models on toy data, in about three minutes"
+
+    def claim(self) -> None:
+        """Refuse a folder that holds more than the demo's arms and tables."""
+        check_study_folder(read_plan(Path(__file__).with_name("demo.yaml")), Path(self.out or "runs/demo"))
 
     def run(self, session: Display) -> Report:
         """Run the study that is shipped with the package."""

@@ -22,7 +22,6 @@ __all__ = ["page", "protocol"]
 
 _HERE = Path(__file__).parent
 _SIGNS = {"circle": "●", "square": "■", "diamond": "◆", "triangle-up": "▲", "cross": "✚", "star": "★"}
-_ALPHA = 0.05  # below this an adjusted p counts as shown
 _TRAINING = (
     ("train/loss", "Each arm's own objective: losses of different objectives cannot be compared. One line a run."),
     ("valid/", "Measured on the validation rows while training, without interval. One line a run."),
@@ -116,14 +115,12 @@ def _lede(grouped: Sequence[ArmTable], arms: Sequence[ArmRow]) -> str:
 def _verdict(finding: PairVerdict, grouped: Sequence[ArmTable]) -> dict[str, Any]:
     lines = {line.row.name: line for group in grouped for line in group.lines}
     first, second = lines.get(finding.first), lines.get(finding.second)
-    if not finding.comparison.shown:
-        state = "not shown"
-    else:
-        state = "shown" if finding.p_adjusted <= _ALPHA else "not shown after Holm"
+    c = finding.comparison
+    alone = c.p <= 1 - c.level  # what a test of this pair alone would have shown
+    state = "shown" if c.shown else "not shown after Holm" if alone else "not shown"
     return {
         "names": finding.labels,
         "words": finding.words,
-        "p": f"{finding.p_adjusted:.2g}",
         "state": state,
         "costs": _costs(first, second) if first is not None and second is not None else [],
     }

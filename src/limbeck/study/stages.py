@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from limbeck.errors import ConfigError, nearest
 from limbeck.measure.statistic import Statistic
-from limbeck.measure.stats import Comparison, compare, interval
+from limbeck.measure.stats import Comparison, adjust, compare, interval
 from limbeck.study.plan import StudyPlan
 from limbeck.study.table import ArmRow, change, rounded, span
 
@@ -76,14 +76,13 @@ def versus(plan: StudyPlan, done: Mapping[str, ArmRow]) -> list[Versus]:
     Raises:
         ConfigError: a model is not measured by the metric that a figure names.
     """
-    out = []
+    each = {}
     for name, figure in plan.figures.items():
         for metric, (second, first) in product(figure.metrics, combinations(plan.models, 2)):
             a, b = done[f"{second}:{name}"], done[f"{first}:{name}"]
             statistic = _statistic(b, metric)
-            c = compare(list(a.scores), list(b.scores), statistic)
-            out.append(Versus(name, statistic.name, first, second, c, standing(c, figure.margin)))
-    return out
+            each[name, statistic.name, first, second] = compare(list(a.scores), list(b.scores), statistic)
+    return [Versus(*key, c, standing(c, plan.figures[key[0]].margin)) for key, c in adjust(each).items()]
 
 
 def _statistic(row: ArmRow, metric: str | None) -> Statistic:
@@ -183,8 +182,8 @@ def _standings(plan: StudyPlan, found: Sequence[Versus]) -> Table:
             rows.append((f"{v.figure}: {v.metric}", v.first, v.second, v.standing, difference, f"{margin:g}"))
     note = (
         "Matches: two one-sided tests show that the difference lies within the margin. Exceeds, lags: a difference is "
-        "shown, but not that it is so small. Undecided: neither is shown. Not "
-        "adjusted for the number of pairs: of twenty differences that are none, one is expected to be shown."
+        "shown, but not that it is so small. Undecided: neither is shown. "
+        f"Differences are judged after Holm over all {len(found)} pairs of this study."
     )
     return Table("Who matches, exceeds or lags whom", tuple(rows), note)
 

@@ -7,20 +7,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import yaml
 from pydantic import Field
 from rich.text import Text
 
+<<<<<<< HEAD
 from limbeck.config import build
 from limbeck.errors import ConfigError, DataError, RunError, nearest
+=======
+from limbeck.config import build, read
+from limbeck.errors import ConfigError, DataError, nearest
+>>>>>>> main
 from limbeck.jobs.harness import reported_figures
 from limbeck.jobs.recipe import Display, Recipe, Report
 from limbeck.measure.scores import Scores
 from limbeck.measure.statistic import Statistic
 from limbeck.run import Run
+<<<<<<< HEAD
 from limbeck.storage import plain, write_json, write_text
 from limbeck.study.analysis import analyse, analysis_tables, answer
 from limbeck.study.export import flat_rows, write_exports
+=======
+from limbeck.storage import check_folder, plain, write_json, write_text
+from limbeck.study.analysis import analyse, analysis_tables
+>>>>>>> main
 from limbeck.study.page import page
 from limbeck.study.plan import StudyPlan
 from limbeck.study.space import address
@@ -29,7 +38,9 @@ from limbeck.study.table import findings, groups, markdown, tables
 from limbeck.study.workers import Outcome, announce, finished_report, run_arms, status
 from limbeck.verbs.table import recipe
 
-__all__ = ["Finished", "Study", "read_plan", "run_plan"]
+__all__ = ["Finished", "Study", "check_study_folder", "read_plan", "run_plan"]
+
+_TABLES = ("study.json", "study.md", "study.html", "stages.md")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +77,15 @@ class Study(Recipe):
         None, description="folder of runs that several studies share: an arm of equal content runs once among them"
     )
 
+    def claim(self) -> None:
+        """Refuse a folder that holds more than this study's arms and tables."""
+        check_study_folder(read_plan(Path(self.plan)), self._folder())
+
+    def _folder(self) -> Path:
+        return Path(self.out) if self.out is not None else Path("runs") / f"study-{Path(self.plan).stem}"
+
     def run(self, session: Display) -> Report:
+<<<<<<< HEAD
         """Run what has not run yet, then make the table; or show what there is."""
         plan = read_plan(Path(self.plan))
         folder = Path(self.out) if self.out is not None else Path("runs") / f"study-{Path(self.plan).stem}"
@@ -76,6 +95,24 @@ class Study(Recipe):
             values = {"verb": "study", "runs": [dict(zip(("arm", "seed", "state"), row, strict=True)) for row in rows]}
             return Report(values, tuple(Text(f"{name}, seed {seed}: {state}") for name, seed, state in rows))
         return run_plan(plan, folder, session, store=store, missing=self.action == "run")
+=======
+        """Run what has not run yet, then make the table."""
+        return run_plan(read_plan(Path(self.plan)), self._folder(), session)
+
+
+def check_study_folder(plan: StudyPlan, folder: Path) -> None:
+    """Refuse a folder that holds more than the arms and tables of ``plan``.
+
+    Raises:
+        ConfigError: it does, or cannot be written.
+    """
+    check_folder(folder, [*_TABLES, *(_place(name) for name in plan.arms)])
+
+
+def _place(arm: str) -> str:
+    """Name of an arm's folder."""
+    return arm.replace("/", "_").replace(":", "_")
+>>>>>>> main
 
 
 def read_plan(file: Path) -> StudyPlan:
@@ -84,14 +121,10 @@ def read_plan(file: Path) -> StudyPlan:
     Raises:
         ConfigError: no such file, not YAML, an unknown key or arm.
     """
-    try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"study file {file} does not exist") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"study file {file} cannot be read: {' '.join(str(error).split())}") from None
-    if not isinstance(values, Mapping):
-        raise ConfigError(f"study file {file} must hold 'key: value' lines")
+    values = read(file, "study file")
+    if "arms" not in values and "models" not in values:
+        told = f"limbeck {values.get('verb', 'VERB')} --config {file}"
+        raise ConfigError(f"study file {file} has no 'arms': a recipe of one verb is run by {told}")
     return build(StudyPlan, values, str(file))
 
 
@@ -221,12 +254,16 @@ def _recipes(
     out: dict[int, Recipe] = {}
     for seed in plan.seeds:
         owner = plan.seeds[0] if arm.once else seed
+<<<<<<< HEAD
         place = folder / name.replace("/", "_").replace(":", "_") / f"seed-{owner}"
         if store is not None and owner == seed:  # what an arm needs is named by its own address
             values = plan.values(name, kind.model_fields, folders[seed])
             place = store / f"{arm.verb}-{address({'values': values, 'seed': seed})}"
         elif store is not None:
             place = Path(folders[owner][name])
+=======
+        place = folder / _place(name) / f"seed-{owner}"
+>>>>>>> main
         folders[seed][name] = str(place)
         if owner == seed:
             values = plan.values(name, kind.model_fields, folders[seed])

@@ -18,7 +18,7 @@ from rich.text import Text
 from limbeck.errors import ConfigError, nearest
 from limbeck.measure.scores import Scores
 from limbeck.measure.statistic import Statistic
-from limbeck.measure.stats import Comparison, Interval, Seeds, compare, holm, interval, verdict
+from limbeck.measure.stats import Comparison, Interval, Seeds, adjust, compare, interval, verdict
 from limbeck.study.costs import costs
 
 __all__ = [
@@ -67,14 +67,13 @@ class ArmRow(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class PairVerdict:
-    """One comparison, with its words and its p among all of them (Holm)."""
+    """One comparison, judged among all of them (Holm), with its words."""
 
     first: str
     second: str
     labels: tuple[str, str]
     comparison: Comparison
     words: str
-    p_adjusted: float
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for a report."""
@@ -82,7 +81,6 @@ class PairVerdict:
             "first": self.first,
             "second": self.second,
             **self.comparison.to_json(),
-            "p_holm": self.p_adjusted,
             "verdict": self.words,
         }
 
@@ -145,7 +143,7 @@ def findings(rows: Sequence[ArmRow], pairs: Sequence[tuple[str, str]], metric: s
         ConfigError: an arm of ``pairs`` has no scores, or does not measure ``metric``.
     """
     by_name = {r.name: r for r in rows}
-    compared: list[tuple[ArmRow, ArmRow, Comparison, str]] = []
+    compared: list[tuple[ArmRow, ArmRow, Comparison]] = []
     for first, second in pairs:
         for name in (first, second):
             if name not in by_name:
@@ -153,12 +151,11 @@ def findings(rows: Sequence[ArmRow], pairs: Sequence[tuple[str, str]], metric: s
                     f"arm '{name}' is to be compared but has no scores: give its recipe a part to measure"
                 )
         a, b = by_name[second], by_name[first]
-        c = _against(b, a, metric)
-        compared.append((b, a, c, verdict(c, (a.label, b.label))))
-    adjusted = holm({f"{i}": c[2].p for i, c in enumerate(compared)})
+        compared.append((b, a, _against(b, a, metric)))
+    judged = adjust({i: c for i, (_, _, c) in enumerate(compared)})
     return [
-        PairVerdict(f.name, s.name, (f.label, s.label), c, words, adjusted[f"{i}"])
-        for i, (f, s, c, words) in enumerate(compared)
+        PairVerdict(f.name, s.name, (f.label, s.label), judged[i], verdict(judged[i], (s.label, f.label)))
+        for i, (f, s, _) in enumerate(compared)
     ]
 
 
@@ -200,7 +197,7 @@ def tables(title: str, grouped: Sequence[ArmTable], compared: Sequence[PairVerdi
     for group in grouped:
         body += [Text(f"\n{group.heading}"), _terminal(group)]
         body += [Text(f"{name}: {sentence}", style="yellow") for name, sentence in told(group)]
-    body += [Text(f"- {_sentence(f, len(compared))}") for f in compared]
+    body += [Text(f"- {_sentence(f)}") for f in compared]
     for line in (line for group in grouped for line in group.lines):
         samples = line.row.reports[0].get("samples") or []
         if samples:
@@ -222,7 +219,7 @@ def markdown(title: str, grouped: Sequence[ArmTable], compared: Sequence[PairVer
                 lines += ["", _piped(heading), "|---|" + "---:|" * (len(heading) - 1), *map(_piped, rows)]
         lines += ["", *(f"- {_cell(f'{name}: {sentence}')}" for name, sentence in told(group))]
         lines += [""] if told(group) else []
-    lines += [f"- {_cell(_sentence(f, len(compared)))}" for f in compared]
+    lines += [f"- {_cell(_sentence(f))}" for f in compared]
     return "\n".join(lines).rstrip("\n") + "\n"
 
 
@@ -388,9 +385,9 @@ def _number(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:,.{digits if abs(value) < 100 else 0}f}"
 
 
-def _sentence(finding: PairVerdict, of: int) -> str:
+def _sentence(finding: PairVerdict) -> str:
     first, second = finding.labels
-    return f"{first} against {second}: {finding.words}; p = {finding.p_adjusted:.2g} after Holm over {of}"
+    return f"{first} against {second}: {finding.words}"
 
 
 def _cell(text: str) -> str:

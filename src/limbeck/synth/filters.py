@@ -62,7 +62,7 @@ class RowFilter(Filter):
 
 
 def _text(row: Row, field: str) -> str:
-    return str(row.value(field))
+    return row.text(field)
 
 
 @dataclass(frozen=True, slots=True)

@@ -166,6 +166,7 @@ class OnPolicy:
         student: the model in training, of which no gradient is taken here.
         tokenizer: names the end and padding tokens.
         mixing: shares, sampling, replay.
+        context: most tokens of prompt and answer; None: the student's context.
         history: validation losses so far.
         replay: earlier answers.
         seed: of all draws.
@@ -180,11 +181,13 @@ class OnPolicy:
         tokenizer: Tokenizer,
         mixing: Mixing,
         *,
+        context: int | None = None,
         history: LossHistory | None = None,
         replay: Replay | None = None,
         seed: int = 0,
     ) -> None:
         self.given, self.student, self.tokenizer, self.mixing = given, student, tokenizer, mixing
+        self.context = min(context or student.config.context, student.config.context)
         self.history = history or LossHistory(None)
         self.replay = replay or Replay(None, mixing.capacity)
         self.seed, self.written_tokens = seed, 0
@@ -211,7 +214,7 @@ class OnPolicy:
 
     def _write(self, index: int, rows: Sequence[Example]) -> list[Example]:
         m = self.mixing
-        reach = self.student.config.context
+        reach = self.context
         prompts = [prompt_of(e)[-(reach - 1) :] for e in rows]
         room = max(1, min(m.max_new_tokens, reach - max(map(len, prompts))))
         decoding = Decoding(

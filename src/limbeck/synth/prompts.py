@@ -173,7 +173,7 @@ class Plan:
         if self.texts is None:
             return ""
         row = self.texts[ordinal % len(self.texts)]
-        return str(row.value(self.text_field, self.texts.source))
+        return row.text(self.text_field, self.texts.source)
 
     def request(self, ordinal: int) -> Request:
         """Return request ``ordinal``."""

@@ -132,7 +132,7 @@ class Scorer:
 
 
 def _pairs(rows: Rows, fields: tuple[str, str]) -> list[tuple[str, str]]:
-    return [(str(row.value(fields[0], rows.source)), str(row.value(fields[1], rows.source))) for row in rows]
+    return [(row.text(fields[0], rows.source), row.text(fields[1], rows.source)) for row in rows]
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,7 @@ from limbeck.train.loop import train
 from limbeck.train.settings import TrainSettings
 
 __all__ = [
+    "Drawing",
     "EarlierRounds",
     "Proximity",
     "Round",
@@ -57,6 +58,20 @@ class Proximity(Config):
     most_words: int = Field(60, ge=1, description="drop sentences of more words")
 
 
+class Drawing(Config):
+    """How candidates are sampled."""
+
+    samples: int = Field(4, ge=1, description="candidates a sentence")
+    temperature: float = Field(1.0, gt=0, description="divides the logits")
+    top_p: float = Field(0.9, gt=0, le=1, description="sample from the smallest set of this probability; 1: all")
+    repetition_penalty: float = Field(1.0, gt=0, description="above 1: tokens seen before lose; 1: off")
+    max_new_tokens: int = Field(32, ge=1, description="most tokens of a candidate")
+
+    def decoding(self, seed: int) -> Decoding:
+        """Return the same for ``decode``, with a seed."""
+        return Decoding(**self.model_dump(), seed=seed)
+
+
 class Rounds(Config):
     """How pairs are generated, round after round."""
 
@@ -70,10 +85,10 @@ class Rounds(Config):
     warm_epochs: float = Field(
         1.0, ge=0, description="passes over the real paraphrases before the first round; 0: the model as it comes"
     )
-    epochs: float = Field(1.0, gt=0, description="passes over a round's pairs when the generator is tuned on them")
-    decoding: Decoding = Field(
-        Decoding(max_new_tokens=32, temperature=1.0, top_p=0.9, samples=4), description="how candidates are sampled"
+    tuning_epochs: float = Field(
+        1.0, gt=0, description="passes over a round's pairs when the generator is tuned on them"
     )
+    drawing: Drawing = Field(default_factory=Drawing, description="how candidates are sampled")
     proximity: Proximity = Field(default_factory=Proximity, description="when two sentences count as paraphrases")
     least_yield: float = Field(
         0.01, ge=0, le=1, description="stop when a round keeps a smaller share of its candidates"
@@ -274,7 +289,7 @@ class _Maker:
             if one.found.total.value < self.settings.least_yield or not len(one.found.kept):
                 stopped = "yield"
                 break
-            self._tune(one.found.kept, self.settings.epochs, number)
+            self._tune(one.found.kept, self.settings.tuning_epochs, number)
             loss = self._loss()
             rounds[-1] = replace(one, loss=loss)
             if loss is not None:
@@ -290,7 +305,7 @@ class _Maker:
         chosen = [contexts[i % len(contexts)] for i in range((number - 1) * size, number * size)]
         rows = candidates(
             self.generator, self.tokenizer, list(dict.fromkeys(chosen)),
-            self.settings.decoding.model_copy(update={"seed": self.seed * 1000 + number}),
+            self.settings.drawing.decoding(self.seed * 1000 + number),
             way=self.settings.way, bridge=self.settings.bridge, batch_size=2 * self.batch_size, name=f"round{number}",
         )  # fmt: skip
         filters = proximity_filters(self.judge, self.settings.proximity, self.against, earlier)

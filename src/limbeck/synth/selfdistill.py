@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,13 @@ from limbeck.data.rows import Rows
 from limbeck.errors import DataError
 from limbeck.formats.load import Bundle
 from limbeck.measure.scores import Scores
-from limbeck.measure.stats import compare, interval, items_needed, verdict
+from limbeck.measure.stats import adjust, compare, interval, items_needed, verdict
+from limbeck.model.decoder import Decoder
 from limbeck.storage import plain, write_json
 from limbeck.synth.arms import ARMS, Arm, ArmResult, labelled, own_samples, train_arm
 from limbeck.synth.proximity import Scorer
 from limbeck.synth.rounds import Rounds, RoundsResult, make_rounds
-from limbeck.tasks.classification import label_name
+from limbeck.tasks.classification import labels_of
 from limbeck.tasks.paraphrase import Paraphrase
 from limbeck.tasks.task import Measuring
 from limbeck.train.settings import TrainSettings
@@ -63,11 +64,13 @@ class SelfDistilled:
         values: plain values for a report.
         pairs: kept pairs of the first seed.
         scores: arm -> one evaluation a seed.
+        generator: of the first seed; None where no arm needs one.
     """
 
     values: Mapping[str, Any]
     pairs: Rows
     scores: Mapping[Arm, Sequence[Scores]]
+    generator: Decoder | None = field(repr=False, default=None)
 
 
 def self_distill(
@@ -111,7 +114,7 @@ def self_distill(
     if not len(positives):
         raise DataError(f"no pair of {real.source} is a paraphrase: the generator has nothing to learn from")
     against = {"valid": valid} if valid is final else {"valid": valid, "test": final}
-    contexts = [str(row.value("sentence1", real.source)) for row in real]
+    contexts = [row.text("sentence1", real.source) for row in real]
     arms: dict[Arm, list[ArmResult]] = {arm: [] for arm in settings.arms}
     made: list[RoundsResult | None] = []
     needs_pairs = bool({"generator", "mix"} & set(settings.arms))
@@ -134,11 +137,13 @@ def self_distill(
         write_json(folder / "pairs.json", [dict(row.fields) | {"id": row.id} for row in made[0].pairs])
     values = _values(task, arms, made, measuring, final)
     pairs = made[0].pairs if made[0] is not None else Rows.of([], "self-distilled pairs")
-    return SelfDistilled(values, pairs, {arm: [one.result.scores for one in some] for arm, some in arms.items()})
+    scores = {arm: [one.result.scores for one in some] for arm, some in arms.items()}
+    return SelfDistilled(values, pairs, scores, None if made[0] is None else made[0].generator)
 
 
 def _positives(rows: Rows) -> Rows:
-    return Rows.of((r for r in rows if label_name(r.value("is_duplicate", rows.source)) == "1"), rows.source)
+    classes = labels_of(rows, "is_duplicate", ("0", "1"))
+    return Rows.of((r for r, c in zip(rows, classes, strict=True) if c == 1), rows.source)
 
 
 def _arm(
@@ -167,9 +172,16 @@ def _values(
 ) -> dict[str, Any]:  # fmt: skip
     scores = {arm: [one.result.scores for one in some] for arm, some in arms.items()}
     main = task.statistics(scores["plain"][0].columns)[0]
+    against = adjust(
+        {
+            arm: compare(scores["plain"], some, main, level=measuring.level)
+            for arm, some in scores.items()
+            if arm != "plain"
+        }
+    )
     table = {}
     for arm, some in scores.items():
-        figure = interval(some, main, level=measuring.level, resamples=measuring.resamples)
+        figure = interval(some, main, level=measuring.level)
         row: dict[str, Any] = {
             "about": ARMS[arm],
             "figure": main.name,
@@ -184,7 +196,7 @@ def _values(
             "notes": list(arms[arm][0].result.notes["told"]),
         }
         if arm != "plain":
-            found = compare(scores["plain"], some, main, level=measuring.level, resamples=measuring.resamples)
+            found = against[arm]
             row["against_plain"] = {
                 **found.to_json(),
                 "verdict": verdict(found, ("plain fine-tuning", _SHORT[arm])),

@@ -92,7 +92,7 @@ def figures(kind: Kind, rows: Rows) -> dict[str, Any]:
     """Return what is measured of all answers, before any filter: of sonnets the share of perfect ones."""
     if kind.name != "sonnets" or not len(rows):
         return {}
-    texts = [str(row.value("text", rows.source)) for row in rows]
+    texts = [row.text("text", rows.source) for row in rows]
     rates = {
         name: Share.of_counts(sum(poem(text, strict=strict).perfect for text in texts), len(texts)).describe()
         for name, strict in (("perfect sonnets", False), ("perfect sonnets, strict rhymes", True))

@@ -27,6 +27,7 @@ def teacher_answers(
     examples: Sequence[Example],
     decoding: Decoding,
     *,
+    context: int | None = None,
     file: Path | None = None,
     key: str = "",
     batch_size: int = 16,
@@ -42,6 +43,7 @@ def teacher_answers(
         tokenizer: of teacher and student.
         examples: prompts with answers; the answers are not looked at.
         decoding: of the teacher.
+        context: most tokens of prompt and answer; None: the teacher's context.
         file: where answers are kept.
         key: what the answers depend on beside the prompts, such as a fingerprint of the teacher.
         batch_size: prompts answered together.
@@ -50,7 +52,7 @@ def teacher_answers(
     Raises:
         DataError: ``file`` holds the answers of another teacher, of other prompts or of other settings.
     """
-    reach = teacher.config.context
+    reach = min(context or teacher.config.context, teacher.config.context)
     prompts = [prompt_of(e)[-(reach - 1) :] for e in examples]
     whole = hashlib.sha256(json.dumps([key, decoding.model_dump(mode="json"), prompts]).encode()).hexdigest()
     found = _read(file, whole)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -9,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from limbeck.data.batch import Example, collate
+from limbeck.data.border import class_of
 from limbeck.data.prompts import EncodingReport
 from limbeck.data.readers import Rows
 from limbeck.data.tokenizer import Tokenizer
@@ -26,41 +28,29 @@ __all__ = [
     "class_result",
     "encode_texts",
     "head_log_probs",
-    "label_name",
     "labels_of",
     "scored_classes",
 ]
 
 Floats = NDArray[np.float64]
 
-NATS_PER_ITEM = ratio("nll", COUNT, name="nats per item", better="lower", unit="nats/item")
+NATS_PER_ITEM = ratio("nll", COUNT, name="nats per item", better="lower", unit="nats/item", bounds=(0, math.inf))
 """Mean negative log-likelihood of the true class."""
 
 
-def label_name(value: object) -> str:
-    """A label as text: ``1``, ``1.0``, ``"1.0"`` and ``" 1"`` are one."""
-    text = str(value).strip()
-    try:
-        number = float(text)
-    except ValueError:
-        return text
-    return str(int(number)) if number.is_integer() else text
-
-
 def labels_of(rows: Rows, field: str, labels: Sequence[str]) -> list[int]:
-    """Class of every row.
+    """Class of every row (see ``border.class_of``).
 
     Raises:
         DataError: a label outside ``labels``; names the row.
     """
-    place = {name: i for i, name in enumerate(labels)}
     out = []
     for row in rows:
-        name = label_name(row.value(field, rows.source))
-        if name not in place:
-            known = ", ".join(labels)
+        found = class_of(row.value(field, rows.source), labels)
+        if found is None:
+            known, name = ", ".join(labels), row.text(field, rows.source)
             raise DataError(f"row {row.id} of {rows.source} has the label '{name}', which is none of {known}")
-        out.append(place[name])
+        out.append(found)
     return out
 
 
@@ -164,8 +154,8 @@ def scored_classes(
     Raises:
         DataError: a true label outside ``labels``.
     """
-    place = {name: i for i, name in enumerate(labels)}
-    chosen = [place.get(label_name(predictions[row.id]), -1) for row in rows]
+    found = [class_of(predictions[row.id], labels) for row in rows]
+    chosen = [-1 if c is None else c for c in found]
     return _result(rows, labels_of(rows, field, labels), chosen, labels, protocol, {}, None, ())
 
 

@@ -31,10 +31,10 @@ from limbeck.tasks.task import Measuring, Result, Task
 __all__ = ["GSM8K"]
 
 _FIGURES = (
-    ratio("strict", COUNT, name="exact match, strict"),
-    ratio("flexible", COUNT, name="exact match, flexible"),
-    ratio("has_answer", COUNT, name="wrote an answer"),
-    ratio("ended", COUNT, name="ended"),
+    ratio("strict", COUNT, name="exact match, strict", bounds=(0, 1)),
+    ratio("flexible", COUNT, name="exact match, flexible", bounds=(0, 1)),
+    ratio("has_answer", COUNT, name="wrote an answer", bounds=(0, 1)),
+    ratio("ended", COUNT, name="ended", bounds=(0, 1)),
 )
 
 
@@ -109,9 +109,7 @@ class GSM8K(Task):
             **self._scoring(rows),
         }
         shown = [
-            (self.template.render_prompt(r), predictions[r.id], str(r.fields["answer"]))
-            for r in rows.rows[:2]
-            if predictions
+            (self.template.render_prompt(r), predictions[r.id], r.text("answer")) for r in rows.rows[:2] if predictions
         ]
         return Result(Scores.of([r.id for r in rows], **columns), protocol, shown, notes, predictions)
 
@@ -130,9 +128,11 @@ class GSM8K(Task):
         return Result(Scores.of(predictions, **columns), self._scoring(rows), predictions=predictions)
 
     def _gold(self, row: Row, source: str) -> Decimal:
-        found = gold_answer(str(row.value("answer", source)))
+        found = gold_answer(row.text("answer", source))
         if found is None:
-            raise DataError(f"the solution of row {row.id} of {source} holds no number after '####'")
+            raise DataError(
+                f"the solution of row {row.id} of {source} holds no one clear number after '####': write it as 1234.5"
+            )
         return found
 
     def _solve(

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from limbeck.data.batch import Example
 from limbeck.data.chat import ChatTemplate
+from limbeck.data.dialect import Dialect
 from limbeck.data.instructions import encode_conversations, read_instructions, turns_of
 from limbeck.data.prompts import EncodingReport, Truncate
 from limbeck.data.rows import Row, Rows
@@ -58,9 +59,17 @@ class Instructions(Task):
     begin: bool | None = Field(None, description="put the begin token before each row; none: as the tokenizer does")
     end: bool = Field(True, description="learn the end token after each answer; without it a model never stops")
 
-    def read(self, source: str, *, columns: Mapping[str, str], limit: int | None, separator: str) -> Rows:
+    def read(
+        self,
+        source: str,
+        *,
+        columns: Mapping[str, str],
+        limit: int | None,
+        separator: str,
+        dialect: Dialect | None = None,
+    ) -> Rows:
         """Read conversations; blank answers are errors, or left out and counted."""
-        return read_instructions(source, columns=columns or None, limit=limit, empty=self.empty)
+        return read_instructions(source, columns=columns or None, limit=limit, dialect=dialect, empty=self.empty)
 
     def equip(self, tokenizer: Tokenizer) -> Tokenizer:
         """The tokenizer with the chat template that is learned."""

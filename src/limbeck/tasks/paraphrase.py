@@ -12,7 +12,7 @@ from pydantic import Field
 
 from limbeck.data.batch import Example
 from limbeck.data.prompts import EncodingReport, Template, encode_rows, prompt_ids
-from limbeck.data.readers import Row, Rows, read
+from limbeck.data.readers import Dialect, Row, Rows, read
 from limbeck.data.tokenizer import Tokenizer
 from limbeck.decode.settings import Decoding
 from limbeck.errors import ConfigError, DataError
@@ -72,10 +72,25 @@ class Paraphrase(Task):
         "ids", description="predictions file: GPT-2's ids of no and yes (3919, 8505) as the course writes, or 0 and 1"
     )
 
-    def read(self, source: str, *, columns: Mapping[str, str], limit: int | None, separator: str) -> Rows:
+    def read(
+        self,
+        source: str,
+        *,
+        columns: Mapping[str, str],
+        limit: int | None,
+        separator: str,
+        dialect: Dialect | None = None,
+    ) -> Rows:
         """Read a table; rows that lack a sentence or the label are left out and counted in ``Rows.dropped``."""
-        wanted = self.required
-        return read(source, required=wanted, columns=columns or None, limit=limit, separator=separator, missing="drop")
+        return read(
+            source,
+            required=self.required,
+            columns=columns or None,
+            limit=limit,
+            separator=separator,
+            dialect=dialect,
+            missing="drop",
+        )
 
     @property
     def template(self) -> Template:

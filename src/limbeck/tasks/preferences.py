@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import ClassVar, Literal
 
@@ -11,6 +12,7 @@ from pydantic import Field
 
 from limbeck.data.batch import Example
 from limbeck.data.chat import ChatTemplate
+from limbeck.data.dialect import Dialect
 from limbeck.data.pairs import encode_pairs
 from limbeck.data.preferences import read_preferences
 from limbeck.data.prompts import EncodingReport, Truncate
@@ -55,9 +57,19 @@ class Preferences(Task):
     equal: Literal["error", "count"] = Field("error", description="a pair with equal answers: an error, or counted")
     begin: bool | None = Field(None, description="put the begin token before each row; none: as the tokenizer does")
 
-    def read(self, source: str, *, columns: Mapping[str, str], limit: int | None, separator: str) -> Rows:
+    def read(
+        self,
+        source: str,
+        *,
+        columns: Mapping[str, str],
+        limit: int | None,
+        separator: str,
+        dialect: Dialect | None = None,
+    ) -> Rows:
         """Read pairs; blank and equal answers are errors, or left out and counted."""
-        return read_preferences(source, columns=columns or None, limit=limit, empty=self.empty, equal=self.equal)
+        return read_preferences(
+            source, columns=columns or None, limit=limit, dialect=dialect, empty=self.empty, equal=self.equal
+        )
 
     def equip(self, tokenizer: Tokenizer) -> Tokenizer:
         """The tokenizer with the chat template that is learned."""
@@ -83,7 +95,13 @@ class Preferences(Task):
             share("shorter", "shorter is chosen"),
             ratio("margin", COUNT, name="margin per token", unit="nats/token"),
             NATS_PER_TOKEN,
-            ratio("rejected_nll", "rejected_tokens", name="nats per rejected token", unit="nats/token"),
+            ratio(
+                "rejected_nll",
+                "rejected_tokens",
+                name="nats per rejected token",
+                unit="nats/token",
+                bounds=(0, math.inf),
+            ),
         )
 
     def evaluate(

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from limbeck.data.batch import Example
 from limbeck.data.prompts import EncodingReport, Template, Truncate, encode_rows, prompt_ids
-from limbeck.data.readers import Rows, read
+from limbeck.data.readers import Dialect, Rows, read
 from limbeck.data.tokenizer import Tokenizer
 from limbeck.decode.generate import generate
 from limbeck.decode.settings import Decoding
@@ -49,7 +49,15 @@ class QuestionAnswering(Task):
         """Prompt and answer."""
         return Template(prompt=self.prompt, answer=self.answer)
 
-    def read(self, source: str, *, columns: Mapping[str, str], limit: int | None, separator: str) -> Rows:
+    def read(
+        self,
+        source: str,
+        *,
+        columns: Mapping[str, str],
+        limit: int | None,
+        separator: str,
+        dialect: Dialect | None = None,
+    ) -> Rows:
         """Read questions and answers; with ``empty`` count, rows that lack one are left out and counted."""
         return read(
             source,
@@ -57,6 +65,7 @@ class QuestionAnswering(Task):
             columns=columns or None,
             limit=limit,
             separator=separator,
+            dialect=dialect,
             missing="drop" if self.empty == "count" else "error",
         )
 
@@ -85,7 +94,7 @@ class QuestionAnswering(Task):
         known = (
             NATS_PER_TOKEN,
             PERPLEXITY,
-            mean("bleu", unit="BLEU"),
+            mean("bleu", unit="BLEU", bounds=(0, 100)),
             mean("f1", bounds=(0, 1)),
             mean("exact", bounds=(0, 1)),
             mean("ended", bounds=(0, 1)),

@@ -6,11 +6,12 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from limbeck.data.batch import Example
+from limbeck.data.border import class_of
 from limbeck.data.prompts import EncodingReport
-from limbeck.data.readers import Rows, read
+from limbeck.data.readers import Dialect, Rows, read
 from limbeck.data.tokenizer import Tokenizer
 from limbeck.decode.settings import Decoding
 from limbeck.errors import DataError
@@ -26,7 +27,6 @@ from limbeck.tasks.classification import (
     class_result,
     encode_texts,
     head_log_probs,
-    label_name,
     labels_of,
     scored_classes,
 )
@@ -58,15 +58,37 @@ class Sentiment(Task):
     keep: Literal["start", "end"] = Field("start", description="what stays of a text longer than the context")
     begin: bool | None = Field(None, description="put the begin token before each text; none: as the tokenizer does")
 
-    def read(self, source: str, *, columns: Mapping[str, str], limit: int | None, separator: str) -> Rows:
+    @field_validator("labels")
+    @classmethod
+    def _distinct(cls, labels: tuple[str, ...]) -> tuple[str, ...]:
+        names = tuple(label.strip() for label in labels)
+        if len(set(names)) < len(names) or not all(names):
+            raise ValueError(f"each class needs a name of its own, not {', '.join(map(repr, labels))}")
+        return names
+
+    def read(
+        self,
+        source: str,
+        *,
+        columns: Mapping[str, str],
+        limit: int | None,
+        separator: str,
+        dialect: Dialect | None = None,
+    ) -> Rows:
         """Read a table; rows without a label are left out and counted in ``Rows.dropped``."""
         names = dict(columns)
         if "label" not in names:
-            there = read(source, limit=1, separator=separator).columns
+            there = read(source, limit=1, separator=separator, dialect=dialect).columns
             if "label" not in there and _THEIRS in there:
                 names["label"] = _THEIRS
         return read(
-            source, required=self.required, columns=names or None, limit=limit, separator=separator, missing="drop"
+            source,
+            required=self.required,
+            columns=names or None,
+            limit=limit,
+            separator=separator,
+            dialect=dialect,
+            missing="drop",
         )
 
     def check(self, model: Decoder) -> None:
@@ -84,7 +106,7 @@ class Sentiment(Task):
     def _encode(
         self, rows: Rows, truth: list[int], tokenizer: Tokenizer, context: int
     ) -> tuple[list[Example], EncodingReport]:
-        texts = [str(row.value("sentence", rows.source)).strip() for row in rows]
+        texts = [row.text("sentence", rows.source).strip() for row in rows]
         return encode_texts(rows, texts, truth, tokenizer, context, begin=self.begin, keep=self.keep)
 
     def objective(self) -> AnyObjective:
@@ -107,7 +129,7 @@ class Sentiment(Task):
         protocol = {"context": context, "method": "head", "pool": classes.pool, "keep": self.keep, "begin": self.begin}
         best = log_probs.argmax(axis=1)
         samples = [
-            (str(row.fields["sentence"]).strip(), f" -> {classes.labels[best[i]]}", classes.labels[truth[i]])
+            (row.text("sentence").strip(), f" -> {classes.labels[best[i]]}", classes.labels[truth[i]])
             for i, row in enumerate(rows.rows[:3])
         ]
         return class_result(rows, truth, log_probs, classes.labels, protocol, notes=report.describe(), samples=samples)
@@ -126,7 +148,7 @@ class Sentiment(Task):
         Raises:
             DataError: a class, predicted or true, that is none of ``labels``.
         """
-        odd = next(((i, c) for i, c in predictions.items() if label_name(c) not in self.labels), None)
+        odd = next(((i, c) for i, c in predictions.items() if class_of(c, self.labels) is None), None)
         if odd is not None:
             raise DataError(f"the predictions give '{odd[0]}' the class '{odd[1]}', none of {', '.join(self.labels)}")
         return scored_classes(predictions, rows, "label", self.labels, {})

@@ -33,8 +33,8 @@ def draw_shots(
         return []
     if source is None:
         raise ConfigError(f"{count} examples are to be shown, but no rows to draw them from are named: set 'examples'")
-    asked = {normalise(row.value(by, measured.source)) for row in measured}
-    free = [i for i, row in enumerate(source) if normalise(row.value(by, source.source)) not in asked]
+    asked = {normalise(row.text(by, measured.source)) for row in measured}
+    free = [i for i, row in enumerate(source) if normalise(row.text(by, source.source)) not in asked]
     if len(free) < count:
         raise DataError(f"{source.source} has {len(free)} rows that are not measured, and {count} are to be shown")
     random = Random(f"shots:{seed}:{count}")

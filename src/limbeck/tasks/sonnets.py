@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -13,7 +12,7 @@ from pydantic import Field
 
 from limbeck.data.batch import Example
 from limbeck.data.prompts import EncodingReport, encode_rows
-from limbeck.data.readers import Row, Rows
+from limbeck.data.readers import Dialect, Row, Rows
 from limbeck.data.tables import iter_text
 from limbeck.data.tokenizer import Tokenizer
 from limbeck.decode.generate import generate
@@ -29,6 +28,7 @@ from limbeck.measure.verse import MEMORISED, VERSE, VERSE_PROTOCOL, line_set, me
 from limbeck.model.decoder import Decoder
 from limbeck.objectives.next_token import NextToken
 from limbeck.objectives.objective import AnyObjective
+from limbeck.tasks.poems import numbered_poems
 from limbeck.tasks.predictions import read_numbered, write_numbered
 from limbeck.tasks.task import Measuring, Result, Task
 
@@ -37,7 +37,9 @@ __all__ = ["CHRF_NEW", "Sonnets"]
 _ORDER = 2  # n-grams whose variety over all poems together is told
 _ORDERS = (1, 2, 3)  # and within each
 
-CHRF_NEW = Statistic("chrF of new lines", tuple(f"new_{c}" for c in CHRF.columns), CHRF.of_sums, CHRF.better, CHRF.unit)
+CHRF_NEW = Statistic(
+    "chrF of new lines", tuple(f"new_{c}" for c in CHRF.columns), CHRF.of_sums, CHRF.better, CHRF.unit, CHRF.bounds
+)
 """The same without the given lines, which are right in every poem and flatter the figure of the whole."""
 
 _FIGURES = (
@@ -45,12 +47,9 @@ _FIGURES = (
     CHRF_NEW,
     *VERSE,
     *map(distinct, _ORDERS),
-    mean("self_bleu", name="self-BLEU", better="lower", unit="BLEU"),
+    mean("self_bleu", name="self-BLEU", better="lower", unit="BLEU", bounds=(0, 100)),
     MEMORISED,
 )
-
-_NUMBER = re.compile(r"^\s*(\d+)\s*$", re.MULTILINE)
-"""A line with a poem's number alone, as the course's files have it."""
 
 
 class Sonnets(Task):
@@ -64,17 +63,24 @@ class Sonnets(Task):
     begin: bool | None = Field(None, description="put the begin token before each poem; none: wherever there is one")
     training: str | None = Field(None, description="poems that were learned, to count generated lines that are theirs")
 
-    def read(self, source: str, *, columns: Mapping[str, str], limit: int | None, separator: str) -> Rows:
-        """Read a table with a field ``text``, ``toy:verse``, or the course's text format."""
-        path = Path(source)
-        if path.suffix != ".txt" or not path.is_file():
-            return super().read(source, columns=columns, limit=limit, separator=separator)
+    def read(
+        self,
+        source: str,
+        *,
+        columns: Mapping[str, str],
+        limit: int | None,
+        separator: str,
+        dialect: Dialect | None = None,
+    ) -> Rows:
+        """Read a table with a field ``text``, ``toy:verse``, or poems under numbered headings (see ``poems``)."""
+        path = Path(source).expanduser()
+        if path.suffix.lower() not in (".txt", ".raw") or not path.is_file():
+            return super().read(source, columns=columns, limit=limit, separator=separator, dialect=dialect)
         (_, fields), *_ = iter_text(path, "")
-        pieces = _NUMBER.split(fields["text"])
-        if len(pieces) < 3:
-            return super().read(source, columns=columns, limit=limit, separator=separator)
-        poems = [(number, _poem(body)) for number, body in zip(pieces[1::2], pieces[2::2], strict=True)]
-        rows = [Row(f"sonnet:{number}", {"number": int(number), "text": poem}) for number, poem in poems if poem]
+        poems = [(number, _poem(body)) for number, body in numbered_poems(fields["text"], source)]
+        if not poems:
+            return super().read(source, columns=columns, limit=limit, separator=separator, dialect=dialect)
+        rows = [Row(f"sonnet:{number}", {"number": number, "text": poem}) for number, poem in poems if poem]
         if not rows:
             raise DataError(f"{source} has numbers but no poem below any of them")
         return Rows.of(rows[:limit], source)
@@ -158,7 +164,7 @@ class Sonnets(Task):
             DataError: the training poems cannot be read.
         """
         texts, new = [predictions[row.id] for row in rows], self._new(predictions, rows)
-        truth = [str(row.fields["text"]) for row in rows]
+        truth = [row.text("text") for row in rows]
         columns = verse_columns(texts)
         for order in _ORDERS:
             columns |= distinct_columns(new, order=order)
@@ -170,7 +176,7 @@ class Sonnets(Task):
             columns["self_bleu"] = self_bleu(new)
         if self.training is not None:
             learned = self.read(self.training, columns={}, limit=None, separator="<|endoftext|>")
-            columns |= memorised_columns(new, line_set(str(row.fields["text"]) for row in learned))
+            columns |= memorised_columns(new, line_set(row.text("text") for row in learned))
         return columns
 
     def _new(self, predictions: Mapping[str, str], rows: Rows) -> list[str]:
@@ -209,7 +215,7 @@ class Sonnets(Task):
         return out
 
     def _given(self, row: Row) -> str:
-        return "\n".join(str(row.fields["text"]).split("\n")[: self.given_lines]) + "\n"
+        return "\n".join(row.text("text").split("\n")[: self.given_lines]) + "\n"
 
     def _continue(
         self, model: Decoder, tokenizer: Tokenizer, rows: Rows, measuring: Measuring, decoding: Decoding

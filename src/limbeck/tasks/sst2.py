@@ -10,7 +10,7 @@ from pydantic import Field
 
 from limbeck.data.batch import Example
 from limbeck.data.prompts import EncodingReport, Template, encode_rows, prompt_ids
-from limbeck.data.readers import Row, Rows, read
+from limbeck.data.readers import Dialect, Row, Rows
 from limbeck.data.tokenizer import Tokenizer
 from limbeck.decode.settings import Decoding
 from limbeck.measure.choice import calibrate, choose, fit_prompt, score_choices
@@ -54,11 +54,19 @@ class SST2(Task):
     calibrated: bool = Field(False, description="make the calibrated accuracy the main figure and the predictions")
     begin: bool | None = Field(None, description="put the begin token before each row; none: as the tokenizer does")
 
-    def read(self, source: str, *, columns: Mapping[str, str], limit: int | None, separator: str) -> Rows:
+    def read(
+        self,
+        source: str,
+        *,
+        columns: Mapping[str, str],
+        limit: int | None,
+        separator: str,
+        dialect: Dialect | None = None,
+    ) -> Rows:
         """Read a table; white space around a sentence goes."""
-        rows = read(source, required=self.required, columns=columns or None, limit=limit, separator=separator)
-        plain = (Row(r.id, {**r.fields, "sentence": str(r.fields["sentence"]).strip()}) for r in rows)
-        return Rows.of(plain, source)
+        rows = super().read(source, columns=columns, limit=limit, separator=separator, dialect=dialect)
+        plain = (Row(r.id, {**r.fields, "sentence": r.text("sentence", source).strip()}) for r in rows)
+        return Rows.of(plain, source, rows.dropped, rows.notes)
 
     @property
     def template(self) -> Template:
@@ -81,7 +89,10 @@ class SST2(Task):
         """Accuracy (calibrated first, where that is asked for), macro F1, majority rate, F1; nats per item."""
         plain, *rest = class_statistics(columns)
         other = ratio(
-            "other_correct", COUNT, name="accuracy, not calibrated" if self.calibrated else "calibrated accuracy"
+            "other_correct",
+            COUNT,
+            name="accuracy, not calibrated" if self.calibrated else "calibrated accuracy",
+            bounds=(0, 1),
         )
         known = (plain, other, *rest, NATS_PER_ITEM)
         return tuple(s for s in known if set(s.columns) - {COUNT} <= set(columns))

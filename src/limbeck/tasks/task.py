@@ -13,7 +13,7 @@ from pydantic import Field
 from limbeck.config import Config
 from limbeck.data.batch import Example
 from limbeck.data.prompts import EncodingReport
-from limbeck.data.readers import Rows, read
+from limbeck.data.readers import Dialect, Rows, read
 from limbeck.data.tokenizer import Tokenizer
 from limbeck.decode.settings import Decoding
 from limbeck.errors import ConfigError
@@ -49,10 +49,10 @@ class Result:
 class Measuring(Config):
     """How an evaluation is carried out, whatever the task."""
 
+    retired: ClassVar[Mapping[str, str]] = {"resamples": "intervals are computed without resampling"}
     batch_size: int = Field(16, ge=1, description="sequences at once; no score depends on it")
     context: int | None = Field(None, ge=2, description="tokens a window; none: the model's own")
     generate: bool = Field(True, description="also generate and score what was generated, where the task does")
-    resamples: int = Field(2000, ge=100, description="bootstrap resamples of every interval")
     level: float = Field(0.95, gt=0.5, lt=1, description="level of the intervals")
 
 
@@ -69,13 +69,35 @@ class Task(Config):
     required: ClassVar[tuple[str, ...]]
     split_by: ClassVar[str | None] = None
 
-    def read(self, source: str, *, columns: Mapping[str, str], limit: int | None, separator: str) -> Rows:
+    def read(
+        self,
+        source: str,
+        *,
+        columns: Mapping[str, str],
+        limit: int | None,
+        separator: str,
+        dialect: Dialect | None = None,
+    ) -> Rows:
         """Read a data set; a task with a published format of its own reads that too.
+
+        Args:
+            source: a path, ``toy:NAME`` or a Hub id.
+            columns: our field <- their column.
+            limit: only the first rows.
+            separator: line between the documents of a text file.
+            dialect: delimiter and quotes of a table of text; None: found and checked.
 
         Raises:
             DataError: the source is missing, empty, or lacks a required field.
         """
-        return read(source, required=self.required, columns=columns or None, limit=limit, separator=separator)
+        return read(
+            source,
+            required=self.required,
+            columns=columns or None,
+            limit=limit,
+            separator=separator,
+            dialect=dialect,
+        )
 
     def check(self, model: Decoder) -> None:
         """Refuse a model whose head tells something else than the task asks for.

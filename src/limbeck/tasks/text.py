@@ -107,7 +107,7 @@ class Text(Task):
         self, model: Decoder, tokenizer: Tokenizer, rows: Rows, measuring: Measuring, decoding: Decoding
     ) -> Result:
         """Perplexity of every document, and a few continued from their first words to look at."""
-        documents = {row.id: str(row.value("text", rows.source)) for row in rows}
+        documents = {row.id: row.text("text", rows.source) for row in rows}
         protocol = self.settings(tokenizer, rows.source, measuring.context)
         told = () if self.protocol is None else PROTOCOLS[self.protocol].check(documents, rows.source)
         found = perplexity(model, tokenizer, documents, protocol, batch_size=measuring.batch_size)
@@ -132,7 +132,7 @@ class Text(Task):
     ) -> list[tuple[str, str, str]]:
         starts, rests = [], []
         for row in rows.rows[:_SHOWN]:
-            words = str(row.value("text", rows.source)).split(" ")
+            words = row.text("text", rows.source).split(" ")
             starts.append(" ".join(words[:6]))
             rests.append(" ".join(words[6:30]))
         head = [tokenizer.bos_id] if self.begins(tokenizer) and tokenizer.bos_id is not None else []

@@ -30,6 +30,10 @@ class Depth(Technique):
       ``examples/research_projects/distillation/scripts/extract.py``; the DistilBERT paper says one layer out of two);
     - ``first_last``: the first ceil(n / 2) and the last floor(n / 2);
     - ``importance``: the n of greatest block influence on the calibration data (Men et al. 2024, ShortGPT, eq. 1).
+
+    >>> import limbeck
+    >>> limbeck.Depth(layers=6).layers
+    6
     """
 
     name: ClassVar[str] = "depth"

@@ -35,6 +35,10 @@ class Freeze(Technique):
     ``last_layer`` and ``half`` train the final norm too, and the head where it is not the embedding; a tied head stays
     frozen with the embedding that it is. Which parameters are trained is all that it says: the model that comes out of
     training has nothing of it left.
+
+    >>> import limbeck
+    >>> limbeck.Freeze(train=("blocks.1",)).train
+    ('blocks.1',)
     """
 
     name: ClassVar[str] = "freeze"

@@ -21,6 +21,10 @@ class GPTQ(Quantizer):
 
     Embedding and tied head are rounded to nearest (or left, by ``embeddings=False``). Scales are fixed before a layer
     is solved, by round-to-nearest's rule ("static groups"), so that any order of columns suits any granularity.
+
+    >>> import limbeck
+    >>> limbeck.GPTQ(bits=4).damping
+    0.01
     """
 
     name: ClassVar[str] = "gptq"

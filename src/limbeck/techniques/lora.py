@@ -48,6 +48,10 @@ class LoRA(Technique):
     into the weights; where a base is quantized it leaves them beside, as its deployed spec, since rounding the sum
     again would change the model (I17). A tied head is the embedding: an adapter on it can only be merged by giving the
     head a weight of its own, so that is refused unless ``untie`` asks for it.
+
+    >>> import limbeck
+    >>> limbeck.LoRA(rank=4).rank
+    4
     """
 
     name: ClassVar[str] = "lora"

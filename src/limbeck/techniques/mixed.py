@@ -33,6 +33,10 @@ class Mixed(Quantizer):
     model, when that weight alone is on it. The costs are added up (their interactions are neglected) and the sum is
     minimised exactly under the budget, a knapsack with one choice a weight. ``overrides`` fix grids beforehand; the
     deployed spec has every chosen grid as an override, so that nothing is measured again.
+
+    >>> import limbeck
+    >>> limbeck.Mixed(average_bits=5).average_bits
+    5.0
     """
 
     name: ClassVar[str] = "mixed"

@@ -30,6 +30,10 @@ class QAT(Quantizer):
     Rounding is passed straight through (Bengio et al. 2013). Scales follow the weights by round-to-nearest's rule at
     every step, or are learned by LSQ's gradient (Esser et al. 2020, eq. 3) from the ranges of least squared error on.
     Any objective trains it; adapters may stand beside it. ``convert`` packs the very codes of the last forward (I18).
+
+    >>> import limbeck
+    >>> limbeck.QAT(bits=4, learned_scales=True).learned_scales
+    True
     """
 
     name: ClassVar[str] = "qat"

@@ -20,6 +20,10 @@ class RTN(Quantizer):
 
     What it makes can be a frozen base for adapters (QLoRA, Dettmers et al. 2023: ``(RTN(bits=4), LoRA(rank=8))``);
     merging an adapter into it is refused, as there is no weight to merge into.
+
+    >>> import limbeck
+    >>> limbeck.RTN(bits=8).bits
+    8
     """
 
     name: ClassVar[str] = "rtn"

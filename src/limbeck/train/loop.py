@@ -22,7 +22,7 @@ from limbeck.train.distributed import World, shard, world, wrap
 from limbeck.train.evaluation import Evaluation, evaluate
 from limbeck.train.modes import checkpointing, random_state
 from limbeck.train.optim import adamw, decayed, state_tensors
-from limbeck.train.precision import Precision, TrainedWeights, fastest
+from limbeck.train.precision import Precision, TrainedWeights, emulates_bf16, fastest
 from limbeck.train.progress import Bar
 from limbeck.train.schedule import factor
 from limbeck.train.settings import TrainSettings
@@ -183,11 +183,16 @@ class _Loop:
         )  # fmt: skip
 
     def _choose_precision(self, model: nn.Module, objective: Objective[Any], stream: Stream[Any]) -> dict[str, float]:
-        """Settle ``state.precision``: as told, as the checkpoints say, or by timing; returns timings in seconds."""
+        """Settle ``state.precision``: as told, as the checkpoints say, or by timing; returns timings in seconds.
+
+        Where bf16 is emulated nothing is timed: fp32 is chosen.
+        """
         chosen: str = self.settings.precision
         timings: dict[Any, float] = {}
         if chosen == "auto":
             chosen = self.world.share(self._precision_before())
+        if chosen == "auto" and self.world.share(emulates_bf16(self.device)):
+            chosen = "fp32"  # a single step in bf16 may take minutes
         if chosen == "auto":
             model.train()
 

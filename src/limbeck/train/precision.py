@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Literal
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from limbeck.errors import CheckpointError, ConfigError
 from limbeck.train.distributed import full, like
 
-__all__ = ["Precision", "TrainedWeights", "fastest", "join_halves", "split_halves"]
+__all__ = ["Precision", "TrainedWeights", "emulates_bf16", "fastest", "join_halves", "split_halves"]
 
 Precision = Literal["fp32", "bf16", "fp64"]
 
@@ -243,6 +244,23 @@ def fastest(
         seconds[precision] = best
         weights.release()
     return dict(sorted(seconds.items(), key=lambda item: item[1]))
+
+
+@cache
+def emulates_bf16(device: torch.device) -> bool:
+    """Measure whether a product in bf16 takes more than twice the time of one in fp32, as where it is emulated."""
+    if device.type != "cpu":
+        return False
+    seconds = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        x = torch.ones(256, 256, dtype=dtype)
+        best = float("inf")
+        for _ in range(5):
+            start = time.perf_counter()
+            x @ x
+            best = min(best, time.perf_counter() - start)
+        seconds[dtype] = best
+    return seconds[torch.bfloat16] > 2 * seconds[torch.float32]
 
 
 def _wait(device: torch.device) -> None:

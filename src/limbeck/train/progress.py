@@ -9,11 +9,11 @@ __all__ = ["Bar"]
 
 
 class Bar:
-    """A rich bar on stderr; silent where stderr is no terminal, or where told so."""
+    """A rich bar on stderr or in a notebook; silent where stderr is no terminal, or where told so."""
 
     def __init__(self, total_steps: int, done: int, shown: bool) -> None:
         self._progress: Any = None
-        if shown and sys.stderr.isatty():
+        if shown and (sys.stderr.isatty() or _in_notebook()):
             self._start(total_steps, done)
 
     def _start(self, total_steps: int, done: int) -> None:
@@ -28,7 +28,7 @@ class Bar:
             progress.TimeElapsedColumn(),
             progress.TextColumn("left"),
             progress.TimeRemainingColumn(),
-            console=Console(stderr=True),
+            console=Console(stderr=not _in_notebook()),
         )
         self._task = self._progress.add_task("training", total=total_steps, completed=done, note="")
         self._progress.start()
@@ -45,3 +45,9 @@ class Bar:
         if self._progress is not None:
             note = f"loss {loss:.4f}  {tokens_per_second:,.0f} tok/s"
             self._progress.update(self._task, completed=step, note=note)
+
+
+def _in_notebook() -> bool:
+    """Is this process the kernel of a Jupyter notebook? Only one that has IPython loaded can be."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return type(shell).__name__ == "ZMQInteractiveShell"

@@ -14,7 +14,7 @@ from rich.text import Text
 from limbeck.data.audit.find import KINDS
 from limbeck.data.audit.report import WITHIN, AuditSettings, audit
 from limbeck.data.audit.report import AuditReport as Found
-from limbeck.data.readers import Rows, read
+from limbeck.data.readers import Dialect, Rows, read
 from limbeck.jobs.recipe import Display, Recipe, Report, facts
 from limbeck.storage import plain, write_text
 from limbeck.tasks.table import AnyTask
@@ -34,6 +34,7 @@ class Audit(Recipe):
 
     verb: ClassVar[str] = "audit"
     summary: ClassVar[str] = "look for evaluation text in training text, and for duplicates"
+    files: ClassVar[tuple[str, ...] | None] = ("findings.jsonl", "audit.json", "kept.jsonl")
 
     train: str = Field(
         description="training rows: a path, toy:NAME or a Hub id", json_schema_extra={"positional": True}
@@ -48,6 +49,9 @@ class Audit(Recipe):
     )
     separator: str = Field(
         "<|endoftext|>", description="line between documents of a text file", json_schema_extra=_DATA
+    )
+    dialect: Dialect = Field(
+        default_factory=Dialect, description="delimiter and quotes of tables of text", json_schema_extra=_DATA
     )
     limit: int | None = Field(None, ge=1, description="read only so many rows of each source", json_schema_extra=_DATA)
     on: Literal["list", "drop", "refuse"] = Field("list", description="what to do with overlapping training rows")
@@ -68,7 +72,7 @@ class Audit(Recipe):
         """
         train = self._read(self.train)
         against = {source: self._read(source) for source in self.against}
-        session.say(f"auditing {len(train)} rows of {self.train}")
+        session.say(*train.notes, f"auditing {len(train)} rows of {self.train}")
         found = audit(train, against, within=self.within, fields=self.fields, settings=self.compare)
         if self.out is not None:
             lines = (json.dumps(plain(f), ensure_ascii=False) for f in found.findings)
@@ -84,7 +88,10 @@ class Audit(Recipe):
         return report
 
     def _read(self, source: str) -> Rows:
-        told: dict[str, Any] = {"columns": self.columns, "limit": self.limit, "separator": self.separator}
+        told: dict[str, Any] = {
+            "columns": self.columns, "limit": self.limit, "separator": self.separator,
+            "dialect": self.dialect,
+        }  # fmt: skip
         return read(source, **told) if self.task is None else self.task.read(source, **told)
 
 

@@ -20,7 +20,7 @@ from limbeck.jobs.harness import reported_figures, reported_protocol
 from limbeck.jobs.recipe import Display, Recipe, Report
 from limbeck.measure.scores import Scores, align
 from limbeck.measure.statistic import Statistic, mean, ratio
-from limbeck.measure.stats import Comparison, compare, holm, items_needed, verdict
+from limbeck.measure.stats import Comparison, adjust, compare, items_needed, verdict
 from limbeck.run import Run
 from limbeck.tasks.table import AnyTask
 
@@ -59,12 +59,13 @@ class _Recorded(Config):
 class Compare(Recipe):
     """Compare two runs (or two files of scores) on the items that both were measured on.
 
-    For every figure: the paired difference with its bootstrap interval, a permutation test, a verdict in words, and
-    the items that changed most.
+    For every figure: the paired difference with its interval, a permutation test, a verdict in words, and the items
+    that changed most. The first figure is judged alone, the further ones after Holm.
     """
 
     verb: ClassVar[str] = "compare"
     summary: ClassVar[str] = "compare two runs item by item, with intervals and a verdict"
+    files: ClassVar[tuple[str, ...] | None] = ("comparison.json",)
 
     run_a: str = Field(description="a run folder or a scores file", json_schema_extra={"positional": True})
     run_b: str = Field(description="another", json_schema_extra={"positional": True})
@@ -80,7 +81,7 @@ class Compare(Recipe):
     margin: float | None = Field(None, gt=0, description="a difference that does not matter: equivalence is tested too")
     any_protocol: bool = Field(False, description="compare even what was measured in different ways")
     level: float = Field(0.95, gt=0.5, lt=1, description="level of the intervals")
-    resamples: int = Field(4000, ge=100, description="resamples of the bootstrap and of the permutation test")
+    resamples: int = Field(4000, ge=100, description="resamples of the permutation test")
     samples: int = Field(5, ge=0, description="items shown, those with the largest change", json_schema_extra=_ITEMS)
     width: int = Field(300, ge=20, description="characters of each text shown", json_schema_extra=_ITEMS)
 
@@ -103,13 +104,9 @@ class Compare(Recipe):
                 f"{a.name} and {b.name} were measured in different ways ({'; '.join(differences[:4])}{more}): "
                 "evaluate both alike, or give --any-protocol"
             )
-        found = {s.name: self._one(a, b, s) for s in self._statistics(a, b)}
+        found = self.judged(a, b)
         names = _names(a, b)
-        adjusted = _adjusted(found)
-        verdicts = {
-            name: verdict(c, names, self.margin) + _lost(c, adjusted[name], len(found) - 1) + _more(c, self.margin)
-            for name, c in found.items()
-        }
+        verdicts = {name: verdict(c, names, self.margin) + _more(c, self.margin) for name, c in found.items()}
         main = next(iter(found.values()))
         changed = _changed(a, b, main.statistic, self.samples) if self.pairing != "none" else []
         values: dict[str, Any] = {
@@ -120,7 +117,6 @@ class Compare(Recipe):
             "comparisons": {
                 name: {
                     **c.to_json(),
-                    "p_holm": adjusted[name],
                     "verdict": verdicts[name],
                     "items_needed": _needed(c, self.margin),
                 }
@@ -128,13 +124,18 @@ class Compare(Recipe):
             },
             "changed": changed,
         }
-        body: list[RenderableType] = [_table(names, found, adjusted)]
+        body: list[RenderableType] = [_table(names, found)]
         body += [Text(f"{name}: {told}") for name, told in verdicts.items()]
         body += _shown(changed, names, main.statistic, self.width)
         report = Report(values, tuple(body))
         if self.out is not None:
             report.write(Path(self.out) / "comparison.json")
         return report
+
+    def judged(self, a: Evaluated, b: Evaluated) -> dict[str, Comparison]:
+        """Compare every figure; the first was named beforehand and is judged alone, the further ones after Holm."""
+        each = {s.name: self._one(a, b, s) for s in self._statistics(a, b)}
+        return adjust(each, alone=next(iter(each)))
 
     def _one(self, a: Evaluated, b: Evaluated, statistic: Statistic) -> Comparison:
         return compare(
@@ -269,12 +270,6 @@ def _changed(a: Evaluated, b: Evaluated, statistic: Statistic, most: int) -> lis
     ]
 
 
-def _adjusted(found: Mapping[str, Comparison]) -> dict[str, float]:
-    """P of every figure: the main one was named beforehand and stands alone, the further ones are Holm's."""
-    main, *others = found
-    return {main: found[main].p} | holm({name: found[name].p for name in others})
-
-
 def _needed(c: Comparison, margin: float | None) -> int | None:
     """Items that would show the difference observed (or ``margin``) four times out of five; None where it is shown.
 
@@ -294,24 +289,16 @@ def _more(c: Comparison, margin: float | None) -> str:
     return f"; about {needed:,} items would show {of} four times out of five"
 
 
-def _lost(c: Comparison, p: float, others: int) -> str:
-    """What the verdict must add where a difference is gone once the further figures are counted."""
-    if not c.shown or p <= 1 - c.level:
-        return ""
-    return f"; not shown after Holm over the {others} further figures, p = {p:.2g}"
-
-
-def _table(names: tuple[str, str], found: Mapping[str, Comparison], adjusted: Mapping[str, float]) -> Table:
+def _table(names: tuple[str, str], found: Mapping[str, Comparison]) -> Table:
     note = "* of the first figure alone; of the further ones after Holm" if len(found) > 1 else None
     table = Table(title=f"{names[1]} against {names[0]}", title_justify="left", caption=note, caption_justify="left")
     for heading in ("figure", names[0], names[1], "difference", "interval", "p*", "items", "better"):
         table.add_column(heading, justify="left" if heading in ("figure", "better") else "right", overflow="fold")
     for name, c in found.items():
         unit = f" ({c.statistic.unit})" if c.statistic.unit else ""
-        sure = c.better if not _lost(c, adjusted[name], 0) else None
-        better = {"a": names[0], "b": names[1], None: "no difference shown"}[sure]
+        better = {"a": names[0], "b": names[1], None: "no difference shown"}[c.better]
         span = f"[{c.low:+.4g}, {c.high:+.4g}]"
-        figures = (f"{c.a:.4g}", f"{c.b:.4g}", f"{c.difference:+.4g}", span, f"{adjusted[name]:.3g}")
+        figures = (f"{c.a:.4g}", f"{c.b:.4g}", f"{c.difference:+.4g}", span, f"{c.p_adjusted:.3g}")
         table.add_row(name + unit, *figures, str(c.items), better)
     return table
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -11,19 +12,25 @@ import torch
 from pydantic import Field, JsonValue, model_validator
 
 from limbeck.data.tokenizer import check_alike
+from limbeck.decode.settings import Decoding
 from limbeck.errors import ConfigError
 from limbeck.formats.load import Bundle, load_bundle
 from limbeck.jobs.source import Parts
-from limbeck.jobs.training import Encoded, Start, TrainingJob
+from limbeck.jobs.start import Source
+from limbeck.jobs.training import AnyStream, Encoded, Start, TrainingJob
 from limbeck.losses.divergence import named
 from limbeck.model.decoder import Decoder
 from limbeck.model.presets import Architecture
+from limbeck.objectives.cross_tokenizer import CrossTokenizer
 from limbeck.objectives.distill import Distillation as DistillObjective
 from limbeck.objectives.objective import AnyObjective
 from limbeck.objectives.teacher import LiveTeacher, Teacher, fingerprint
 from limbeck.objectives.teacher_cache import CachedTeacher, CacheKey, check_fresh, loss_difference
 from limbeck.objectives.teacher_cache_build import build_cache
 from limbeck.run import Run
+from limbeck.synth.on_policy import LossHistory, Mixing, OnPolicy, Replay, check_mixing, keep_rows
+from limbeck.synth.teacher_answers import teacher_answers
+from limbeck.train.distributed import world
 
 __all__ = ["Distill"]
 
@@ -72,6 +79,46 @@ class Distill(TrainingJob):
         json_schema_extra=_TEACH,
     )
 
+    on_policy: Mixing = Field(default_factory=Mixing, description="learn from what the student itself writes")
+    answers: Literal["data", "teacher"] = Field(
+        "data",
+        description="learn the data's answers, or those that the teacher writes to its prompts (sequence level)",
+        json_schema_extra=_TEACH,
+    )
+    answer_tokens: int = Field(
+        128, ge=1, description="most tokens of an answer that the teacher writes", json_schema_extra=_TEACH
+    )
+    answer_temperature: float = Field(
+        0.0, ge=0, description="of the answers that the teacher writes; 0: greedy", json_schema_extra=_TEACH
+    )
+    cross_tokenizer: Literal["refuse", "text", "position"] = Field(
+        "refuse",
+        description="a teacher with another tokenizer: refuse it, or compare sorted distributions (ULD) where both "
+        "have read the same text, or token by token",
+        json_schema_extra=_TEACH,
+    )
+
+    @model_validator(mode="after")
+    def _text_of_both(self) -> Distill:
+        check_mixing(self.on_policy, packing=self.packing, shard=self.train.shard)
+        if self.answers == "data" and {"answer_tokens", "answer_temperature"} & self.model_fields_set:
+            raise ValueError(
+                "answer_tokens and answer_temperature are of the teacher's answers: set answers to teacher"
+            )
+        if self.teacher_top_k and (self.on_policy.on or self.answers == "teacher"):
+            raise ValueError("a teacher on disk knows the data's answers alone: leave teacher_top_k out")
+        if self.cross_tokenizer != "refuse":
+            if self.teacher_top_k or self.packing or self.answers == "teacher" or self.architecture is not None:
+                raise ValueError(
+                    "a teacher with another tokenizer is asked live, one document a row, on the data's answers, by a "
+                    "student of its own: leave teacher_top_k, packing, answers and architecture out"
+                )
+            if self.model is None:
+                raise ValueError("cross_tokenizer needs a student of its own: name it with 'model'")
+            if {"divergence", "on"} & self.model_fields_set:
+                raise ValueError("sorted distributions are compared on answers alone: leave divergence and on out")
+        return self
+
     @model_validator(mode="after")
     def _one_student(self) -> Distill:
         if self.model is not None and self.architecture is not None:
@@ -89,9 +136,10 @@ class Distill(TrainingJob):
         if self.dtype == "bf16":  # after a student was copied from it: training keeps that one's masters in full
             for p in teacher.model.parameters():
                 p.data = p.data.to(torch.bfloat16) if p.is_floating_point() else p.data
-        check_alike(
-            teacher.tokenizer, student.tokenizer, teacher.model.config.vocab_size, student.model.config.vocab_size
-        )
+        if self.cross_tokenizer == "refuse":
+            check_alike(
+                teacher.tokenizer, student.tokenizer, teacher.model.config.vocab_size, student.model.config.vocab_size
+            )
         facts = {"teacher": self.teacher, "teacher_parameters": teacher.model.count_parameters()}
         fresh = self.architecture is not None
         start = Start(
@@ -122,6 +170,16 @@ class Distill(TrainingJob):
                 "distillation teaches the next token, and a head of classes tells none: choose a task without such a "
                 "head, for example paraphrase with method cloze"
             )
+        if self.cross_tokenizer != "refuse":
+            return CrossTokenizer(
+                start.teacher.model,
+                start.teacher.tokenizer,
+                start.tokenizer,
+                alpha=self.alpha,
+                beta=self.beta,
+                temperature=self.temperature,
+                alignment=self.cross_tokenizer,
+            )
         teacher: Teacher = LiveTeacher(start.teacher.model)
         if self.teacher_top_k and self.beta and run is not None:
             teacher = self._on_disk(start.teacher, start, data, parts, run)
@@ -133,6 +191,32 @@ class Distill(TrainingJob):
             divergence=self.divergence,
             on=self.on,
         )
+
+    def examples(self, data: Encoded, start: Start, run: Run) -> Encoded:
+        """The examples to learn from: of the data, or with the answers that the teacher writes, kept in the run."""
+        if self.answers == "data":
+            return data
+        assert start.teacher is not None
+        decoding = Decoding(max_new_tokens=self.answer_tokens, temperature=self.answer_temperature, seed=self.seed)
+        train = teacher_answers(
+            start.teacher.model, start.teacher.tokenizer, data.train, decoding, context=data.context,
+            file=run.path / "teacher_answers.jsonl", key=fingerprint(start.teacher.model),
+            batch_size=self.measuring.batch_size,
+        )  # fmt: skip
+        return replace(data, train=train)
+
+    def live(self, stream: Source, model: Decoder, data: Encoded, start: Start, run: Run) -> AnyStream:
+        """The data's micro-batches, or some that the student answers itself."""
+        if not self.on_policy.on:
+            return stream
+        rank = world().rank
+        given = self.shuffled(data.train, start.tokenizer.pad_id, data.context, keep_rows)
+        replay = Replay(run.path / f"replay-{rank}.jsonl", self.on_policy.capacity)
+        history = LossHistory(run.metrics_file)
+        return OnPolicy(
+            given, model, start.tokenizer, self.on_policy, context=data.context, history=history, replay=replay,
+            seed=self.seed,
+        )  # fmt: skip
 
     def _key(self, start: Start, parts: Parts, context: int) -> CacheKey:
         """What a cache of this teacher on this data is made from."""

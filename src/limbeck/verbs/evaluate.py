@@ -10,7 +10,7 @@ from pydantic import Field, JsonValue, model_validator
 
 from limbeck.data.audit.report import AuditReport
 from limbeck.data.batch import Example
-from limbeck.data.readers import Rows, read
+from limbeck.data.readers import Dialect, Rows, read
 from limbeck.data.splits import split_rows
 from limbeck.data.tokenizer import check_alike
 from limbeck.decode.settings import Decoding
@@ -35,8 +35,8 @@ __all__ = ["Evaluate"]
 _DATA: dict[str, JsonValue] = {"section": "data"}
 _HARNESS: dict[str, JsonValue] = {"section": "harness"}
 _OWN_WAY = (
-    "data", "part", "columns", "separator", "split_by", "fractions", "task", "decoding", "predictions", "probes",
-    "learned", "overlap", "base", "general", "zero_shot", "zero_shot_task",
+    "data", "part", "columns", "separator", "dialect", "split_by", "fractions", "task", "decoding", "predictions",
+    "probes", "learned", "overlap", "base", "general", "zero_shot", "zero_shot_task",
 )  # fmt: skip
 
 
@@ -61,6 +61,9 @@ class Evaluate(ZeroShotRows, Recipe):
     )
     separator: str = Field(
         "<|endoftext|>", description="line between documents of a text file", json_schema_extra=_DATA
+    )
+    dialect: Dialect = Field(
+        default_factory=Dialect, description="delimiter and quotes of tables of text", json_schema_extra=_DATA
     )
     split_by: str | None = Field(None, description="field by which parts are made", json_schema_extra=_DATA)
     fractions: tuple[float, float, float] = Field(
@@ -143,19 +146,21 @@ class Evaluate(ZeroShotRows, Recipe):
             return self._harness(session)
         assert self.data is not None, "checked when the recipe was built"
         self._check_predictions()
-        rows = self.task.read(self.data, columns=self.columns, limit=self.limit, separator=self.separator)
+        rows = self.task.read(
+            self.data, columns=self.columns, limit=self.limit, separator=self.separator, dialect=self.dialect
+        )
         if self.part != "all":
             shares = {k: f for k, f in zip(("train", "valid", "test"), self.fractions, strict=True) if f > 0}
             if self.part not in shares:
                 raise ConfigError(f"the {self.part} share of 'fractions' is zero: give it one, or measure another part")
             rows = split_rows(rows, self.split_by or self.task.split_by, shares)[self.part]
         known = self._known(rows)
-        session.say(f"measuring {self.model} on {len(rows)} rows of {self.data}")
+        session.say(*rows.notes, f"measuring {self.model} on {len(rows)} rows of {self.data}")
         bundle = load_bundle(self.model, dtype_of(self.dtype), device_of(self.device), adapter=self.adapter)
         values: dict[str, Any] = {
             "verb": self.verb,
             "model": self.model,
-            "data": {self.part: {"source": rows.source, "hash": rows.hash, "rows": len(rows)}},
+            "data": {self.part: rows.describe()},
         }
         if self.out is None:
             return self._measured(values, bundle, rows, known, None)
@@ -174,7 +179,7 @@ class Evaluate(ZeroShotRows, Recipe):
         """The same with tasks of lm-eval; a run folder gets one file of scores a task."""
         session.say(f"measuring {self.model} on {', '.join(self.harness)} through lm-evaluation-harness")
         named = {part: read(source) for part, source in self.harness_data.items()}
-        data = {k: {"source": rows.source, "hash": rows.hash, "rows": len(rows)} for k, rows in named.items()}
+        data = {k: rows.describe() for k, rows in named.items()}
         values: dict[str, Any] = {"verb": self.verb, "model": self.model, "data": data}
         if self.out is None:
             return self._asked(values, session, None)
@@ -225,7 +230,9 @@ class Evaluate(ZeroShotRows, Recipe):
         """
         if self.learned is None:
             return None, None
-        learned = self.task.read(self.learned, columns=self.columns, limit=None, separator=self.separator)
+        learned = self.task.read(
+            self.learned, columns=self.columns, limit=None, separator=self.separator, dialect=self.dialect
+        )
         _, found = audited(Parts(learned, None, rows), self.overlap, self.task)
         return learned, found
 

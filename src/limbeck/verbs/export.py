@@ -10,6 +10,7 @@ from pydantic import Field
 
 from limbeck.errors import ConfigError, RunError
 from limbeck.formats.families import family_of
+from limbeck.formats.folder import check_replaceable
 from limbeck.formats.load import load_bundle, locate, save_bundle
 from limbeck.formats.stored import stored_dtype
 from limbeck.jobs.export.adapter import adapter_dtype, base_name, merged, write_adapter
@@ -17,8 +18,11 @@ from limbeck.jobs.export.nearness import Agreement, agreement, logits, probe
 from limbeck.jobs.recipe import Display, Recipe, Report, facts
 from limbeck.jobs.source import device_of, dtype_of
 from limbeck.model.decoder import Decoder
+from limbeck.storage import check_place
 
 __all__ = ["Export"]
+
+_WRITTEN = ("adapter_config.json", "model.gguf")  # one of them is in a folder that holds an adapter or a GGUF file
 
 
 class Export(Recipe):
@@ -50,6 +54,22 @@ class Export(Recipe):
     )
     overwrite: bool = Field(False, description="replace a model that lies in the folder already")
 
+    def claim(self) -> None:
+        """Refuse a folder with anything in it; with ``overwrite`` one that holds more than a model of before."""
+        out = Path(self.out).expanduser()
+        one_file = self.to == "gguf" and out.suffix == ".gguf"
+        folder = out.parent if one_file else out
+        check_place(folder)
+        if one_file and out.is_dir():
+            raise ConfigError(f"{out} is a folder: name a file, or a folder without the ending .gguf")
+        taken = out.exists() if one_file else folder.is_dir() and any(folder.iterdir())
+        if taken and not self.overwrite:
+            raise ConfigError(f"{out} is not empty: give another --out, or --overwrite to replace the model in it")
+        if self.to == "huggingface":
+            check_replaceable(folder)
+        elif taken and not one_file and not any((folder / name).is_file() for name in _WRITTEN):
+            raise ConfigError(f"{out} holds files but nothing that export wrote: give another --out")
+
     def run(self, session: Display) -> Report:
         """Write, load back, compare.
 
@@ -64,9 +84,8 @@ class Export(Recipe):
             return self._gguf()
         if self.type != "auto":
             raise ConfigError("'type' is of GGUF files: it needs --to gguf (other layouts take --dtype)")
+        self.claim()
         folder, device = Path(self.out).expanduser(), device_of(self.device)
-        if folder.is_dir() and any(folder.iterdir()) and not self.overwrite:
-            raise ConfigError(f"{folder} is not empty: give another --out, or --overwrite to replace the model in it")
         stored = stored_dtype(locate(self.model, self.adapter)[0])
         dtype = stored if self.dtype == "auto" else dtype_of(self.dtype)
         wide = torch.float64 if stored == torch.float64 else torch.float32  # holds every stored value exactly

@@ -11,16 +11,17 @@ from typing import Any, ClassVar
 from pydantic import Field, model_validator
 from rich.text import Text as RichText
 
-from limbeck.data.chat import ChatTemplate, Message
-from limbeck.data.readers import read
-from limbeck.data.tokenizer import Tokenizer
+from limbeck.data.chat import Message
+from limbeck.data.readers import Dialect, read
 from limbeck.decode.generate import Generation, OnText, fit_prompts, generate
 from limbeck.decode.settings import Decoding
 from limbeck.decode.speculative import speculate
-from limbeck.errors import ConfigError, DataError
+from limbeck.errors import ConfigError
 from limbeck.formats.load import Bundle, load_bundle
+from limbeck.jobs.generation import chat_ids, end_ids, prompt_ids
 from limbeck.jobs.recipe import Display, Recipe, Report
 from limbeck.jobs.source import device_of, dtype_of
+from limbeck.kernels import native
 from limbeck.model.decoder import Decoder
 from limbeck.storage import write_json
 
@@ -32,6 +33,7 @@ class Generate(Recipe):
 
     verb: ClassVar[str] = "generate"
     summary: ClassVar[str] = "continue prompts with a model"
+    files: ClassVar[tuple[str, ...] | None] = ("generations.json",)
 
     model: str = Field(description="a folder, a run or a Hub id", json_schema_extra={"positional": True})
     prompt: str = Field(
@@ -40,6 +42,7 @@ class Generate(Recipe):
     adapter: str | None = Field(None, description="PEFT adapter to put beside it: a folder or a Hub id")
     prompts: str | None = Field(None, description="file of prompts instead: a path or toy:NAME")
     field: str = Field("text", description="field of the prompts' rows that is the prompt")
+    dialect: Dialect = Field(default_factory=Dialect, description="delimiter and quotes of a file that is a table")
     limit: int | None = Field(None, ge=1, description="only the first rows of the file")
     batch_size: int = Field(16, ge=1, description="sequences decoded together")
     chat: bool = Field(False, description="a prompt is a user's turn, laid out by the model's chat template")
@@ -60,13 +63,15 @@ class Generate(Recipe):
         """
         bundle = load_bundle(self.model, dtype_of(self.dtype), device_of(self.device), adapter=self.adapter)
         names, texts = self._texts()
-        prompts = self._prompts(bundle.tokenizer, texts)
-        ends, decoding = _ends(bundle.generation, bundle.tokenizer), self.decoding.seeded(self.seed)
+        prompts = self._prompts(bundle, texts)
+        ends, decoding = end_ids(bundle.generation, bundle.tokenizer), self.decoding.seeded(self.seed)
         stream = len(prompts) == 1 and self.decoding.outputs == 1
         if stream:
             fit_prompts(bundle.model, prompts, self.decoding, bundle.tokenizer)  # refuse before anything is shown
             session.write(f"{texts[0]}\n" if self.chat else texts[0])
         draft = None if self.draft is None else self._draft(bundle)
+        if bundle.model.device.type == "cpu":
+            native.load()  # compiling the kernels, at their first use, is no part of the time of decoding
         on_text, worth = _writer(session) if stream else None, None
         started = time.perf_counter()
         if draft is None:
@@ -118,17 +123,15 @@ class Generate(Recipe):
             return ["prompt"], [self.prompt]
         if self.prompt:
             raise ConfigError("a prompt and a file of prompts were given: give one")
-        rows = read(self.prompts, required=[self.field], limit=self.limit)
-        return [r.id for r in rows], [str(r.value(self.field)) for r in rows]
+        rows = read(self.prompts, required=[self.field], limit=self.limit, dialect=self.dialect)
+        return [r.id for r in rows], [r.text(self.field, self.prompts) for r in rows]
 
-    def _prompts(self, tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
+    def _prompts(self, bundle: Bundle, texts: Sequence[str]) -> list[list[int]]:
         if not self.chat:
-            return [self._ids(tokenizer, text) for text in texts]
-        if tokenizer.chat_template is None:
-            raise ConfigError(f"{self.model} has no chat template: train it on task instructions, or leave out chat")
-        template = ChatTemplate(tokenizer.chat_template, tokenizer)
+            return [prompt_ids(bundle.tokenizer, text) for text in texts]
         system = [Message("system", self.system)] if self.system else []
-        return [template.prompt_ids([*system, Message("user", text)]) for text in texts]
+        turns = [[*system, Message("user", text)] for text in texts]
+        return [chat_ids(bundle.tokenizer, messages, self.model) for messages in turns]
 
     @model_validator(mode="after")
     def _agrees(self) -> Generate:
@@ -139,22 +142,6 @@ class Generate(Recipe):
         if self.draft is not None and self.decoding.beams > 1:
             raise ValueError("a draft proposes for sampling and greedy decoding, not for beams: set one of them")
         return self
-
-    def _ids(self, tokenizer: Tokenizer, text: str) -> list[int]:
-        ids = tokenizer.encode(text)
-        first = tokenizer.bos_id if tokenizer.bos_id is not None else tokenizer.eos_id
-        if tokenizer.begins_with_bos or not ids:
-            return [first, *ids]
-        return ids
-
-
-def _ends(generation: dict[str, Any], tokenizer: Tokenizer) -> Sequence[int]:
-    """End tokens of the model's generation defaults, else the tokenizer's."""
-    given = generation.get("eos_token_id", tokenizer.eos_id)
-    ends = [given] if isinstance(given, int) else list(given or [tokenizer.eos_id])
-    if not all(isinstance(e, int) for e in ends):
-        raise DataError(f"eos_token_id of the generation config must be token ids, not {given!r}")
-    return ends
 
 
 def _writer(session: Display) -> OnText:

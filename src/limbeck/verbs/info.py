@@ -36,6 +36,7 @@ class Info(Recipe):
 
     verb: ClassVar[str] = "info"
     summary: ClassVar[str] = "describe a model or a run"
+    files: ClassVar[tuple[str, ...] | None] = ("info.json",)
 
     model: str = Field(description="a folder, a run or a Hub id", json_schema_extra={"positional": True})
     adapter: str | None = Field(None, description="PEFT adapter to put beside it: a folder or a Hub id")
@@ -178,7 +179,8 @@ def _model_rows(m: Mapping[str, Any]) -> list[tuple[str, object]]:
         ("folder", m["folder"]),
         *([("adapter", m["adapter"])] if m["adapter"] else []),
         ("family", m["family"] or "none of transformers' (native layout)"),
-        ("shape", f"{c['layers']} layers, {c['width']} wide, {c['heads']} heads ({c['kv_heads']} for keys and values)"),
+        ("shape", f"{c['layers']} layers, {c['hidden_size']} wide, {c['heads']} heads "
+                  f"({c['kv_heads']} for keys and values)"),
         ("parts", f"{c['positions']} positions, {c['norm']} norm, {'gated ' if c['gated'] else ''}{c['activation']}, "
                   f"feed-forward {c['ffn_width']}, head {'tied' if c['tied'] else 'untied'}"),
         ("techniques", ", ".join(r["kind"] for r in m["techniques"]) or "none"),

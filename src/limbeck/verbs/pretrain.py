@@ -12,6 +12,7 @@ from pydantic import Field, JsonValue, model_validator
 
 from limbeck.data.audit.report import AuditReport
 from limbeck.data.batch import Example
+from limbeck.data.dialect import Dialect
 from limbeck.data.mixture import Mixture
 from limbeck.data.shards import Corpus
 from limbeck.data.tokenizer import Tokenizer
@@ -95,6 +96,8 @@ class Pretrain(TrainingJob):
             return self
         if not isinstance(self.task, Text):
             raise ValueError("corpora are for task 'text': give 'data' for any other")
+        if self.dialect != Dialect():
+            raise ValueError("corpora have dialects of their own: move 'delimiter' and 'quotes' into each corpus")
         if self.audit == "drop":
             raise ValueError("audit 'drop' needs 'data': of corpora no document is left out")
         if self.valid is not None or self.test is not None:
@@ -150,7 +153,7 @@ class Pretrain(TrainingJob):
             tokenizer = shared_tokenizer(self.corpora, folder, self.vocab_size, self.separator, self.limit)
             source = "tokenizer trained on the corpora"
         else:
-            texts = (str(row.fields[name]) for row in parts.train for name in self.task.required)
+            texts = (row.text(name) for row in parts.train for name in self.task.required)
             tokenizer, source = Tokenizer.train(texts, self.vocab_size), "tokenizer trained on the training rows"
         config = self.architecture.config(tokenizer.vocab_size)
         torch.manual_seed(self.seed)  # weights depend on the seed alone, not on what was drawn before

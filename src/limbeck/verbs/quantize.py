@@ -13,7 +13,7 @@ import torch
 from pydantic import Field, JsonValue
 
 from limbeck.data.batch import Batch, Example, collate
-from limbeck.data.readers import Rows
+from limbeck.data.readers import Dialect, Rows
 from limbeck.decode.settings import Decoding
 from limbeck.errors import ConfigError
 from limbeck.formats.load import Bundle, load_bundle, save_bundle
@@ -27,7 +27,7 @@ from limbeck.measure.agreement import KL_PER_TOKEN, TOP_AGREEMENT, agreement
 from limbeck.measure.cost import SpeedProtocol, cost, disk_bytes
 from limbeck.measure.footprint import footprint
 from limbeck.measure.scores import Scores
-from limbeck.measure.stats import compare, interval, verdict
+from limbeck.measure.stats import adjust, compare, interval, verdict
 from limbeck.model.decoder import Decoder
 from limbeck.model.quantized import QuantizedLinear
 from limbeck.run import Run
@@ -72,6 +72,9 @@ class Quantize(Recipe):
     )
     separator: str = Field(
         "<|endoftext|>", description="line between documents of a text file", json_schema_extra=_DATA
+    )
+    dialect: Dialect = Field(
+        default_factory=Dialect, description="delimiter and quotes of tables of text", json_schema_extra=_DATA
     )
     limit: int | None = Field(None, ge=1, description="read only so many rows of each", json_schema_extra=_DATA)
     technique: Annotated[RTN | GPTQ | Mixed, Field(discriminator="kind")] = Field(
@@ -118,7 +121,7 @@ class Quantize(Recipe):
                 "model": self.model,
                 "technique": self.technique,
                 "deployed_specs": list(made.deployed_specs),
-                "data": {"all": {"source": rows.source, "hash": rows.hash, "rows": len(rows)}},
+                "data": {"all": rows.describe()},
                 "calibration": used,
                 **self._compared(source, made, rows, run),
                 **self._costs(source, made),
@@ -143,7 +146,9 @@ class Quantize(Recipe):
         return dtype_of(self.dtype)
 
     def _rows(self, source: str) -> Rows:
-        return self.task.read(source, columns=self.columns, limit=self.limit, separator=self.separator)
+        return self.task.read(
+            source, columns=self.columns, limit=self.limit, separator=self.separator, dialect=self.dialect
+        )
 
     def _batches(self, rows: Rows | None, source: Bundle) -> tuple[list[Batch], dict[str, Any] | None]:
         """Calibration text in batches, rows of like length together, and what was taken of it."""
@@ -169,7 +174,7 @@ class Quantize(Recipe):
             collate([[e] for e in taken[at : at + size]], source.tokenizer.pad_id).to(source.model.device)
             for at in range(0, len(taken), size)
         ]
-        told = {"source": rows.source, "hash": rows.hash, "rows": len(rows), "sequences": len(taken), "tokens": tokens}
+        told = {**rows.describe(), "sequences": len(taken), "tokens": tokens}
         return batches, told
 
     def _quantized(self, source: Bundle, batches: Sequence[Batch]) -> Decoder:
@@ -188,13 +193,15 @@ class Quantize(Recipe):
             for name, b in (("original", source), ("quantized", made))
         }
         a, b = (Scores.read(files[name]) for name in ("original", "quantized"))
-        level, resamples = self.measuring.level, self.measuring.resamples
+        each = {
+            s.name: compare(a, b, s, level=self.measuring.level, seed=self.seed)
+            for s in self.task.statistics(a.columns)
+        }
         comparisons = {}
-        for statistic in self.task.statistics(a.columns):
-            c = compare(a, b, statistic, level=level, resamples=resamples, seed=self.seed)
+        for name, c in adjust(each, alone=next(iter(each))).items():
             told = verdict(c, ("the original", "the quantized model"), self.margin)
             relative = c.difference / abs(c.a) if c.a else None
-            comparisons[statistic.name] = {**c.to_json(), "relative": relative, "verdict": told}
+            comparisons[name] = {**c.to_json(), "relative": relative, "verdict": told}
         return {
             **found["quantized"],  # in an evaluation's form, so that a study sets it beside those of the same rows
             "evaluated": "all",
@@ -214,7 +221,7 @@ class Quantize(Recipe):
         near.write(file)
         m = self.measuring
         return {
-            key: interval(near, statistic, level=m.level, resamples=m.resamples, seed=self.seed)
+            key: interval(near, statistic, level=m.level)
             for key, statistic in (("kl_nats", KL_PER_TOKEN), ("top_agreement", TOP_AGREEMENT))
         }
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 from pydantic import Field, JsonValue
 
-from limbeck.data.readers import Rows
+from limbeck.data.readers import Dialect, Rows
 from limbeck.jobs.recipe import Display, Recipe, Report
 from limbeck.jobs.reports.evaluation import show_report, told
 from limbeck.run import Run
@@ -28,6 +29,7 @@ class Score(Recipe):
     ``compare`` takes.
     """
 
+    retired: ClassVar[Mapping[str, str]] = {"resamples": "intervals are computed without resampling"}
     verb: ClassVar[str] = "score"
     summary: ClassVar[str] = "score a predictions file against the truth, without a model"
 
@@ -39,9 +41,11 @@ class Score(Recipe):
     separator: str = Field(
         "<|endoftext|>", description="line between documents of a text file", json_schema_extra=_DATA
     )
+    dialect: Dialect = Field(
+        default_factory=Dialect, description="delimiter and quotes of tables of text", json_schema_extra=_DATA
+    )
     limit: int | None = Field(None, ge=1, description="read only so many rows", json_schema_extra=_DATA)
     task: AnyTask = Field(description="kind of work")
-    resamples: int = Field(2000, ge=100, description="bootstrap resamples of every interval")
     level: float = Field(0.95, gt=0.5, lt=1, description="level of the intervals")
 
     def run(self, session: Display) -> Report:
@@ -51,11 +55,13 @@ class Score(Recipe):
             DataError: the data or the file cannot be read, or the file is of another split.
             ConfigError: the task makes no predictions.
         """
-        rows = self.task.read(self.data, columns=self.columns, limit=self.limit, separator=self.separator)
+        rows = self.task.read(
+            self.data, columns=self.columns, limit=self.limit, separator=self.separator, dialect=self.dialect
+        )
         values: dict[str, Any] = {
             "verb": self.verb,
             "predictions": self.predictions,
-            "data": {_PART: {"source": rows.source, "hash": rows.hash, "rows": len(rows)}},
+            "data": {_PART: rows.describe()},
         }
         if self.out is None:
             return self._scored(values, rows, None)
@@ -71,5 +77,5 @@ class Score(Recipe):
     def _scored(self, values: dict[str, Any], rows: Rows, scores: Path | None) -> Report:
         predictions = self.task.read_predictions(Path(self.predictions), rows)
         found = self.task.score(predictions, rows)
-        values = plain(values | told(found, self.task, _PART, self.level, self.resamples, scores))
+        values = plain(values | told(found, self.task, _PART, self.level, scores))
         return Report(values, show_report(values))

@@ -46,6 +46,10 @@ class Synthesize(Recipe):
 
     verb: ClassVar[str] = "synthesize"
     summary: ClassVar[str] = "make training data with a teacher: ask, filter, count, price"
+    files: ClassVar[tuple[str, ...] | None] = (
+        "data.jsonl", "dropped.jsonl", "datasheet.json", "datasheet.md", "synthesis.json",
+        "answers.sqlite", "answers.sqlite-journal", "answers.sqlite-wal", "answers.sqlite-shm",
+    )  # fmt: skip
 
     kind: Literal["sonnets", "paraphrase", "restate", "qa", "instructions"] = Field(
         description="kind of data", json_schema_extra={"positional": True}
@@ -117,7 +121,7 @@ class Synthesize(Recipe):
             LimbeckError: no key, no server, a prompt with an unknown field, another plan's folder; or Ctrl-C.
         """
         kind = KINDS[self.kind]
-        against = {Path(source).name: self._read(kind, source) for source in self.against}
+        against = {source: self._read(kind, source) for source in self.against}
         if self.answers is not None:
             rows = self._read(kind, self.answers)
             return self._finish(kind, rows, against, None, session)

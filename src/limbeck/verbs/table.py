@@ -14,6 +14,7 @@ RECIPES: dict[str, str] = {
     "finetune": "limbeck.verbs.finetune:Finetune",
     "distill": "limbeck.verbs.distill:Distill",
     "dpo": "limbeck.verbs.dpo:DPO",
+    "self-distill": "limbeck.verbs.self_distill:SelfDistill",
     "synthesize": "limbeck.verbs.synthesize:Synthesize",
     "quantize": "limbeck.verbs.quantize:Quantize",
     "evaluate": "limbeck.verbs.evaluate:Evaluate",

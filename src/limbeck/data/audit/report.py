@@ -178,7 +178,8 @@ class AuditReport:
         if not kept:
             raise DataError(f"every training row of {self.source} overlaps with evaluation rows: nothing would be left")
         dropped = tuple(row.id for row in train if row.id in bad)
-        return Rows.of(kept, train.source, (*train.dropped, *dropped)), replace(self, decision=on, dropped=dropped)
+        left = Rows.of(kept, train.source, (*train.dropped, *dropped), train.notes)
+        return left, replace(self, decision=on, dropped=dropped)
 
     def describe(self, shown: int = 20) -> dict[str, Any]:
         """Plain values for a report: counts, sentences and, of each kind, the ``shown`` findings that share most."""

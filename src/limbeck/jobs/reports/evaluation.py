@@ -47,16 +47,14 @@ def measure(
     found = task.evaluate(model, tokenizer, rows, measuring, decoding or task.decoding())
     if predictions_file is not None:
         task.write_predictions(found, predictions_file)
-    return told(found, task, part, measuring.level, measuring.resamples, scores_file)
+    return told(found, task, part, measuring.level, scores_file)
 
 
-def told(
-    found: Result, task: Task, part: str, level: float, resamples: int, scores_file: Path | None
-) -> dict[str, Any]:
+def told(found: Result, task: Task, part: str, level: float, scores_file: Path | None) -> dict[str, Any]:
     """What an evaluation found as plain values (see ``measure``), its scores and predictions written."""
     metrics: dict[str, Any] = {}
     for statistic in task.statistics(found.scores.columns):
-        figure = interval(found.scores, statistic, level=level, resamples=resamples)
+        figure = interval(found.scores, statistic, level=level)
         metrics[statistic.name] = {
             "value": figure.value,
             "low": figure.low,
@@ -65,6 +63,7 @@ def told(
             "unit": statistic.unit,
             "better": statistic.better,
             "items": figure.items,
+            "caution": figure.caution,
         }
     if scores_file is not None:
         found.scores.write(scores_file)
@@ -93,6 +92,10 @@ def show_report(values: Mapping[str, Any]) -> tuple[RenderableType, ...]:
             span = f"[{_number(m['low'])}, {_number(m['high'])}]"
             table.add_row(name, _number(m["value"]), span, m["unit"], str(m["items"]))
         body.append(table)
+        cautions = {name: m.get("caution") for name, m in metrics.items()}
+        for caution in dict.fromkeys(filter(None, cautions.values())):
+            named = ", ".join(name for name, own in cautions.items() if own == caution)
+            body.append(Text(f"{caution}: {named}", style="yellow"))
     body += [Text(sentence, style="yellow") for sentence in (values.get("notes") or {}).get("told") or []]
     body += show_alarms(values.get("alarms") or [])
     training = _training(values.get("training") or {})

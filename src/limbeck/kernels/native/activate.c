@@ -4,42 +4,40 @@
  */
 #include "vectors.h"
 
-#ifdef __AVX512BW__
-
 #define LINEAR 1.5957691216057308f /* 2 sqrt(2 / pi) */
 #define CUBIC 0.07135481282553108f /* that times 0.044715 */
 
 enum { GELU_TANH, SILU };
 
-INLINE f32x16 sigmoid(int kind, f32x16 x) {
-    const f32x16 a = kind == SILU ? x : x * (x * x * CUBIC + LINEAR);
+INLINE vfloat sigmoid(int kind, vfloat x) {
+    const vfloat a = kind == SILU ? x : x * (x * x * CUBIC + LINEAR);
     return 1.0f / (1.0f + exponential(-a));
 }
 
 /* d/dx of x s, where s = sigmoid(a(x)). */
-INLINE f32x16 slope(int kind, f32x16 x, f32x16 s) {
-    const f32x16 rest = x * (1.0f - s);
+INLINE vfloat slope(int kind, vfloat x, vfloat s) {
+    const vfloat rest = x * (1.0f - s);
     return s * (1.0f + (kind == SILU ? rest : rest * (x * x * (3 * CUBIC) + LINEAR)));
 }
 
 INLINE void forward(int kind, int half, int gated, const uint8_t *x, int64_t n, uint8_t *y) {
     for (int64_t i = 0; i < n; i += LANES) {
-        const __mmask16 keep = first_lanes(n - i);
-        const f32x16 v = read_lanes(half, x, i, keep), f = v * sigmoid(kind, v);
-        write_lanes(half, y, i, keep, gated ? f * read_lanes(half, x, n + i, keep) : f);
+        const int64_t left = n - i;
+        const vfloat v = read_some(half, x, i, left), f = v * sigmoid(kind, v);
+        write_some(half, y, i, left, gated ? f * read_some(half, x, n + i, left) : f);
     }
 }
 
 INLINE void backward(int kind, int half, int gated, const uint8_t *x, const uint8_t *grad, int64_t n, uint8_t *y) {
     for (int64_t i = 0; i < n; i += LANES) {
-        const __mmask16 keep = first_lanes(n - i);
-        const f32x16 v = read_lanes(half, x, i, keep), s = sigmoid(kind, v), g = read_lanes(half, grad, i, keep);
-        const f32x16 d = g * slope(kind, v, s);
+        const int64_t left = n - i;
+        const vfloat v = read_some(half, x, i, left), s = sigmoid(kind, v), g = read_some(half, grad, i, left);
+        const vfloat d = g * slope(kind, v, s);
         if (gated) {
-            const f32x16 up = read_lanes(half, x, n + i, keep);
-            write_lanes(half, y, n + i, keep, g * v * s);
-            write_lanes(half, y, i, keep, d * up);
-        } else write_lanes(half, y, i, keep, d);
+            const vfloat up = read_some(half, x, n + i, left);
+            write_some(half, y, n + i, left, g * v * s);
+            write_some(half, y, i, left, d * up);
+        } else write_some(half, y, i, left, d);
     }
 }
 
@@ -50,7 +48,7 @@ INLINE void backward(int kind, int half, int gated, const uint8_t *x, const uint
     } else if (half) CALL(GELU_TANH, 1);                                                                               \
     else CALL(GELU_TANH, 0)
 
-/* x (rows, n), or (rows, 2 n) where gated; y (rows, n). Returns 0 where this processor lacks the instructions. */
+/* x (rows, n), or (rows, 2 n) where gated; y (rows, n). */
 int64_t limbeck_activate(int64_t kind, int64_t half, int64_t gated, int64_t rows, int64_t n, const uint8_t *x,
                          uint8_t *y, int64_t threads) {
     const int64_t size = half ? 2 : 4;
@@ -79,19 +77,3 @@ int64_t limbeck_activate_backward(int64_t kind, int64_t half, int64_t gated, int
     }
     return 1;
 }
-
-#else
-
-int64_t limbeck_activate(int64_t kind, int64_t half, int64_t gated, int64_t rows, int64_t n, const uint8_t *x,
-                         uint8_t *y, int64_t threads) {
-    (void)kind, (void)half, (void)gated, (void)rows, (void)n, (void)x, (void)y, (void)threads;
-    return 0;
-}
-
-int64_t limbeck_activate_backward(int64_t kind, int64_t half, int64_t gated, int64_t rows, int64_t n, const uint8_t *x,
-                                  const uint8_t *grad, uint8_t *y, int64_t threads) {
-    (void)kind, (void)half, (void)gated, (void)rows, (void)n, (void)x, (void)grad, (void)y, (void)threads;
-    return 0;
-}
-
-#endif

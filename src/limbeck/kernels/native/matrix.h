@@ -1,15 +1,17 @@
-/* y = x @ W.T on the neutral layout's own codes (docs/quantized-layout.md), no repacking, fp32 activations.
+/* y = x @ W.T on the neutral layout's own codes (docs/quantized-layout.md), no repacking, for a few rows of x.
  *
- * Rows of x are padded with zeros to a multiple of UNIT columns. Each thread does some rows of W. */
+ * int8 and int4 codes multiply x rounded to eight-bit integers (codes.h); all others are widened to fp32. Rows of x are
+ * padded with zeros to a multiple of UNIT columns. Each thread does some rows of W. */
 #ifndef LIMBECK_MATRIX_H
 #define LIMBECK_MATRIX_H
 
-#include "vectors.h"
+#include "codes.h"
 
 #ifndef AHEAD
-#define AHEAD 8192 /* bytes: how much later a tile reads what it asks for */
+#define AHEAD 8192 /* bytes: how much later a tile reads what it prefetches */
 #endif
-#define UNIT 32 /* columns at a time: sixteen bytes of int4 */
+#define UNIT 32 /* columns at a time */
+#define PARTS (UNIT / LANES)
 
 typedef struct {
     int64_t kind, rows, columns, span; /* span: columns of a scale, 0: one for the whole matrix, -1: no scales */
@@ -19,22 +21,22 @@ typedef struct {
     const float *bias;
 } matrix;
 
-/* What one thread needs beside: activations in the codes' order, their sums by group, scales of four rows; and as
- * integers: codes, and by lane of each step what they begin with and their scales. */
+/* Scratch of one thread: sums of x by group, scales of four rows, x in bf16; and x as integers: codes, and by lane of
+ * each step where a sum of products begins and its scale. */
 typedef struct {
-    float *turned, *sums, *scales;
+    float *sums, *scales;
     uint16_t *halves;
     int8_t *codes;
     int32_t *begin;
     float *steps;
-} room;
+} thread_scratch;
 
 static const int SIZE[] = {4, 2, 2, 1, 0, 1, 1};
-enum { WHOLE, GROUPS, UNITS };
+enum { WHOLE, GROUPS };
 
-/* Ask for `bytes` that are read later, into the second cache; returns their end. A tile takes its rows side by side, but
- * they lie one behind the other: asked for in that order, memory is one stream (docs/lab-notes.md). */
-INLINE const uint8_t *ask(const uint8_t *far, int64_t bytes) {
+/* Prefetch `bytes` that are read later into the second cache; returns their end. A tile takes its rows side by side, but
+ * they lie one behind the other: prefetched in that order, memory is one stream (docs/lab-notes.md). */
+INLINE const uint8_t *prefetch(const uint8_t *far, int64_t bytes) {
     UNROLL
     for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(far + i, 0, 2);
     return far + bytes;
@@ -43,31 +45,6 @@ INLINE const uint8_t *ask(const uint8_t *far, int64_t bytes) {
 INLINE int64_t up_to(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 INLINE int64_t bytes_of(int kind, int64_t columns) { return kind == INT4 ? (columns + 1) / 2 : columns * SIZE[kind]; }
 
-/* What a nibble stands for, before its scale: 0..15 where there is a zero beside the scale, else -8..7. */
-INLINE f32x16 nibbles_of(const matrix *m) {
-    const f32x16 counted = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    return m->zeros ? counted : counted - 8.0f;
-}
-
-/* Of int4 the even columns come first, then the odd ones, and so must what they are multiplied by. */
-INLINE void load_unit(int kind, const uint8_t *p, f32x16 nibbles, f32x16 w[2]) {
-    if (kind == INT4) {
-        u8x16 bytes;
-        memcpy(&bytes, p, sizeof bytes);
-        const u32x16 pairs = widen_bytes(bytes);
-#ifdef __AVX512F__ /* looked up: the index is the low four bits, whatever stands above */
-        w[0] = (f32x16)_mm512_permutexvar_ps((__m512i)pairs, (__m512)nibbles);
-        w[1] = (f32x16)_mm512_permutexvar_ps((__m512i)(pairs >> 4), (__m512)nibbles);
-#else
-        w[0] = __builtin_convertvector((i32x16)(pairs & 15), f32x16) + nibbles[0];
-        w[1] = __builtin_convertvector((i32x16)(pairs >> 4), f32x16) + nibbles[0];
-#endif
-    } else {
-        w[0] = load16(kind, p);
-        w[1] = load16(kind, p + LANES * SIZE[kind]);
-    }
-}
-
 INLINE void widen(const void *from, int half, int64_t first, int64_t count, float *to) {
     if (!half) {
         memcpy(to, (const float *)from + first, count * sizeof(float));
@@ -75,19 +52,12 @@ INLINE void widen(const void *from, int half, int64_t first, int64_t count, floa
     }
     const uint16_t *p = (const uint16_t *)from + first;
     int64_t i = 0;
-    for (; i + LANES <= count; i += LANES) store(to + i, load16(FP16, (const uint8_t *)(p + i)));
-#if defined(__AVX512BW__) && defined(__AVX512VL__) /* a full vector is written: what lies behind is overwritten by the next row, or room to spare */
-    if (i < count) {
-        const __mmask16 keep = (__mmask16)((1u << (count - i)) - 1);
-        store(to + i, (f32x16)_mm512_cvtph_ps(_mm256_maskz_loadu_epi16(keep, p + i)));
-        return;
-    }
-#endif
+    for (; i + LANES <= count; i += LANES) store(to + i, load_numbers(FP16, (const uint8_t *)(p + i)));
     if (i < count) {
         uint16_t rest[LANES] = {0};
         float wide[LANES];
         memcpy(rest, p + i, (count - i) * sizeof(uint16_t));
-        store(wide, load16(FP16, (const uint8_t *)rest));
+        store(wide, load_numbers(FP16, (const uint8_t *)rest));
         memcpy(to + i, wide, (count - i) * sizeof(float));
     }
 }
@@ -123,24 +93,26 @@ static void add_row(const matrix *m, int64_t row, float *to) {
 }
 
 INLINE void add_unit(int kind, int mr, int nb, const uint8_t *const *p, int64_t at, const float *x, int64_t ldx,
-                     f32x16 nibbles, f32x16 *part, f32x16 *other) {
-    f32x16 w[4][2];
+                     vfloat *part, vfloat *other) {
     UNROLL
-    for (int i = 0; i < mr; i++) load_unit(kind, p[i] + at, nibbles, w[i]);
-    UNROLL
-    for (int b = 0; b < nb; b++) {
-        const f32x16 even = load(x + b * ldx), odd = load(x + b * ldx + LANES);
+    for (int k = 0; k < PARTS; k++) {
+        vfloat w[4];
         UNROLL
-        for (int i = 0; i < mr; i++) {
-            part[i * nb + b] += w[i][0] * even;
-            if (nb == 1) other[i] += w[i][1] * odd;
-            else part[i * nb + b] += w[i][1] * odd;
+        for (int i = 0; i < mr; i++) w[i] = load_numbers(kind, p[i] + at + k * LANES * SIZE[kind]);
+        UNROLL
+        for (int b = 0; b < nb; b++) {
+            const vfloat v = load(x + b * ldx + k * LANES);
+            UNROLL
+            for (int i = 0; i < mr; i++) {
+                if (nb == 1 && k % 2) other[i] += w[i] * v;
+                else part[i * nb + b] += w[i] * v;
+            }
         }
     }
 }
 
 INLINE void add_rest(int kind, int mr, int nb, const uint8_t *const *p, int64_t at, int64_t width, const float *x,
-                     int64_t ldx, f32x16 nibbles, f32x16 *part, f32x16 *other) {
+                     int64_t ldx, vfloat *part, vfloat *other) {
     uint8_t rest[4][UNIT * 4] = {{0}};
     const uint8_t *q[4];
     UNROLL
@@ -148,18 +120,17 @@ INLINE void add_rest(int kind, int mr, int nb, const uint8_t *const *p, int64_t 
         memcpy(rest[i], p[i] + at, width - at);
         q[i] = rest[i];
     }
-    add_unit(kind, mr, nb, q, 0, x, ldx, nibbles, part, other);
+    add_unit(kind, mr, nb, q, 0, x, ldx, part, other);
 }
 
 INLINE void tile(int kind, int mode, int mr, int nb, const matrix *m, int64_t row, const float *x, int64_t ldx,
                  const float *sums, float *scales, float *out) {
     const int64_t columns = m->columns, width = bytes_of(kind, columns), step = bytes_of(kind, UNIT);
-    const int64_t span = mode == UNITS ? UNIT : mode == GROUPS ? m->span : columns;
+    const int64_t span = mode == GROUPS ? m->span : columns;
     const int64_t groups = (columns + span - 1) / span, units = columns / UNIT, rest = columns % UNIT;
     const int64_t one = m->span == 0;
-    const int grouped = mode != WHOLE;
     const uint8_t *p[4];
-    f32x16 total[16];
+    vfloat total[16];
     UNROLL
     for (int i = 0; i < mr * nb; i++) total[i] = fill(0);
     UNROLL
@@ -167,55 +138,26 @@ INLINE void tile(int kind, int mode, int mr, int nb, const matrix *m, int64_t ro
         p[i] = m->codes + (row + i) * width;
         if (m->span >= 0) widen(m->scales, m->half_scales, one ? 0 : (row + i) * groups, groups, scales + i * groups);
     }
-    const f32x16 nibbles = nibbles_of(m);
     const uint8_t *far = p[0] + AHEAD;
-    int64_t u = 0, g = 0;
-    if (mode == UNITS) /* a scale every 32 columns: no sums between */
-        for (; g < units; g++) {
-            f32x16 even[4], odd[4];
-            far = ask(far, mr * step);
-            UNROLL
-            for (int b = 0; b < nb; b++) {
-                even[b] = load(x + b * ldx + g * UNIT);
-                odd[b] = load(x + b * ldx + g * UNIT + LANES);
-                HOLD(even[b]);
-                HOLD(odd[b]);
-            }
-            UNROLL
-            for (int i = 0; i < mr; i++) {
-                f32x16 w[2];
-                load_unit(kind, p[i] + g * step, nibbles, w);
-                const f32x16 scale = fill(scales[i * groups + g]);
-                UNROLL
-                for (int b = 0; b < nb; b++) {
-                    f32x16 both = w[0] * even[b];
-                    both += w[1] * odd[b];
-                    total[i * nb + b] += both * scale;
-                }
-            }
-        }
-    for (; g < groups; g++) {
-        f32x16 part[16], other[4];
+    int64_t u = 0;
+    for (int64_t g = 0; g < groups; g++) {
+        vfloat part[16], other[4];
         UNROLL
         for (int i = 0; i < mr * nb; i++) part[i] = fill(0);
         UNROLL
         for (int i = 0; i < mr; i++) other[i] = fill(0);
-        if (mode == UNITS) {
-            add_rest(kind, mr, nb, p, g * step, width, x + g * UNIT, ldx, nibbles, part, other);
-        } else {
-            const int64_t end = g + 1 < groups ? (g + 1) * (span / UNIT) : units;
-            for (; u < end; u++) {
-                far = ask(far, mr * step);
-                add_unit(kind, mr, nb, p, u * step, x + u * UNIT, ldx, nibbles, part, other);
-            }
-            if (rest && g + 1 == groups) add_rest(kind, mr, nb, p, u * step, width, x + u * UNIT, ldx, nibbles, part, other);
+        const int64_t end = g + 1 < groups ? (g + 1) * (span / UNIT) : units;
+        for (; u < end; u++) {
+            far = prefetch(far, mr * step);
+            add_unit(kind, mr, nb, p, u * step, x + u * UNIT, ldx, part, other);
         }
+        if (rest && g + 1 == groups) add_rest(kind, mr, nb, p, u * step, width, x + u * UNIT, ldx, part, other);
         UNROLL
         for (int i = 0; i < mr; i++)
             UNROLL
             for (int b = 0; b < nb; b++) {
-                const f32x16 both = nb == 1 ? part[i * nb + b] + other[i] : part[i * nb + b];
-                if (grouped) total[i * nb + b] += both * scales[i * groups + g];
+                const vfloat both = nb == 1 ? part[i * nb + b] + other[i] : part[i * nb + b];
+                if (mode == GROUPS) total[i * nb + b] += both * scales[i * groups + g];
                 else total[i * nb + b] = both;
             }
     }
@@ -224,7 +166,7 @@ INLINE void tile(int kind, int mode, int mr, int nb, const matrix *m, int64_t ro
         UNROLL
         for (int b = 0; b < nb; b++) {
             float y = sum(total[i * nb + b]);
-            if (!grouped && m->span >= 0) y *= scales[i];
+            if (mode == WHOLE && m->span >= 0) y *= scales[i];
             out[i * nb + b] = y;
         }
     if (m->zeros)
@@ -247,16 +189,16 @@ typedef void tile_of(const matrix *, int64_t, const float *, int64_t, const floa
     }
 #define SHAPES(KIND, MODE)                                                                                             \
     ONE(KIND, MODE, 1, 1) ONE(KIND, MODE, 4, 1) ONE(KIND, MODE, 2, 2) ONE(KIND, MODE, 1, 4) ONE(KIND, MODE, 2, 4)
-#define MODES(KIND) SHAPES(KIND, WHOLE) SHAPES(KIND, GROUPS) SHAPES(KIND, UNITS)
-MODES(FP32) MODES(BF16) MODES(FP16) MODES(INT8) MODES(INT4) MODES(E4M3) MODES(E5M2)
+SHAPES(FP32, WHOLE) SHAPES(BF16, WHOLE) SHAPES(FP16, WHOLE)
+SHAPES(E4M3, WHOLE) SHAPES(E4M3, GROUPS) SHAPES(E5M2, WHOLE) SHAPES(E5M2, GROUPS)
 #define ROW(K, M) {K##_##M##_1_1, K##_##M##_4_1, K##_##M##_2_2, K##_##M##_1_4, K##_##M##_2_4}
-#define ROWS(K) {ROW(K, WHOLE), ROW(K, GROUPS), ROW(K, UNITS)}
-static tile_of *const TILES[7][3][5] = {ROWS(FP32), ROWS(BF16), ROWS(FP16), ROWS(INT8), ROWS(INT4), ROWS(E4M3), ROWS(E5M2)};
+/* Casts have no scales, and integers are multiplied elsewhere. */
+static tile_of *const TILES[7][2][5] = {
+    [FP32] = {ROW(FP32, WHOLE)}, [BF16] = {ROW(BF16, WHOLE)}, [FP16] = {ROW(FP16, WHOLE)},
+    [E4M3] = {ROW(E4M3, WHOLE), ROW(E4M3, GROUPS)}, [E5M2] = {ROW(E5M2, WHOLE), ROW(E5M2, GROUPS)}};
 #undef ONE
 #undef SHAPES
-#undef MODES
 #undef ROW
-#undef ROWS
 
 /* mr rows of W by nb of x, and where the products go. */
 INLINE void put_tile(tile_of *f, int mr, int nb, const matrix *m, int64_t r, const float *x, int64_t ldx,
@@ -273,7 +215,7 @@ INLINE void put_tile(tile_of *f, int mr, int nb, const matrix *m, int64_t r, con
 
 static void multiply(const matrix *m, int64_t from, int64_t to, int64_t rows, const float *x, int64_t ldx,
                      const float *sums, int64_t lds, float *scales, float *y, int64_t ldy, int add) {
-    const int mode = m->span <= 0 || m->span >= m->columns ? WHOLE : m->span == UNIT ? UNITS : GROUPS;
+    const int mode = m->span <= 0 || m->span >= m->columns ? WHOLE : GROUPS;
     tile_of *const *f = TILES[m->kind][mode];
 #define AT(F, MR, NB, R) put_tile(f[F], MR, NB, m, R, x + b * ldx, ldx, sums + b * lds, scales, y + b * ldy, ldy, add)
     for (int64_t r = from; r < to;) {
@@ -300,7 +242,7 @@ static void multiply(const matrix *m, int64_t from, int64_t to, int64_t rows, co
 #undef AT
 }
 
-#ifdef __AVX512BF16__
+#if defined(USE_AVX512) && defined(__AVX512BF16__)
 /* Several rows of x by bf16 codes: both rounded to bf16, products summed in fp32, two a lane and instruction. */
 INLINE void tile_bf16(int mr, int nb, const matrix *m, int64_t row, const uint16_t *x, int64_t ldx, float *y,
                       int64_t ldy, int add) {
@@ -311,7 +253,7 @@ INLINE void tile_bf16(int mr, int nb, const matrix *m, int64_t row, const uint16
     for (int i = 0; i < mr * nb; i++) total[i] = _mm512_setzero_ps();
     const uint8_t *far = (const uint8_t *)w + AHEAD;
     for (int64_t c = 0; c < columns; c += UNIT) {
-        far = ask(far, mr * 64);
+        far = prefetch(far, mr * 64);
         const __mmask32 keep = columns - c >= UNIT ? 0xffffffffu : (1u << (columns - c)) - 1;
         __m512bh rows[4];
         UNROLL
@@ -363,67 +305,81 @@ static void multiply_bf16(const matrix *m, int64_t from, int64_t to, int64_t row
 }
 #endif
 
-#ifdef __AVX512VNNI__
-/* Eight-bit integers: x rounded in blocks of 32 columns, W's codes taken as unsigned, what that adds taken off before. A
- * step is 64 codes of int8, of int4 128: 64 even columns, then 64 odd ones. */
-INLINE int64_t step_columns(int kind) { return kind == INT4 ? 128 : 64; }
+/* Products of integers. A step is 4 x LANES bytes of W: so many codes of int8, of int4 twice as many, all even columns
+ * first, then the odd ones. */
+INLINE int64_t step_columns(int kind) { return (kind == INT4 ? 8 : 4) * LANES; }
 
+/* Round one row of x (zeros behind it up to UNIT columns); offset: what is taken off again of W's unsigned codes. */
 static void lay_integers(int kind, int offset, const float *x, int64_t columns, int64_t span, int8_t *codes,
                          int32_t *begin, float *scales, float *sums) {
     const int64_t step = step_columns(kind), lanes = kind == INT4 ? 4 : 8; /* that share a block */
     for (int64_t c = 0; c < columns; c += step)
-        for (int64_t b = 0; b < step / 32; b++) {
-            int8_t at[32], *to = codes + c;
-            __m512i q[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()};
+        for (int64_t b = 0; b < step / BLOCK; b++) {
+            const int64_t first = c + b * BLOCK;
+            int8_t at[BLOCK] = {0}, *to = codes + c;
             float scale = 0;
-            f32x16 v[2];
-            for (int i = 0; i < 2; i++) { /* zeros lie behind the row up to UNIT columns */
-                const int64_t first = c + b * 32 + i * LANES;
-                v[i] = first < up_to(columns, UNIT) ? load(x + first) : fill(0);
+            if (first < columns) {
+                vfloat v[PARTS];
+                UNROLL
+                for (int i = 0; i < PARTS; i++) v[i] = load(x + first + i * LANES);
+                const uint32_t largest = block_largest(v);
+                const int32_t e = step_exponent(largest), held = e > 1 ? e : 1;
+                block_round(v, float_of_bits((uint32_t)(254 - held) << 23), at);
+                scale = float_of_bits(largest < 0x7f800000 ? (uint32_t)held << 23 : 0x7fc00000); /* NaN stays NaN */
             }
-            scale = round_block(v, q);
-            for (int i = 0; i < 2; i++) _mm_storeu_si128((__m128i *)(at + i * LANES), _mm512_cvtsepi32_epi8(q[i]));
             if (kind == INT4)
-                for (int i = 0; i < 16; i++) {
-                    to[b * 16 + i] = at[2 * i];
-                    to[64 + b * 16 + i] = at[2 * i + 1];
+                for (int i = 0; i < BLOCK / 2; i++) {
+                    to[b * (BLOCK / 2) + i] = at[2 * i];
+                    to[4 * LANES + b * (BLOCK / 2) + i] = at[2 * i + 1];
                 }
-            else memcpy(to + b * 32, at, 32);
+            else memcpy(to + b * BLOCK, at, BLOCK);
             int32_t whole = 0;
             for (int64_t l = 0; l < lanes; l++) {
                 int32_t total = 0;
-                for (int64_t i = 0; i < 32 / lanes; i++) total += at[l * (32 / lanes) + i];
+                for (int64_t i = 0; i < BLOCK / lanes; i++) total += at[l * (BLOCK / lanes) + i];
                 whole += total;
                 begin[c / step * LANES + b * lanes + l] = -offset * total;
                 scales[c / step * LANES + b * lanes + l] = scale;
             }
-            if (sums && c + b * 32 < columns) sums[(c + b * 32) / span] += (float)whole * scale; /* as W's codes see x */
+            if (sums && first < columns) sums[first / span] += (float)whole * scale; /* as W's codes see x */
         }
 }
 
-/* One step of mr rows of W, keep: which of their 64 bytes there are. */
-INLINE void step_integers(int kind, int grouped, int mr, int nb, const uint8_t *p, int64_t width, __mmask64 keep,
-                          const int8_t *codes, int64_t ldc, const int32_t *begin, const float *steps, int64_t lds,
-                          const float *scales, int64_t blocks, __m512 *total) {
+/* Scales of the blocks of one step, by lane. */
+INLINE vfloat spread_scales(int kind, const float *scales) {
+#if defined(USE_AVX512)
     const __m512i places = kind == INT4 ? _mm512_set_epi32(3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0)
                                         : _mm512_set_epi32(1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0);
-    const __m512i low = _mm512_set1_epi8(15), sign = _mm512_set1_epi8((char)0x80);
+    return (vfloat)_mm512_permutexvar_ps(places, _mm512_castps128_ps512(_mm_loadu_ps(scales)));
+#elif defined(USE_AVX2)
+    if (kind == INT8) return fill(scales[0]);
+    return (vfloat)_mm256_insertf128_ps(_mm256_castps128_ps256(_mm_broadcast_ss(scales)), _mm_broadcast_ss(scales + 1), 1);
+#else
+    vfloat v;
+    for (int i = 0; i < LANES; i++) v[i] = scales[i / (kind == INT4 ? 4 : 8)];
+    return v;
+#endif
+}
+
+/* One step of mr rows of W; bytes: how many of the step's there are. */
+INLINE void step_integers(int kind, int grouped, int mr, int nb, const uint8_t *p, int64_t width, int64_t bytes,
+                          const int8_t *codes, int64_t ldc, const int32_t *begin, const float *steps, int64_t lds,
+                          const float *scales, int64_t blocks, vfloat *total) {
     UNROLL
     for (int i = 0; i < mr; i++) {
-        const __m512i v = ~keep ? _mm512_maskz_loadu_epi8(keep, p + i * width) : _mm512_loadu_si512(p + i * width);
-        __m512 w = _mm512_setzero_ps();
-        if (grouped) w = _mm512_permutexvar_ps(places, _mm512_castps128_ps512(_mm_loadu_ps(scales + i * blocks)));
+        const vcodes w = bytes < 4 * LANES ? load_some_codes(p + i * width, bytes) : load_codes(p + i * width);
+        vfloat spread = fill(0);
+        if (grouped) spread = spread_scales(kind, scales + i * blocks);
         UNROLL
         for (int b = 0; b < nb; b++) {
             const int8_t *x = codes + b * ldc;
-            __m512i sum = _mm512_loadu_si512(begin + b * lds);
-            if (kind == INT4) {
-                sum = _mm512_dpbusd_epi32(sum, _mm512_and_si512(v, low), _mm512_loadu_si512(x));
-                sum = _mm512_dpbusd_epi32(sum, _mm512_and_si512(_mm512_srli_epi16(v, 4), low), _mm512_loadu_si512(x + 64));
-            } else sum = _mm512_dpbusd_epi32(sum, _mm512_xor_si512(v, sign), _mm512_loadu_si512(x));
-            __m512 scale = _mm512_loadu_ps(steps + b * lds);
-            if (grouped) scale = _mm512_mul_ps(scale, w);
-            total[i * nb + b] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scale, total[i * nb + b]);
+            vint acc = {0};
+            if (kind == INT4 || CODE_OFFSET) memcpy(&acc, begin + b * lds, sizeof acc);
+            if (kind == INT4) acc = dot_int4(acc, w, load_codes(x), load_codes(x + 4 * LANES));
+            else acc = dot_int8(acc, w, load_codes(x));
+            vfloat scale = load(steps + b * lds);
+            if (grouped) scale *= spread;
+            total[i * nb + b] += __builtin_convertvector(acc, vfloat) * scale;
         }
     }
 }
@@ -431,23 +387,23 @@ INLINE void step_integers(int kind, int grouped, int mr, int nb, const uint8_t *
 INLINE void tile_integers(int kind, int grouped, int mr, int nb, const matrix *m, int64_t row, const int8_t *codes,
                           int64_t ldc, const int32_t *begin, const float *steps, int64_t lds, const float *scales,
                           int64_t blocks, float *out) {
-    const int64_t width = bytes_of(kind, m->columns), whole = width / 64, each = step_columns(kind), per = each / 32;
+    const int64_t bytes = 4 * LANES, width = bytes_of(kind, m->columns), whole = width / bytes;
+    const int64_t each = step_columns(kind), per = each / BLOCK;
     const uint8_t *p = m->codes + row * width;
-    __m512 total[16];
+    vfloat total[16];
     UNROLL
-    for (int i = 0; i < mr * nb; i++) total[i] = _mm512_setzero_ps();
+    for (int i = 0; i < mr * nb; i++) total[i] = fill(0);
     const uint8_t *far = p + AHEAD;
     for (int64_t s = 0; s < whole; s++) {
-        far = ask(far, mr * 64);
-        step_integers(kind, grouped, mr, nb, p + s * 64, width, ~0ull, codes + s * each, ldc, begin + s * LANES,
+        far = prefetch(far, mr * bytes);
+        step_integers(kind, grouped, mr, nb, p + s * bytes, width, bytes, codes + s * each, ldc, begin + s * LANES,
                       steps + s * LANES, lds, scales + s * per, blocks, total);
     }
-    if (whole * 64 < width)
-        step_integers(kind, grouped, mr, nb, p + whole * 64, width, (1ull << (width - whole * 64)) - 1,
-                      codes + whole * each, ldc, begin + whole * LANES, steps + whole * LANES, lds, scales + whole * per,
-                      blocks, total);
+    if (whole * bytes < width)
+        step_integers(kind, grouped, mr, nb, p + whole * bytes, width, width - whole * bytes, codes + whole * each, ldc,
+                      begin + whole * LANES, steps + whole * LANES, lds, scales + whole * per, blocks, total);
     UNROLL
-    for (int i = 0; i < mr * nb; i++) out[i] = _mm512_reduce_add_ps(total[i]);
+    for (int i = 0; i < mr * nb; i++) out[i] = sum(total[i]);
 }
 
 typedef void tile_of_integers(const matrix *, int64_t, const int8_t *, int64_t, const int32_t *, const float *, int64_t,
@@ -472,7 +428,7 @@ INLINE int in_integers(const matrix *m) {
 }
 
 /* Rows [from, to) of y = x @ W.T, from x laid out in `o`. */
-static void multiply_integers(const room *o, const matrix *m, int64_t rows, int64_t from, int64_t to, float *y, int64_t ldy,
+static void multiply_integers(const thread_scratch *o, const matrix *m, int64_t rows, int64_t from, int64_t to, float *y, int64_t ldy,
                               int add, const float *sums, int64_t ldsums) {
     const int64_t columns = m->columns, step = step_columns((int)m->kind), steps = (columns + step - 1) / step;
     const int64_t ldc = steps * step, lds = steps * LANES, blocks = steps * step / 32;
@@ -517,10 +473,9 @@ static void multiply_integers(const room *o, const matrix *m, int64_t rows, int6
         r += mr;
     }
 }
-#endif
 
 /* Rows [from, to) of y = x @ W.T + bias, or y += that. */
-static void share(const room *o, const matrix *m, int64_t rows, const float *x, int64_t ldx, float *y, int64_t ldy,
+static void share(const thread_scratch *o, const matrix *m, int64_t rows, const float *x, int64_t ldx, float *y, int64_t ldy,
                   int add, int64_t from, int64_t to) {
     const int64_t span = m->span > 0 && m->span < m->columns ? m->span : m->columns;
     const int64_t groups = (m->columns + span - 1) / span, lds = up_to(groups, LANES);
@@ -532,7 +487,7 @@ static void share(const room *o, const matrix *m, int64_t rows, const float *x, 
                 for (int64_t c = g * span; c < end; c++) total += x[b * ldx + c];
                 o->sums[b * lds + g] = total;
             }
-#ifdef __AVX512BF16__
+#if defined(USE_AVX512) && defined(__AVX512BF16__)
     if (m->kind == BF16 && m->span < 0 && rows >= 4) {
         const int64_t w = up_to(m->columns, UNIT);
         for (int64_t b = 0; b < rows; b++)
@@ -544,27 +499,15 @@ static void share(const room *o, const matrix *m, int64_t rows, const float *x, 
         return;
     }
 #endif
-#ifdef __AVX512VNNI__
     if (in_integers(m)) {
         const int64_t step = step_columns((int)m->kind), steps = (m->columns + step - 1) / step;
-        const int offset = m->kind == INT8 ? 128 : m->zeros ? 0 : 8;
+        const int offset = m->kind == INT8 ? CODE_OFFSET : m->zeros ? 0 : 8;
         if (m->zeros) memset(o->sums, 0, rows * lds * sizeof(float));
         for (int64_t b = 0; b < rows; b++)
             lay_integers((int)m->kind, offset, x + b * ldx, m->columns, span, o->codes + b * steps * step,
                          o->begin + b * steps * LANES, o->steps + b * steps * LANES, m->zeros ? o->sums + b * lds : 0);
         multiply_integers(o, m, rows, from, to, y, ldy, add, o->sums, lds);
         return;
-    }
-#endif
-    if (m->kind == INT4) {
-        const int64_t w = up_to(m->columns, UNIT);
-        for (int64_t b = 0; b < rows; b++)
-            for (int64_t c = 0; c < w; c += UNIT)
-                for (int i = 0; i < LANES; i++) {
-                    o->turned[b * w + c + i] = x[b * ldx + c + 2 * i];
-                    o->turned[b * w + c + LANES + i] = x[b * ldx + c + 2 * i + 1];
-                }
-        x = o->turned, ldx = w;
     }
     multiply(m, from, to, rows, x, ldx, o->sums, lds, o->scales, y, ldy, add);
 }

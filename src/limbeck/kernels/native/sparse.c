@@ -11,17 +11,12 @@
 
 #include <omp.h>
 
-#define BLOCK 16 /* queries of a block: one f32x16 */
+#define BLOCK 16 /* queries of a block: one or two vectors */
 #define NARROW 16 /* a band of fewer distances is cheaper as diagonals */
-#ifdef __AVX512F__
-#define WIDE 16 /* floats in a register */
-#else
-#define WIDE 8
-#endif
-#define PARTS (BLOCK / WIDE)
+#define PARTS (BLOCK / LANES)
 #define KEYS 4 /* keys that share a walk over the queries' columns */
 
-typedef float vec __attribute__((vector_size(4 * WIDE), aligned(4), may_alias));
+typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
 INLINE vec get(const float *p) { return *(const vec *)p; }
 INLINE void put(float *p, vec v) { *(vec *)p = v; }
@@ -139,7 +134,7 @@ static void score_keys(const float *columns, int64_t width, const float *rows, i
         for (int64_t c = 0; c < width; c++) {
             vec column[PARTS];
             UNROLL
-            for (int o = 0; o < PARTS; o++) column[o] = get(columns + c * BLOCK + o * WIDE);
+            for (int o = 0; o < PARTS; o++) column[o] = get(columns + c * BLOCK + o * LANES);
             UNROLL
             for (int i = 0; i < KEYS; i++) {
                 const vec x = all(r[i][c]);
@@ -151,7 +146,7 @@ static void score_keys(const float *columns, int64_t width, const float *rows, i
         for (int i = 0; i < KEYS; i++)
             if (j + i < n) {
                 UNROLL
-                for (int o = 0; o < PARTS; o++) put(scores + (j + i) * BLOCK + o * WIDE, sum[i][o]);
+                for (int o = 0; o < PARTS; o++) put(scores + (j + i) * BLOCK + o * LANES, sum[i][o]);
             }
     }
 }
@@ -164,16 +159,16 @@ static void add_keys(const float *weights, int64_t n, const float *rows, int64_t
         UNROLL
         for (int i = 0; i < KEYS; i++) {
             UNROLL
-            for (int o = 0; o < PARTS; o++) w[i][o] = get(weights + (j + i) * BLOCK + o * WIDE);
+            for (int o = 0; o < PARTS; o++) w[i][o] = get(weights + (j + i) * BLOCK + o * LANES);
         }
         const float *r = rows + j * token;
         for (int64_t c = 0; c < width; c++) {
             UNROLL
             for (int o = 0; o < PARTS; o++) {
-                vec sum = get(columns + c * BLOCK + o * WIDE);
+                vec sum = get(columns + c * BLOCK + o * LANES);
                 UNROLL
                 for (int i = 0; i < KEYS; i++) sum += w[i][o] * all(r[i * token + c]);
-                put(columns + c * BLOCK + o * WIDE, sum);
+                put(columns + c * BLOCK + o * LANES, sum);
             }
         }
     }
@@ -182,8 +177,8 @@ static void add_keys(const float *weights, int64_t n, const float *rows, int64_t
             const vec x = all(rows[j * token + c]);
             UNROLL
             for (int o = 0; o < PARTS; o++) {
-                float *to = columns + c * BLOCK + o * WIDE;
-                put(to, get(to) + x * get(weights + j * BLOCK + o * WIDE));
+                float *to = columns + c * BLOCK + o * LANES;
+                put(to, get(to) + x * get(weights + j * BLOCK + o * LANES));
             }
         }
 }
@@ -195,15 +190,15 @@ static void add_queries(const float *weights, int64_t n, const float *rows, int6
             vec sum[PARTS];
             float *at = to + j * token + c;
             UNROLL
-            for (int o = 0; o < PARTS; o++) sum[o] = get(at + o * WIDE);
+            for (int o = 0; o < PARTS; o++) sum[o] = get(at + o * LANES);
             UNROLL
             for (int i = 0; i < BLOCK; i++) {
                 const vec w = all(weights[j * BLOCK + i]);
                 UNROLL
-                for (int o = 0; o < PARTS; o++) sum[o] += w * get(rows + i * width + c + o * WIDE);
+                for (int o = 0; o < PARTS; o++) sum[o] += w * get(rows + i * width + c + o * LANES);
             }
             UNROLL
-            for (int o = 0; o < PARTS; o++) put(at + o * WIDE, sum[o]);
+            for (int o = 0; o < PARTS; o++) put(at + o * LANES, sum[o]);
         }
 }
 
@@ -212,16 +207,16 @@ INLINE float dot(const float *x, const float *y, int64_t width) {
     for (int o = 0; o < PARTS; o++) sum[o] = all(0);
     for (int64_t c = 0; c < width; c += 16) {
         UNROLL
-        for (int o = 0; o < PARTS; o++) sum[o] += get(x + c + o * WIDE) * get(y + c + o * WIDE);
+        for (int o = 0; o < PARTS; o++) sum[o] += get(x + c + o * LANES) * get(y + c + o * LANES);
     }
     float total = 0;
     for (int o = 1; o < PARTS; o++) sum[0] += sum[o];
-    for (int i = 0; i < WIDE; i++) total += sum[0][i];
+    for (int i = 0; i < LANES; i++) total += sum[0][i];
     return total;
 }
 
 INLINE void add_row(float w, const float *x, float *y, int64_t width) {
-    for (int64_t c = 0; c < width; c += WIDE) put(y + c, get(y + c) + all(w) * get(x + c));
+    for (int64_t c = 0; c < width; c += LANES) put(y + c, get(y + c) + all(w) * get(x + c));
 }
 
 /* Does query i of a block from `from` see the key at slot j of a band? */
@@ -296,15 +291,20 @@ static void attend_block(const problem *p, const document *d, int64_t head, int6
     const int64_t kv = head / (p->heads / p->kv_heads), each = p->heads * w;
     int64_t slots;
     const int64_t n = begin(p, d, head, from, count, m, &slots);
-    f32x16 most = fill(-INFINITY), total = fill(0);
-    for (int64_t j = 0; j < slots; j++) {
-        const f32x16 x = load(m->scores + j * BLOCK);
-        most = pick(x > most, x, most);
-    }
-    for (int64_t j = 0; j < slots; j++) {
-        const f32x16 e = exponential(load(m->scores + j * BLOCK) - most);
-        store(m->scores + j * BLOCK, e);
-        total += e;
+    float share[BLOCK], top[BLOCK];
+    for (int h = 0; h < BLOCK; h += LANES) {
+        vfloat most = fill(-INFINITY), total = fill(0);
+        for (int64_t j = 0; j < slots; j++) {
+            const vfloat x = load(m->scores + j * BLOCK + h);
+            most = pick(x > most, x, most);
+        }
+        for (int64_t j = 0; j < slots; j++) {
+            const vfloat e = exponential(load(m->scores + j * BLOCK + h) - most);
+            store(m->scores + j * BLOCK + h, e);
+            total += e;
+        }
+        store(share + h, 1 / total);
+        store(top + h, most);
     }
     const float *v = p->v + d->row * p->v_row + kv * p->v_head + d->start * p->v_token;
     memset(m->out, 0, BLOCK * w * sizeof(float));
@@ -318,9 +318,6 @@ static void attend_block(const problem *p, const document *d, int64_t head, int6
                 if (from + i - o->distance >= p->sinks)
                     add_row(x[i], v + (from + i - o->distance) * p->v_token, m->sum + i * w, w);
     }
-    float share[BLOCK], top[BLOCK];
-    store(share, 1 / total);
-    store(top, most);
     const int64_t t = d->start + from;
     finish(m->out, m->sum, share, count, w, p->out + (d->row * p->length + t) * each + head * w, each);
     if (p->sums)
@@ -347,11 +344,12 @@ static void attend_backward_block(const problem *p, const gradients *g, const do
         if (i < count) off[i] = dot(m->grad + i * w, out + i * each, w) - (g->sums ? g->sums[at + i] : 0);
     }
     products(p, m, n, from, count, 1, v, p->v_token, m->slopes);
-    for (int64_t j = 0; j < slots; j++) {
-        const f32x16 e = exponential(load(m->scores + j * BLOCK) - load(sums));
-        store(m->scores + j * BLOCK, e);
-        store(m->slopes + j * BLOCK, e * (load(m->slopes + j * BLOCK) - load(off)) * (float)p->scale);
-    }
+    for (int64_t j = 0; j < slots; j++)
+        for (int h = 0; h < BLOCK; h += LANES) {
+            const vfloat e = exponential(load(m->scores + j * BLOCK + h) - load(sums + h));
+            store(m->scores + j * BLOCK + h, e);
+            store(m->slopes + j * BLOCK + h, e * (load(m->slopes + j * BLOCK + h) - load(off + h)) * (float)p->scale);
+        }
     memset(m->out, 0, BLOCK * w * sizeof(float));
     memset(m->outs, 0, BLOCK * w * sizeof(float));
     memset(m->sum, 0, BLOCK * w * sizeof(float));

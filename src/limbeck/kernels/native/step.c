@@ -26,9 +26,9 @@ typedef struct {
 
 enum { GELU_TANH, GELU, SILU, RELU };
 
-INLINE f32x16 activate(int64_t kind, f32x16 x) {
+INLINE vfloat activate(int64_t kind, vfloat x) {
     if (kind == GELU_TANH) { /* x / (1 + exp(-2 u)), u = sqrt(2 / pi) (x + 0.044715 x^3) */
-        const f32x16 u = 0.7978845608f * (x + 0.044715f * x * x * x);
+        const vfloat u = 0.7978845608f * (x + 0.044715f * x * x * x);
         return x / (1.0f + exponential(-2.0f * u));
     }
     if (kind == SILU) return x / (1.0f + exponential(-x));
@@ -40,14 +40,14 @@ INLINE f32x16 activate(int64_t kind, f32x16 x) {
 /* Layer norm or RMS norm of x (n, zeros behind); y is written up to n alone. */
 static void normalise(const float *x, int64_t n, int rms, float eps, const float *gain, const float *shift, float *y) {
     const int64_t whole = n / LANES * LANES;
-    f32x16 total = fill(0), squares = fill(0);
+    vfloat total = fill(0), squares = fill(0);
     float middle = 0, rest = 0;
     if (!rms) {
         for (int64_t i = 0; i < n; i += LANES) total += load(x + i);
         middle = sum(total) / n;
     }
     for (int64_t i = 0; i < whole; i += LANES) {
-        const f32x16 away = load(x + i) - middle;
+        const vfloat away = load(x + i) - middle;
         squares += away * away;
     }
     for (int64_t i = whole; i < n; i++) rest += (x[i] - middle) * (x[i] - middle);
@@ -55,7 +55,7 @@ static void normalise(const float *x, int64_t n, int rms, float eps, const float
     for (int64_t i = 0; i < n; i++) y[i] = (x[i] - middle) * scale * gain[i] + (shift ? shift[i] : 0);
 }
 
-INLINE void put(int kind, float x, uint8_t *at) {
+INLINE void store_number(int kind, float x, uint8_t *at) {
     if (kind == FP32) memcpy(at, &x, 4);
     else if (kind == BF16) {
         uint32_t bits;
@@ -69,20 +69,20 @@ INLINE void put(int kind, float x, uint8_t *at) {
 }
 
 /* Store one row (D) of keys or values; of int8 the scale goes beside it. */
-static void keep(int64_t kind, const float *x, int64_t n, uint8_t *at, float *scale) {
+static void store_kv(int64_t kind, const float *x, int64_t n, uint8_t *at, float *scale) {
     if (kind == INT8) {
         float most = 0;
         for (int64_t i = 0; i < n; i++) most = fabsf(x[i]) > most ? fabsf(x[i]) : most;
         *scale = most / 127;
         for (int64_t i = 0; i < n; i++) ((int8_t *)at)[i] = most > 0 ? (int8_t)lrintf(x[i] / *scale) : 0;
     } else if (kind == BF16)
-        for (int64_t i = 0; i < n; i++) put(BF16, x[i], at + 2 * i);
+        for (int64_t i = 0; i < n; i++) store_number(BF16, x[i], at + 2 * i);
     else if (kind == FP16)
-        for (int64_t i = 0; i < n; i++) put(FP16, x[i], at + 2 * i);
+        for (int64_t i = 0; i < n; i++) store_number(FP16, x[i], at + 2 * i);
     else memcpy(at, x, n * sizeof(float));
 }
 
-static void turn(float *x, int64_t half, const float *cosine, const float *sine) {
+static void rope(float *x, int64_t half, const float *cosine, const float *sine) {
     for (int64_t i = 0; i < half; i++) {
         const float a = x[i], b = x[half + i];
         x[i] = a * cosine[i] - b * sine[i];
@@ -112,8 +112,8 @@ INLINE void attend(int kind, const float *q, int64_t d, const uint8_t *k, const 
         }
         const uint8_t *p = k + at * d * size;
         const float *x = at < o->sinks ? o->sink_q : q;
-        f32x16 total = fill(0);
-        for (int64_t c = 0; c < whole; c += LANES) total += load(x + c) * load16(kind, p + c * size);
+        vfloat total = fill(0);
+        for (int64_t c = 0; c < whole; c += LANES) total += load(x + c) * load_numbers(kind, p + c * size);
         if (rest) total += load(x + whole) * load_rest(kind, p + whole * size, rest, size);
         const float score = sum(total) * factor * (k_scales ? k_scales[at] : 1.0f);
         scores[s] = score;
@@ -123,31 +123,31 @@ INLINE void attend(int kind, const float *q, int64_t d, const uint8_t *k, const 
         memset(y, 0, d * sizeof(float));
         return;
     }
-    f32x16 sums = fill(0);
+    vfloat sums = fill(0);
     int64_t s = 0;
     for (; s + LANES <= count; s += LANES) {
-        const f32x16 e = exponential(load(scores + s) - most);
+        const vfloat e = exponential(load(scores + s) - most);
         store(scores + s, e);
         sums += e;
     }
     if (s < count) {
         float wide[LANES];
         for (int i = 0; i < LANES; i++) wide[i] = s + i < count ? scores[s + i] : -INFINITY;
-        const f32x16 e = exponential(load(wide) - most);
+        const vfloat e = exponential(load(wide) - most);
         store(wide, e);
         memcpy(scores + s, wide, (count - s) * sizeof(float));
         sums += e;
     }
     const float share_of = 1 / sum(sums);
     for (int64_t c = 0; c < d; c += 4 * LANES) {
-        f32x16 part[4] = {fill(0), fill(0), fill(0), fill(0)};
+        vfloat part[4] = {fill(0), fill(0), fill(0), fill(0)};
         if (d - c >= 4 * LANES) {
             for (int64_t t = 0; t < count; t++) {
                 const int64_t at = seen ? seen[t] : t;
                 if (at < 0) continue;
-                const f32x16 w = fill(scores[t] * (v_scales ? v_scales[at] : 1.0f));
+                const vfloat w = fill(scores[t] * (v_scales ? v_scales[at] : 1.0f));
                 const uint8_t *p = v + (at * d + c) * size;
-                for (int i = 0; i < 4; i++) part[i] += w * load16(kind, p + i * LANES * size);
+                for (int i = 0; i < 4; i++) part[i] += w * load_numbers(kind, p + i * LANES * size);
             }
             for (int i = 0; i < 4; i++) store(y + c + i * LANES, part[i] * share_of);
             continue;
@@ -155,11 +155,11 @@ INLINE void attend(int kind, const float *q, int64_t d, const uint8_t *k, const 
         for (int64_t t = 0; t < count; t++) {
             const int64_t at = seen ? seen[t] : t;
             if (at < 0) continue;
-            const f32x16 w = fill(scores[t] * (v_scales ? v_scales[at] : 1.0f));
+            const vfloat w = fill(scores[t] * (v_scales ? v_scales[at] : 1.0f));
             for (int i = 0; c + i * LANES < d; i++) {
                 const int64_t left = d - c - i * LANES;
                 const uint8_t *p = v + (at * d + c + i * LANES) * size;
-                part[i] += w * (left >= LANES ? load16(kind, p) : load_rest(kind, p, left, size));
+                part[i] += w * (left >= LANES ? load_numbers(kind, p) : load_rest(kind, p, left, size));
             }
         }
         float wide[LANES];
@@ -199,12 +199,12 @@ int64_t limbeck_widest(const model *m) {
 /* Floats of one thread; the last part is for integers: a quarter for codes, two halves for what goes with them. */
 static int64_t limbeck_own(const model *m, int64_t rows, int64_t slots) {
     const int64_t widest = limbeck_widest(m), integers = rows * (up_to(widest, 128) / 4 + up_to(widest, 128) / 2 + 64);
-    return up_to(3 * rows * widest + 8 * widest + slots + 4 * up_to(m->head_width, UNIT) + 12 * UNIT + integers, UNIT);
+    return up_to(2 * rows * widest + 8 * widest + slots + 4 * up_to(m->head_width, UNIT) + 12 * UNIT + integers, UNIT);
 }
 
 /* Floats of scratch that ``limbeck_step`` wants, for ``rows`` sequences, ``threads`` and at most ``slots``. */
 int64_t limbeck_scratch(const model *m, int64_t rows, int64_t slots, int64_t threads) {
-    const int64_t widest = limbeck_widest(m), qkv = (m->heads + 2 * m->kv_heads) * m->head_width;
+    const int64_t qkv = (m->heads + 2 * m->kv_heads) * m->head_width;
     const int64_t shared = rows * (up_to(qkv, UNIT) + up_to(m->heads * m->head_width, UNIT) +
                                    2 * up_to(m->ffn, UNIT));
     return shared + threads * limbeck_own(m, rows, slots);
@@ -232,11 +232,12 @@ void limbeck_step(const model *m, int64_t rows, int64_t each, const int64_t *tok
     {
         const int64_t t = omp_get_thread_num(), n = omp_get_num_threads();
         float *p = gates + rows * ldf + t * own;
-        float *normed = p, *turned = normed + rows * widest;
-        room o = {turned, turned + rows * widest, 0, 0, 0, 0, 0};
+        float *normed = p;
+        thread_scratch o = {.sums = normed + rows * widest};
         o.scales = o.sums + rows * (widest / 2);
         o.halves = (uint16_t *)(o.sums); /* never both: halves are for bf16 codes, sums for integers */
-        float *query = o.sums + rows * widest + 8 * widest, *sink_query = query + 2 * up_to(d, UNIT), *scores = sink_query + 2 * up_to(d, UNIT);
+        float *query = o.sums + rows * widest + 8 * widest, *sink_query = query + 2 * up_to(d, UNIT);
+        float *scores = sink_query + 2 * up_to(d, UNIT);
         const int64_t laid = up_to(widest, 128);
         o.steps = scores + slots + UNIT;
         o.begin = (int32_t *)(o.steps + rows * (laid / 4));
@@ -257,9 +258,9 @@ void limbeck_step(const model *m, int64_t rows, int64_t each, const int64_t *tok
                 float *row = qkv + b * ldqkv, *key = row + q_width + h * d, *value = key + kv_width;
                 const int64_t base = (sequence * m->kv_heads + h) * l->slots, size = SIZE[m->cache_kind] * d;
                 const int64_t slot = base + l->write[b];
-                if (m->rotary) turn(key, d / 2, cosines + b * (d / 2), sines + b * (d / 2));
-                keep(m->cache_kind, key, d, (uint8_t *)l->keys + slot * size, l->key_scales ? l->key_scales + slot : 0);
-                keep(m->cache_kind, value, d, (uint8_t *)l->values + slot * size,
+                if (m->rotary) rope(key, d / 2, cosines + b * (d / 2), sines + b * (d / 2));
+                store_kv(m->cache_kind, key, d, (uint8_t *)l->keys + slot * size, l->key_scales ? l->key_scales + slot : 0);
+                store_kv(m->cache_kind, value, d, (uint8_t *)l->values + slot * size,
                      l->value_scales ? l->value_scales + slot : 0);
                 const sight sees = {l->count[b], l->sink_cosines ? l->sinks : 0, l->seen ? l->seen + b * l->most : 0,
                                     sink_query};
@@ -267,9 +268,9 @@ void limbeck_step(const model *m, int64_t rows, int64_t each, const int64_t *tok
                     memcpy(query, row + g * d, d * sizeof(float));
                     if (l->sink_cosines) {
                         memcpy(sink_query, query, d * sizeof(float));
-                        turn(sink_query, d / 2, l->sink_cosines + b * (d / 2), l->sink_sines + b * (d / 2));
+                        rope(sink_query, d / 2, l->sink_cosines + b * (d / 2), l->sink_sines + b * (d / 2));
                     }
-                    if (m->rotary) turn(query, d / 2, cosines + b * (d / 2), sines + b * (d / 2));
+                    if (m->rotary) rope(query, d / 2, cosines + b * (d / 2), sines + b * (d / 2));
                     one_query(m->cache_kind, query, d, (uint8_t *)l->keys + base * size,
                               (uint8_t *)l->values + base * size, l->key_scales ? l->key_scales + base : 0,
                               l->value_scales ? l->value_scales + base : 0, &sees, factor, scores,
@@ -292,8 +293,8 @@ void limbeck_step(const model *m, int64_t rows, int64_t each, const int64_t *tok
             for (int64_t b = 0; b < rows; b++)
                 for (int64_t c = from; c < to; c += LANES) { /* from is a multiple of LANES, and so is ldf */
                     float *y = inner + b * ldf + c;
-                    const f32x16 up = load(y);
-                    f32x16 value = m->gated ? activate(m->activation, load(gates + b * ldf + c)) * up
+                    const vfloat up = load(y);
+                    vfloat value = m->gated ? activate(m->activation, load(gates + b * ldf + c)) * up
                                             : activate(m->activation, up);
                     store(y, value);
                 }

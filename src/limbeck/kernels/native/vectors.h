@@ -1,4 +1,8 @@
-/* Vectors of sixteen floats in GCC's portable extension: one source for AVX-512, AVX2, NEON and the rest. */
+/* Vectors of LANES numbers and the operations that kernels are written in: one source for every instruction set.
+ *
+ * LANES is 16 with AVX-512 and 8 elsewhere (AVX2, NEON, or whatever the compiler makes of GCC's vectors). Most operations are
+ * the compiler's own; those that have an instruction of their own somewhere have one form for each set, and a portable
+ * one. LIMBECK_PORTABLE_LANES takes the portable forms with so many lanes, for tests of either width on any machine. */
 #ifndef LIMBECK_VECTORS_H
 #define LIMBECK_VECTORS_H
 
@@ -6,90 +10,149 @@
 #include <stdint.h>
 #include <string.h>
 
-#ifdef __AVX512F__
+#ifdef LIMBECK_PORTABLE_LANES
+#define LANES LIMBECK_PORTABLE_LANES
+#elif defined(__AVX512BW__) && defined(__AVX512VL__)
 #include <immintrin.h>
+#define USE_AVX512 1
+#define LANES 16
+#elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
+#include <immintrin.h>
+#define USE_AVX2 1
+#define LANES 8
+#else
+#define LANES 8
+#if defined(__ARM_FEATURE_DOTPROD)
+#include <arm_neon.h>
+#define USE_NEON 1
+#endif
+#endif
+
+#if defined(USE_AVX512) && defined(__AVX512VNNI__)
+#define USE_VNNI 1
+#define DOT_BYTES(acc, u, s) _mm512_dpbusd_epi32(acc, u, s)
+#elif defined(USE_AVX2) && defined(__AVXVNNI__)
+#define USE_VNNI 1
+#define DOT_BYTES(acc, u, s) _mm256_dpbusd_avx_epi32(acc, u, s)
 #endif
 
 #define INLINE static inline __attribute__((always_inline))
-#define LANES 16
 /* Loops over accumulators: rolled ones would keep them in memory. */
 #define UNROLL _Pragma("GCC unroll 16")
 
-/* Keep a loaded vector in a register: the compiler would rather load it again for each use. */
-#ifdef __AVX512F__
-#define HOLD(v) __asm__("" : "+v"(v))
-#else
-#define HOLD(v) (void)(v)
-#endif
-
-typedef float f32x16 __attribute__((vector_size(64)));
-typedef int32_t i32x16 __attribute__((vector_size(64)));
-typedef uint32_t u32x16 __attribute__((vector_size(64)));
-typedef uint16_t u16x16 __attribute__((vector_size(32)));
-typedef uint8_t u8x16 __attribute__((vector_size(16)));
-typedef int8_t i8x16 __attribute__((vector_size(16)));
+typedef float vfloat __attribute__((vector_size(4 * LANES)));
+typedef int32_t vint __attribute__((vector_size(4 * LANES)));
+typedef uint32_t vuint __attribute__((vector_size(4 * LANES)));
+typedef uint16_t vhalf __attribute__((vector_size(2 * LANES))); /* LANES numbers of two bytes */
+typedef uint8_t vbyte __attribute__((vector_size(LANES)));      /* LANES numbers of one byte */
+typedef int8_t vsbyte __attribute__((vector_size(LANES)));
+typedef int8_t vcodes __attribute__((vector_size(4 * LANES))); /* 4 x LANES codes */
+typedef int16_t vpairs __attribute__((vector_size(4 * LANES)));
 
 enum { FP32, BF16, FP16, INT8, INT4, E4M3, E5M2 };
 
-INLINE f32x16 load(const float *p) {
-    f32x16 v;
+INLINE vfloat load(const float *p) {
+    vfloat v;
     memcpy(&v, p, sizeof v);
     return v;
 }
 
-INLINE void store(float *p, f32x16 v) { memcpy(p, &v, sizeof v); }
+INLINE void store(float *p, vfloat v) { memcpy(p, &v, sizeof v); }
 
-INLINE f32x16 fill(float x) { return x - (f32x16){0}; }
+INLINE vfloat fill(float x) { return x - (vfloat){0}; }
 
-INLINE f32x16 pick(i32x16 where, f32x16 yes, f32x16 no) {
-    return (f32x16)(((i32x16)yes & where) | ((i32x16)no & ~where));
+INLINE vint fill_int(int32_t x) { return x - (vint){0}; }
+
+INLINE vfloat pick(vint where, vfloat yes, vfloat no) { return (vfloat)(((vint)yes & where) | ((vint)no & ~where)); }
+
+/* Lanes below ``count``, as a mask. */
+INLINE vint first_lanes(int64_t count) {
+    vint place;
+    UNROLL
+    for (int i = 0; i < LANES; i++) place[i] = i;
+    return place < fill_int(count > LANES ? LANES : count < 0 ? 0 : (int32_t)count);
 }
 
-INLINE float sum(f32x16 v) {
-#ifdef __AVX512F__
-    return _mm512_reduce_add_ps((__m512)v);
+/* max(a, b); b where one of them is not a number. */
+INLINE vfloat maximum(vfloat a, vfloat b) {
+#if defined(USE_AVX512)
+    return (vfloat)_mm512_max_ps((__m512)a, (__m512)b);
+#elif defined(USE_AVX2)
+    return (vfloat)_mm256_max_ps((__m256)a, (__m256)b);
+#else
+    return pick(a > b, a, b);
 #endif
+}
+
+INLINE float sum(vfloat v) {
+#ifdef USE_AVX512
+    return _mm512_reduce_add_ps((__m512)v);
+#elif defined(USE_AVX2)
+    __m128 h = _mm_add_ps(_mm256_castps256_ps128((__m256)v), _mm256_extractf128_ps((__m256)v, 1));
+    h = _mm_add_ps(h, _mm_movehl_ps(h, h));
+    return _mm_cvtss_f32(_mm_add_ss(h, _mm_movehdup_ps(h)));
+#else
     float total = 0;
-    for (int i = 0; i < LANES / 2; i++) v[i] += v[i + 8];
-    for (int i = 0; i < LANES / 4; i++) v[i] += v[i + 4];
+    for (int i = 0; i < LANES / 2; i++) v[i] += v[i + LANES / 2];
+    for (int i = 0; i < LANES / 4; i++) v[i] += v[i + LANES / 4];
     for (int i = 0; i < LANES / 4; i++) total += v[i];
     return total;
+#endif
+}
+
+INLINE float largest_lane(vfloat v) {
+#ifdef USE_AVX512
+    return _mm512_reduce_max_ps((__m512)v);
+#else
+    float most = v[0];
+    for (int i = 1; i < LANES; i++) most = v[i] > most ? v[i] : most;
+    return most;
+#endif
 }
 
 /* Bits of a small float, moved to the place of fp32's, times what the other exponent bias lacks: subnormals too. */
-INLINE f32x16 small_float(u32x16 bits, int sign, int shift, float missing) {
-    f32x16 magnitude = (f32x16)((bits & ((1u << sign) - 1)) << shift) * missing;
-    return (f32x16)((u32x16)magnitude | ((bits >> sign) << 31));
+INLINE vfloat small_float(vuint bits, int sign, int shift, float missing) {
+    vfloat magnitude = (vfloat)((bits & ((1u << sign) - 1)) << shift) * missing;
+    return (vfloat)((vuint)magnitude | ((bits >> sign) << 31));
 }
 
-/* Widening: one instruction each where there is AVX-512; gcc 12 makes a dozen of the portable form. */
-#ifdef __AVX512F__
-INLINE u32x16 widen_bytes(u8x16 v) { return (u32x16)_mm512_cvtepu8_epi32((__m128i)v); }
-INLINE i32x16 widen_integers(i8x16 v) { return (i32x16)_mm512_cvtepi8_epi32((__m128i)v); }
-INLINE u32x16 widen_halves(u16x16 v) { return (u32x16)_mm512_cvtepu16_epi32((__m256i)v); }
-INLINE f32x16 float_of_fp16(u16x16 v) { return (f32x16)_mm512_cvtph_ps((__m256i)v); }
+#if defined(USE_AVX512)
+INLINE vuint widen_bytes(vbyte v) { return (vuint)_mm512_cvtepu8_epi32((__m128i)v); }
+INLINE vuint widen_halves(vhalf v) { return (vuint)_mm512_cvtepu16_epi32((__m256i)v); }
+INLINE vint widen_integers(vsbyte v) { return (vint)_mm512_cvtepi8_epi32((__m128i)v); }
+INLINE vfloat float_of_fp16(vhalf v) { return (vfloat)_mm512_cvtph_ps((__m256i)v); }
+#elif defined(USE_AVX2)
+INLINE __m128i eight_bytes(const void *p) { return _mm_loadl_epi64((const __m128i *)p); }
+INLINE vuint widen_bytes(vbyte v) { return (vuint)_mm256_cvtepu8_epi32(eight_bytes(&v)); }
+INLINE vuint widen_halves(vhalf v) { return (vuint)_mm256_cvtepu16_epi32((__m128i)v); }
+INLINE vint widen_integers(vsbyte v) { return (vint)_mm256_cvtepi8_epi32(eight_bytes(&v)); }
+INLINE vfloat float_of_fp16(vhalf v) { return (vfloat)_mm256_cvtph_ps((__m128i)v); }
 #else
-INLINE u32x16 widen_bytes(u8x16 v) { return __builtin_convertvector(v, u32x16); }
-INLINE i32x16 widen_integers(i8x16 v) { return __builtin_convertvector(v, i32x16); }
-INLINE u32x16 widen_halves(u16x16 v) { return __builtin_convertvector(v, u32x16); }
-INLINE f32x16 float_of_fp16(u16x16 v) { return small_float(widen_halves(v), 15, 13, 0x1p112f); }
+INLINE vuint widen_bytes(vbyte v) { return __builtin_convertvector(v, vuint); }
+INLINE vuint widen_halves(vhalf v) { return __builtin_convertvector(v, vuint); }
+INLINE vint widen_integers(vsbyte v) { return __builtin_convertvector(v, vint); }
+INLINE vfloat float_of_fp16(vhalf v) {
+    const vuint bits = widen_halves(v);
+    return pick((vint)(bits & 0x7c00) == 0x7c00, (vfloat)((bits & 0x3ff) << 13 | (bits & 0x8000) << 16 | 0x7f800000),
+                small_float(bits, 15, 13, 0x1p112f));
+}
 #endif
 
-/* Sixteen numbers of a kind other than int4, as floats; scales are not applied. */
-INLINE f32x16 load16(int kind, const uint8_t *p) {
-    u16x16 wide;
-    u8x16 narrow;
-    i8x16 integers;
+/* LANES numbers of a kind other than int4, as floats; scales are not applied. */
+INLINE vfloat load_numbers(int kind, const uint8_t *p) {
+    vhalf wide;
+    vbyte narrow;
+    vsbyte integers;
     switch (kind) {
     case BF16:
         memcpy(&wide, p, sizeof wide);
-        return (f32x16)(widen_halves(wide) << 16);
+        return (vfloat)(widen_halves(wide) << 16);
     case FP16:
         memcpy(&wide, p, sizeof wide);
         return float_of_fp16(wide);
     case INT8:
         memcpy(&integers, p, sizeof integers);
-        return __builtin_convertvector(widen_integers(integers), f32x16);
+        return __builtin_convertvector(widen_integers(integers), vfloat);
     case E4M3:
         memcpy(&narrow, p, sizeof narrow);
         return small_float(widen_bytes(narrow), 7, 20, 0x1p120f);
@@ -101,110 +164,140 @@ INLINE f32x16 load16(int kind, const uint8_t *p) {
     }
 }
 
-/* The last ``count`` of a row, zeros behind them. */
-INLINE f32x16 load_rest(int kind, const uint8_t *p, int64_t count, int size) {
+/* The last ``count`` (0 to LANES) of a row, zeros behind them. */
+INLINE vfloat load_rest(int kind, const uint8_t *p, int64_t count, int size) {
     uint8_t rest[LANES * 4] = {0};
-    memcpy(rest, p, count * size);
-    return load16(kind, rest);
+    if (count > 0) memcpy(rest, p, (size_t)(count < LANES ? count : LANES) * size);
+    return load_numbers(kind, rest);
 }
 
-#ifdef __AVX512BW__
-/* Sixteen vectors of sixteen dwords: rows become columns. */
-INLINE void transpose(__m512i v[16]) {
-    __m512i t[16];
+/* Rounded to nearest, ties to even; what is no number stays none. AVX-512's instruction takes what is below 1e-38 for 0. */
+INLINE vhalf to_bf16(vfloat v) {
+#if defined(USE_AVX512) && defined(__AVX512BF16__)
+    return (vhalf)_mm512_cvtneps_pbh((__m512)v);
+#else
+    const vuint bits = (vuint)v;
+    vuint up = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    up = (vuint)pick(v == v, (vfloat)up, (vfloat)fill_int(0x7fc0));
+#if defined(USE_AVX512)
+    return (vhalf)_mm512_cvtepi32_epi16((__m512i)up);
+#elif defined(USE_AVX2)
+    const __m256i packed = _mm256_packus_epi32((__m256i)up, (__m256i)up);
+    return (vhalf)_mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0x08));
+#else
+    return __builtin_convertvector(up, vhalf);
+#endif
+#endif
+}
+
+/* Up to LANES numbers of fp32, or of bf16 where ``half``, from place ``at``: those from ``count`` on are read as 0. */
+INLINE vfloat read_some(int half, const uint8_t *p, int64_t at, int64_t count) {
+#ifdef USE_AVX512
+    const __mmask16 keep = count >= LANES ? 0xffff : count > 0 ? (__mmask16)((1u << count) - 1) : 0;
+    if (!half) return (vfloat)_mm512_maskz_loadu_ps(keep, (const float *)p + at);
+    return (vfloat)(widen_halves((vhalf)_mm256_maskz_loadu_epi16(keep, (const uint16_t *)p + at)) << 16);
+#else
+    const int kind = half ? BF16 : FP32, size = half ? 2 : 4;
+    return count >= LANES ? load_numbers(kind, p + at * size) : load_rest(kind, p + at * size, count, size);
+#endif
+}
+
+/* The same the other way: numbers from ``count`` on are not written. */
+INLINE void write_some(int half, uint8_t *p, int64_t at, int64_t count, vfloat v) {
+#ifdef USE_AVX512
+    const __mmask16 keep = count >= LANES ? 0xffff : count > 0 ? (__mmask16)((1u << count) - 1) : 0;
+    if (half) _mm256_mask_storeu_epi16((uint16_t *)p + at, keep, (__m256i)to_bf16(v));
+    else _mm512_mask_storeu_ps((float *)p + at, keep, (__m512)v);
+#else
+    const int64_t n = count >= LANES ? LANES : count > 0 ? count : 0;
+    if (half) {
+        const vhalf narrow = to_bf16(v);
+        if (n == LANES) memcpy(p + 2 * at, &narrow, sizeof narrow);
+        else memcpy(p + 2 * at, &narrow, (size_t)n * 2);
+    } else if (n == LANES) memcpy(p + 4 * at, &v, sizeof v);
+    else memcpy(p + 4 * at, &v, (size_t)n * 4);
+#endif
+}
+
+/* LANES vectors of LANES dwords: rows become columns. */
+INLINE void transpose(vuint v[LANES]) {
+#if defined(USE_AVX512)
+    __m512i t[16], u[16];
     UNROLL
     for (int i = 0; i < 8; i++) {
-        t[2 * i] = _mm512_unpacklo_epi32(v[2 * i], v[2 * i + 1]);
-        t[2 * i + 1] = _mm512_unpackhi_epi32(v[2 * i], v[2 * i + 1]);
+        t[2 * i] = _mm512_unpacklo_epi32((__m512i)v[2 * i], (__m512i)v[2 * i + 1]);
+        t[2 * i + 1] = _mm512_unpackhi_epi32((__m512i)v[2 * i], (__m512i)v[2 * i + 1]);
     }
     UNROLL
     for (int i = 0; i < 4; i++) {
-        v[4 * i] = _mm512_unpacklo_epi64(t[4 * i], t[4 * i + 2]);
-        v[4 * i + 1] = _mm512_unpackhi_epi64(t[4 * i], t[4 * i + 2]);
-        v[4 * i + 2] = _mm512_unpacklo_epi64(t[4 * i + 1], t[4 * i + 3]);
-        v[4 * i + 3] = _mm512_unpackhi_epi64(t[4 * i + 1], t[4 * i + 3]);
+        u[4 * i] = _mm512_unpacklo_epi64(t[4 * i], t[4 * i + 2]);
+        u[4 * i + 1] = _mm512_unpackhi_epi64(t[4 * i], t[4 * i + 2]);
+        u[4 * i + 2] = _mm512_unpacklo_epi64(t[4 * i + 1], t[4 * i + 3]);
+        u[4 * i + 3] = _mm512_unpackhi_epi64(t[4 * i + 1], t[4 * i + 3]);
     }
     UNROLL
     for (int i = 0; i < 4; i++) {
-        t[i] = _mm512_shuffle_i32x4(v[i], v[4 + i], 0x88);
-        t[4 + i] = _mm512_shuffle_i32x4(v[i], v[4 + i], 0xdd);
-        t[8 + i] = _mm512_shuffle_i32x4(v[8 + i], v[12 + i], 0x88);
-        t[12 + i] = _mm512_shuffle_i32x4(v[8 + i], v[12 + i], 0xdd);
+        t[i] = _mm512_shuffle_i32x4(u[i], u[4 + i], 0x88);
+        t[4 + i] = _mm512_shuffle_i32x4(u[i], u[4 + i], 0xdd);
+        t[8 + i] = _mm512_shuffle_i32x4(u[8 + i], u[12 + i], 0x88);
+        t[12 + i] = _mm512_shuffle_i32x4(u[8 + i], u[12 + i], 0xdd);
     }
     UNROLL
     for (int i = 0; i < 4; i++) {
-        v[i] = _mm512_shuffle_i32x4(t[i], t[8 + i], 0x88);
-        v[8 + i] = _mm512_shuffle_i32x4(t[i], t[8 + i], 0xdd);
-        v[4 + i] = _mm512_shuffle_i32x4(t[4 + i], t[12 + i], 0x88);
-        v[12 + i] = _mm512_shuffle_i32x4(t[4 + i], t[12 + i], 0xdd);
+        v[i] = (vuint)_mm512_shuffle_i32x4(t[i], t[8 + i], 0x88);
+        v[8 + i] = (vuint)_mm512_shuffle_i32x4(t[i], t[8 + i], 0xdd);
+        v[4 + i] = (vuint)_mm512_shuffle_i32x4(t[4 + i], t[12 + i], 0x88);
+        v[12 + i] = (vuint)_mm512_shuffle_i32x4(t[4 + i], t[12 + i], 0xdd);
     }
-}
-
-/* Rounded to nearest, ties to even; what is no number stays none. The instruction takes what is below 1e-38 for 0. */
-INLINE __m256i to_bf16(__m512 v) {
-#ifdef __AVX512BF16__
-    return (__m256i)_mm512_cvtneps_pbh(v);
+#elif defined(USE_AVX2)
+    __m256i t[8], u[8];
+    UNROLL
+    for (int i = 0; i < 4; i++) {
+        t[2 * i] = _mm256_unpacklo_epi32((__m256i)v[2 * i], (__m256i)v[2 * i + 1]);
+        t[2 * i + 1] = _mm256_unpackhi_epi32((__m256i)v[2 * i], (__m256i)v[2 * i + 1]);
+    }
+    UNROLL
+    for (int i = 0; i < 2; i++) {
+        u[4 * i] = _mm256_unpacklo_epi64(t[4 * i], t[4 * i + 2]);
+        u[4 * i + 1] = _mm256_unpackhi_epi64(t[4 * i], t[4 * i + 2]);
+        u[4 * i + 2] = _mm256_unpacklo_epi64(t[4 * i + 1], t[4 * i + 3]);
+        u[4 * i + 3] = _mm256_unpackhi_epi64(t[4 * i + 1], t[4 * i + 3]);
+    }
+    UNROLL
+    for (int i = 0; i < 4; i++) {
+        v[i] = (vuint)_mm256_permute2x128_si256(u[i], u[4 + i], 0x20);
+        v[4 + i] = (vuint)_mm256_permute2x128_si256(u[i], u[4 + i], 0x31);
+    }
+#else
+    for (int i = 0; i < LANES; i++)
+        for (int j = 0; j < i; j++) {
+            const uint32_t one = v[i][j];
+            v[i][j] = v[j][i];
+            v[j][i] = one;
+        }
 #endif
-    const __m512i bits = (__m512i)v, odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-    __m512i up = _mm512_srli_epi32(_mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff))), 16);
-    up = _mm512_mask_mov_epi32(up, _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q), _mm512_set1_epi32(0x7fc0));
-    return _mm512_cvtepi32_epi16(up);
 }
 
-/* Lanes of the next sixteen numbers where ``left`` are left: none where that is not above 0. */
-INLINE __mmask16 first_lanes(int64_t left) {
-    return left >= LANES ? 0xffff : left > 0 ? (__mmask16)((1u << left) - 1) : 0;
-}
-
-/* Sixteen numbers of fp32, or of bf16 where ``half``, those of ``keep``: others are read as 0 and not written. */
-INLINE f32x16 read_lanes(int half, const uint8_t *p, int64_t at, __mmask16 keep) {
-    if (!half) return (f32x16)_mm512_maskz_loadu_ps(keep, (const float *)p + at);
-    return (f32x16)(widen_halves((u16x16)_mm256_maskz_loadu_epi16(keep, (const uint16_t *)p + at)) << 16);
-}
-
-INLINE void write_lanes(int half, uint8_t *p, int64_t at, __mmask16 keep, f32x16 v) {
-    if (half) _mm256_mask_storeu_epi16((uint16_t *)p + at, keep, to_bf16((__m512)v));
-    else _mm512_mask_storeu_ps((float *)p + at, keep, (__m512)v);
-}
-#endif
+/* The nearest integers, ties to even, of numbers below 2^22. */
+INLINE vint nearest(vfloat v) { return (vint)(v + 12582912.0f) - 0x4b400000; /* 1.5 x 2^23 */ }
 
 /* exp(x) to about one unit in the last place: 2^n times a polynomial on [-ln 2 / 2, ln 2 / 2]; 0 below -87. */
-INLINE f32x16 exponential(f32x16 x) {
-    const i32x16 tiny = x < -87.0f;
+INLINE vfloat exponential(vfloat x) {
+    const vint tiny = x < -87.0f;
     x = pick(x > 88.0f, fill(88.0f), pick(tiny, fill(-87.0f), x));
-    f32x16 n = x * 1.44269504f + 12582912.0f; /* 1.5 * 2^23: the sum is rounded to an integer */
-    const i32x16 power = (i32x16)n - 0x4b400000;
+    vfloat n = x * 1.44269504f + 12582912.0f; /* the sum is rounded to an integer */
+    const vint power = (vint)n - 0x4b400000;
     n -= 12582912.0f;
     x = x - n * 0.693359375f;
     x = x + n * 2.12194440e-4f;
-    f32x16 y = fill(1.9875691500e-4f);
+    vfloat y = fill(1.9875691500e-4f);
     y = y * x + 1.3981999507e-3f;
     y = y * x + 8.3334519073e-3f;
     y = y * x + 4.1665795894e-2f;
     y = y * x + 1.6666665459e-1f;
     y = y * x + 5.0000001201e-1f;
     y = y * x * x + x + 1.0f;
-    y = (f32x16)((i32x16)y + (power << 23));
+    y = (vfloat)((vint)y + (power << 23));
     return pick(x == x, pick(tiny, fill(0), y), x); /* what is no number stays none */
 }
-
-#ifdef __AVX512VNNI__
-/* By bits of magnitudes: the exponent, as fp32 has it, of the smallest power of two whose 127 multiples hold it. */
-INLINE __m512i step_exponent(__m512i largest) {
-    const __m512 above = _mm512_mul_ps((__m512)largest, _mm512_set1_ps(128 / 127.49f)); /* 127.5 would round to 128 */
-    return _mm512_sub_epi32(_mm512_srli_epi32((__m512i)above, 23), _mm512_set1_epi32(6));
-}
-
-/* 32 numbers to int8, two halves of sixteen, as dwords: returns the step; what is no number stays none. */
-INLINE float round_block(const f32x16 v[2], __m512i codes[2]) {
-    const __m512i a = (__m512i)_mm512_abs_ps((__m512)v[0]), b = (__m512i)_mm512_abs_ps((__m512)v[1]);
-    const uint32_t largest = _mm512_reduce_max_epu32(_mm512_max_epu32(a, b)); /* magnitudes order as their bits */
-    const int32_t e = _mm512_cvtsi512_si32(step_exponent(_mm512_set1_epi32((int32_t)largest)));
-    const int32_t bits[2] = {(254 - (e > 1 ? e : 1)) << 23, largest < 0x7f800000 ? (e > 1 ? e : 1) << 23 : 0x7fc00000};
-    float scale[2];
-    memcpy(scale, bits, sizeof scale);
-    for (int i = 0; i < 2; i++) codes[i] = _mm512_cvtps_epi32((__m512)(v[i] * scale[0]));
-    return scale[1];
-}
-#endif
 #endif

@@ -1,0 +1,50 @@
+"""Prompts as token ids and the tokens that end an answer, for the command line and for Python."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from limbeck.data.chat import ChatTemplate, Message
+from limbeck.data.tokenizer import Tokenizer
+from limbeck.errors import ConfigError, DataError
+
+__all__ = ["chat_ids", "end_ids", "prompt_ids"]
+
+
+def prompt_ids(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Return the ids of a text to continue, behind a begin token where the model has one or the text is empty."""
+    ids = tokenizer.encode(text)
+    first = tokenizer.bos_id if tokenizer.bos_id is not None else tokenizer.eos_id
+    if tokenizer.begins_with_bos or not ids:
+        return [first, *ids]
+    return ids
+
+
+def chat_ids(tokenizer: Tokenizer, messages: Sequence[Message], name: str) -> list[int]:
+    """Return the ids of a conversation up to where the assistant answers, by the tokenizer's chat template.
+
+    Args:
+        tokenizer: holds the template.
+        messages: system, user and assistant turns, the last of them the user's.
+        name: how messages call the model.
+
+    Raises:
+        ConfigError: the model has no chat template.
+    """
+    if tokenizer.chat_template is None:
+        raise ConfigError(f"{name} has no chat template: train it on task instructions, or leave out chat")
+    return ChatTemplate(tokenizer.chat_template, tokenizer).prompt_ids(list(messages))
+
+
+def end_ids(generation: Mapping[str, Any], tokenizer: Tokenizer) -> list[int]:
+    """Return the end tokens of the model's generation defaults, else the tokenizer's.
+
+    Raises:
+        DataError: ``eos_token_id`` is neither an id nor a list of ids.
+    """
+    given = generation.get("eos_token_id", tokenizer.eos_id)
+    ends = [given] if isinstance(given, int) else list(given or [tokenizer.eos_id])
+    if not all(isinstance(e, int) for e in ends):
+        raise DataError(f"eos_token_id of the generation config must be token ids, not {given!r}")
+    return ends
