@@ -349,6 +349,30 @@ def test_addresses_and_keys_that_cannot_be(monkeypatch: pytest.MonkeyPatch) -> N
         key_from_environment("SOME_KEY", "https://host/v1")
 
 
+def test_an_answer_without_end_is_not_read_to_its_end(tmp_path: Path) -> None:
+    with serving(Server(text="x" * (9 << 20))) as server:
+        found = ask(server, tmp_path, plan(1), QUICK.model_copy(update={"unsure": "leave"}), timeout=30)
+    assert found.totals.unsure == 1 and found.totals.at_risk > 0
+    db = sqlite3.connect(tmp_path / "answers.sqlite")
+    (failures,) = db.execute("SELECT failures FROM requests").fetchone()
+    db.close()
+    assert "longer than 8 MB" in failures
+
+
+def test_an_error_of_ours_leaves_what_was_sent_unknown(tmp_path: Path) -> None:
+    """A full disk ends the session; what was on its way is unknown to the next."""
+
+    def full(done: int) -> None:
+        raise StorageError("the disk is full")
+
+    with serving(Server(seconds=0.2)) as server:
+        with pytest.raises(StorageError, match="full"):
+            ask(server, tmp_path, plan(12), Asking(concurrency=4), on_answer=full, timeout=30)
+        found = ask(server, tmp_path, plan(12), Asking(concurrency=4), timeout=30)
+    assert 0 < found.lost <= 4 and found.totals.done + found.totals.unsure == 12
+    assert max(server.billed.values()) == 1
+
+
 def test_retry_after_is_a_number_or_a_date() -> None:
     assert _wait("2") == 2 and _wait("-3") == 0 and _wait("1e9") == 300 and _wait("soon") == 0 and _wait("nan") == 0
     assert _wait("Wed, 21 Oct 2015 07:28:00 GMT") == 0

@@ -70,7 +70,7 @@ class Endpoint:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         limits = httpx2.Limits(max_connections=None, max_keepalive_connections=32)
         self._client = httpx2.AsyncClient(
-            headers=headers, timeout=httpx2.Timeout(timeout, connect=min(timeout, 15.0)), limits=limits,
+            headers=headers, timeout=httpx2.Timeout(timeout, connect=min(0.8 * timeout, 15.0)), limits=limits,
             follow_redirects=False,
         )  # fmt: skip
 
