@@ -19,7 +19,6 @@ from limbeck.study.certify import Certify
 from limbeck.study.harms import Grams, Harm, Margins, harms, is_refusal
 from limbeck.study.sample_logs import read_samples
 from tests.reference.small_model import saved
-from tests.verbs.test_compare import Measured as Recorded
 
 
 class Recorded(Config):

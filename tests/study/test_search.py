@@ -99,7 +99,7 @@ def test_cost_before_training_is_that_of_the_candidate(base: str, tmp_path: Path
         steps = plan.steps(knobs)
         made = Workshop(plan, tmp_path, 0, QUIET).make(steps, 0.02)
         assert not made.failed, made.failed
-        assert random_cost(base, steps, tmp_path)["bytes"] == pytest.approx(made.values["bytes"], rel=0.02)
+        assert random_cost(base, steps)["bytes"] == pytest.approx(made.values["bytes"], rel=0.02)
 
 
 def test_a_failed_candidate_has_its_reason_and_is_not_made_again(base: str, tmp_path: Path) -> None:

@@ -185,7 +185,7 @@ class Workshop:
         return out
 
 
-def random_cost(base: str, steps: Sequence[Step], folder: Path) -> dict[str, float]:
+def random_cost(base: str, steps: Sequence[Step]) -> dict[str, float]:
     """Measure bytes and speed of a candidate before it is trained: its structure with the base's own weights cut down.
 
     Depth, width by ``architecture`` excepted, and every quantizer of the chain are applied by rounding, which takes
@@ -204,7 +204,7 @@ def random_cost(base: str, steps: Sequence[Step], folder: Path) -> dict[str, flo
                 techniques.append(RTN(**grid))
         if step.verb == "quantize" and "technique" not in step.values:
             techniques.append(RTN())
-    with tempfile.TemporaryDirectory(dir=folder) as place:
+    with tempfile.TemporaryDirectory() as place:
         model = apply_all(tuple(techniques), model, ())
         model, deployed_specs = convert_all(tuple(techniques), model)
         save_bundle(model, bundle.tokenizer, Path(place) / "m", deployed_specs=deployed_specs)

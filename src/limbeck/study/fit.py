@@ -7,13 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-import yaml
 from pydantic import Field
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from limbeck.config import build
+from limbeck.config import build, read
 from limbeck.errors import ConfigError, RunError
 from limbeck.formats.hub import resolve
 from limbeck.jobs.recipe import Display, Recipe, Report
@@ -37,6 +36,7 @@ class Fit(Recipe):
 
     verb: ClassVar[str] = "fit"
     summary: ClassVar[str] = "search for the best model under limits, and measure every limit again"
+    files: ClassVar[tuple[str, ...] | None] = ("search.db", "candidates", "base", "model", "fit.json", "fit.md")
 
     search: str = Field(description="YAML file of the search", json_schema_extra={"positional": True})
     limits: str | None = Field(
@@ -111,14 +111,7 @@ def read_search(file: Path, over: Mapping[str, Any] | None = None) -> SearchPlan
     Raises:
         ConfigError: no such file, not YAML, an unknown key, step or knob.
     """
-    try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"search file {file} does not exist") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"search file {file} cannot be read: {' '.join(str(error).split())}") from None
-    if not isinstance(values, Mapping):
-        raise ConfigError(f"search file {file} must hold 'key: value' lines")
+    values = read(file, "search file")
     given = {**values, **(over or {})}
     for key in ("base", "common", "measure"):  # ${NAME} of the environment
         if key in given:

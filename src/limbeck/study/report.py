@@ -29,6 +29,7 @@ class WriteReport(Recipe):
 
     verb: ClassVar[str] = "report"
     summary: ClassVar[str] = "write one HTML page of finished runs, to be shown to others"
+    files: ClassVar[tuple[str, ...] | None] = ("report.html",)
 
     runs: tuple[str, ...] = Field(
         min_length=1, description="run folders; the first is the reference", json_schema_extra={"positional": True}

@@ -187,7 +187,7 @@ class Search:
         costs = [limit for limit in self.limits if limit.name in _STRUCTURAL]
         if not costs:
             return
-        spent = random_cost(self.plan.base, steps, self.workshop.folder)
+        spent = random_cost(self.plan.base, steps)
         trial.set_user_attr("random_cost", spent)
         for limit in costs:
             value = spent[limit.name]

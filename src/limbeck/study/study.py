@@ -10,26 +10,16 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 from rich.text import Text
 
-<<<<<<< HEAD
-from limbeck.config import build
-from limbeck.errors import ConfigError, DataError, RunError, nearest
-=======
 from limbeck.config import build, read
-from limbeck.errors import ConfigError, DataError, nearest
->>>>>>> main
+from limbeck.errors import ConfigError, DataError, RunError, nearest
 from limbeck.jobs.harness import reported_figures
 from limbeck.jobs.recipe import Display, Recipe, Report
 from limbeck.measure.scores import Scores
 from limbeck.measure.statistic import Statistic
 from limbeck.run import Run
-<<<<<<< HEAD
-from limbeck.storage import plain, write_json, write_text
+from limbeck.storage import check_folder, plain, write_json, write_text
 from limbeck.study.analysis import analyse, analysis_tables, answer
 from limbeck.study.export import flat_rows, write_exports
-=======
-from limbeck.storage import check_folder, plain, write_json, write_text
-from limbeck.study.analysis import analyse, analysis_tables
->>>>>>> main
 from limbeck.study.page import page
 from limbeck.study.plan import StudyPlan
 from limbeck.study.space import address
@@ -40,7 +30,7 @@ from limbeck.verbs.table import recipe
 
 __all__ = ["Finished", "Study", "check_study_folder", "read_plan", "run_plan"]
 
-_TABLES = ("study.json", "study.md", "study.html", "stages.md")
+_TABLES = ("study.json", "study.md", "study.html", "study.csv", "study.parquet", "stages.md")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,19 +75,14 @@ class Study(Recipe):
         return Path(self.out) if self.out is not None else Path("runs") / f"study-{Path(self.plan).stem}"
 
     def run(self, session: Display) -> Report:
-<<<<<<< HEAD
         """Run what has not run yet, then make the table; or show what there is."""
-        plan = read_plan(Path(self.plan))
-        folder = Path(self.out) if self.out is not None else Path("runs") / f"study-{Path(self.plan).stem}"
+        plan, folder = read_plan(Path(self.plan)), self._folder()
         store = None if self.store is None else Path(self.store)
         if self.action == "status":
             rows = status(_planned(plan, folder, store))
             values = {"verb": "study", "runs": [dict(zip(("arm", "seed", "state"), row, strict=True)) for row in rows]}
             return Report(values, tuple(Text(f"{name}, seed {seed}: {state}") for name, seed, state in rows))
         return run_plan(plan, folder, session, store=store, missing=self.action == "run")
-=======
-        """Run what has not run yet, then make the table."""
-        return run_plan(read_plan(Path(self.plan)), self._folder(), session)
 
 
 def check_study_folder(plan: StudyPlan, folder: Path) -> None:
@@ -112,7 +97,6 @@ def check_study_folder(plan: StudyPlan, folder: Path) -> None:
 def _place(arm: str) -> str:
     """Name of an arm's folder."""
     return arm.replace("/", "_").replace(":", "_")
->>>>>>> main
 
 
 def read_plan(file: Path) -> StudyPlan:
@@ -254,16 +238,12 @@ def _recipes(
     out: dict[int, Recipe] = {}
     for seed in plan.seeds:
         owner = plan.seeds[0] if arm.once else seed
-<<<<<<< HEAD
-        place = folder / name.replace("/", "_").replace(":", "_") / f"seed-{owner}"
+        place = folder / _place(name) / f"seed-{owner}"
         if store is not None and owner == seed:  # what an arm needs is named by its own address
             values = plan.values(name, kind.model_fields, folders[seed])
             place = store / f"{arm.verb}-{address({'values': values, 'seed': seed})}"
         elif store is not None:
             place = Path(folders[owner][name])
-=======
-        place = folder / _place(name) / f"seed-{owner}"
->>>>>>> main
         folders[seed][name] = str(place)
         if owner == seed:
             values = plan.values(name, kind.model_fields, folders[seed])
