@@ -23,7 +23,7 @@ from limbeck.study.space import Knob, SearchPlan, Step, address
 from tests.reference.small_model import saved
 
 QUIET = Display.silent()
-MEASURE = {"data": "toy:stories", "limit": 8, "measuring": {"generate": False, "resamples": 100}, "probes": "off"}
+MEASURE = {"data": "toy:stories", "limit": 8, "measuring": {"generate": False}, "probes": "off"}
 
 
 def plan_of(base: str, **over: Any) -> dict[str, Any]:
@@ -34,7 +34,7 @@ def plan_of(base: str, **over: Any) -> dict[str, Any]:
             "rounded": [{
                 "name": "small", "verb": "quantize",
                 "values": {"model": "@base", "data": "toy:stories", "limit": 2, "technique": rounding,
-                           "measuring": {"generate": False, "resamples": 100},
+                           "measuring": {"generate": False},
                            "speed": {"prompt_tokens": 2, "new_tokens": 2, "repeats": 1, "warm_up": 0}},
             }],
             "shallow": [{

@@ -18,7 +18,7 @@ from limbeck.study.study import Study
 from limbeck.study.workers import announce, run_arms, status
 from tests.reference.tiny_runs import PRETRAIN
 
-MEASURED = {"data": "toy:stories", "part": "test", "limit": 20, "measuring": {"resamples": 100, "generate": False}}
+MEASURED = {"data": "toy:stories", "part": "test", "limit": 20, "measuring": {"generate": False}}
 ARMS = {
     "teacher": {"verb": "pretrain", "values": {**PRETRAIN, "limit": 40}},
     "broken": {"verb": "evaluate", "values": {**MEASURED, "model": "no/such/folder/at/all"}},
@@ -29,7 +29,7 @@ ARMS = {
 
 def plan_file(folder: Path, **over: Any) -> Path:
     file = folder / "plan.yaml"
-    common = {"dtype": "fp32", "measuring": {"resamples": 100, "generate": False}}
+    common = {"dtype": "fp32", "measuring": {"generate": False}}
     file.write_text(yaml.safe_dump({"arms": ARMS, "compare": [["broken", "before"]], "common": common} | over))
     return file
 

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from limbeck.config import build, read
-from limbeck.errors import ConfigError, RunError
+from limbeck.errors import RunError
 from limbeck.formats.hub import resolve
 from limbeck.jobs.recipe import Display, Recipe, Report
 from limbeck.storage import plain, write_json, write_text
