@@ -20,7 +20,7 @@ from limbeck.given import data_name
 from limbeck.handle import nested
 from tests.reference.tiny_runs import pretrained, run
 
-QUICK: dict[str, Any] = {"probes": "off", "dtype": "fp32", "measuring": {"generate": False, "resamples": 100}}
+QUICK: dict[str, Any] = {"probes": "off", "dtype": "fp32", "measuring": {"generate": False}}
 
 
 @pytest.fixture(scope="module")

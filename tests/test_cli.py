@@ -166,7 +166,7 @@ def test_json_after_the_double_dash_is_no_option(run: Run) -> None:
 def test_help_lists_verbs_and_flags(run: Run) -> None:
     assert "toy  shows every shape" in run("--help").out
     assert run().out == run("--help").out
-    text = run("toy", "--help").out
+    text = run("toy", "--help-all").out
     for part in (
         "Shows 'every' shape.",
         "WORDS",
@@ -270,7 +270,7 @@ def test_every_verb_is_well_formed(verb: str) -> None:
     flags = flags_of(kind.model_json_schema())
     spelled = [s for f in flags for s in f.spellings]
     spelled += [f"--no-{s[2:]}" for f in flags if f.form == "switch" for s in f.spellings]
-    spelled += ["--config", "--print-config", "--json", "--quiet", "--help"]
+    spelled += ["--config", "--print-config", "--json", "--quiet", "--help", "--help-all", "--help-technique"]
     assert len(spelled) == len(set(spelled)), "two flags share a spelling"
     assert [f.name for f in flags if not f.text and f.form != "union"] == [], "flags without a description"
 

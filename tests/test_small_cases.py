@@ -16,7 +16,7 @@ from tests.reference.small_model import saved
 
 pytestmark = pytest.mark.realdata
 
-MEASURE = ("--probes", "off", "--resamples", "100", "--no-generate", "--json")
+MEASURE = ("--probes", "off", "--no-generate", "--json")
 TRAIN = ("--batch-size", "2", "--steps", "1", "--dtype", "fp32", "--audit", "off", "--fractions", "1,0,0", *MEASURE)
 
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,11 @@ if TYPE_CHECKING:
     from limbeck.techniques.mixed import Mixed
     from limbeck.techniques.qat import QAT
     from limbeck.techniques.rtn import RTN
+
+# Threads wait for each other some microseconds, not milliseconds, before they give their core away: with other work on
+# the cores the default costs nine tenths of the speed (docs/lab-notes.md). Read when OpenMP is loaded, with torch.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 __all__ = [
     "GPTQ",

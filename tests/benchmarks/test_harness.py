@@ -20,6 +20,8 @@ OF_ITS_OWN_KIND = (
     "input_rounding",
     "products",
     "smaller_is_faster",
+    "sparse_attention",
+    "sparse_quality",
 )  # no arms against a peer
 CLAIMS = sorted(f.stem for f in FOLDER.glob("*.py") if f.stem not in OF_ITS_OWN_KIND)
 

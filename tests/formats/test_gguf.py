@@ -259,6 +259,7 @@ def test_llama_3s_slowed_frequencies(tmp_path: Path) -> None:
         ({"norm": "rms"}, "learned positions with rms norm"),
         ({**MODERN, "activation": "gelu_tanh"}, "activation gelu_tanh"),
         ({**MODERN, "pattern": {"kind": "sliding", "window": 8}}, "sliding windows"),
+        ({**MODERN, "pattern": {"kind": "log_sparse", "window": 8}}, "patterns"),
     ],
 )
 def test_a_model_that_no_architecture_computes_is_refused(tmp_path: Path, over: dict[str, Any], why: str) -> None:

@@ -8,6 +8,7 @@ from limbeck.data.batch import Batch
 from limbeck.kernels.packed import dispatch
 from limbeck.model.config import DecoderConfig
 from limbeck.model.decoder import Decoder
+from limbeck.model.patterns import LogSparse, Sliding
 from limbeck.techniques.depth import Depth
 from limbeck.techniques.freeze import Freeze
 from limbeck.techniques.gptq import GPTQ
@@ -16,6 +17,7 @@ from limbeck.techniques.lora import LoRA
 from limbeck.techniques.mixed import Mixed
 from limbeck.techniques.qat import QAT
 from limbeck.techniques.rtn import RTN
+from limbeck.techniques.sparse_attention import SparseAttention
 from limbeck.techniques.technique import Technique
 from tests.reference.twins import gpt2_config, llama_config, random_decoder
 
@@ -60,6 +62,11 @@ EXAMPLES: dict[str, list[Technique]] = {
     "mixed": [
         Mixed(average_bits=6, overrides={"up": Grid(format="int8"), "*": Grid(format="int4")}),
         Mixed(average_bits=12, candidates=(Grid(format="int8"),)),
+    ],
+    "sparse_attention": [
+        SparseAttention(pattern=LogSparse(window=2, sinks=1)),
+        SparseAttention(pattern=Sliding(window=3), keep_first=1, keep_every=3),
+        SparseAttention(pattern=LogSparse(window=1), budget=0.5),
     ],
 }
 """Name -> settings that the laws run over; a technique without any fails ``test_every_technique``."""

@@ -18,7 +18,7 @@ from tests.reference.task_models import small, tokenizer
 
 SHORT = (
     "--task", "qa", "--data", "toy:qa", "--limit", 40, "--steps", 4, "--precision", "fp32", "--batch-size", 4,
-    "--probes", "off", "--no-generate", "--evaluate-every", 2, "--resamples", 100, "--json",
+    "--probes", "off", "--no-generate", "--evaluate-every", 2, "--json",
 )  # fmt: skip
 
 

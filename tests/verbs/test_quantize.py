@@ -221,4 +221,5 @@ def test_speed_is_the_median_of_ratios_in_turns(
     assert found.decode_ratio == found.prefill_ratio == sorted(y / x for x, y in times)[1]
     assert found.slower is ("slower" in word)
     told = quantize._told(decoder(), found)
-    assert told == ([found.sentence] if found.slower else [])
+    prompts = "the quantized model reads prompts 2.00 times slower here than the original"
+    assert told == ([prompts, found.sentence] if found.slower else [])

@@ -15,7 +15,7 @@ from tests.reference.task_models import small, tokenizer
 FLAGS = (
     "--data", "toy:paraphrase", "--limit", 120, "--epochs", 1, "--precision", "fp32", "--rounds", 1, "--contexts", 12,
     "--samples", 2, "--max-new-tokens", 12, "--mutual", -50, "--cosine", -1, "--length-ratio", 0, "--edit-most", 1,
-    "--least-words", 1, "--least-yield", 0, "--soft-samples", 4, "--soft-tokens", 6, "--resamples", 200,
+    "--least-words", 1, "--least-yield", 0, "--soft-samples", 4, "--soft-tokens", 6,
 )  # fmt: skip
 
 

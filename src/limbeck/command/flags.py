@@ -141,6 +141,8 @@ def _fields(walk: _Walk, schema: Schema, path: tuple[str, ...], section: str, in
     for name, raw in schema.get("properties", {}).items():
         prop = _resolve(raw, walk.defs)
         default = given[name] if isinstance(given, Mapping) and name in given else raw.get("default", MISSING)
+        if "const" in prop and default == prop["const"]:
+            continue  # the tag of a config that is no union's: nothing to choose
         _field(walk, prop, (*path, name), prop.get("section", section), intro, default)
 
 

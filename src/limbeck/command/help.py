@@ -69,8 +69,8 @@ def default_of(flag: Flag) -> str | None:
     return repr(value) if isinstance(value, str) and not value.isprintable() else shown(value)
 
 
-def write(formatter: click.HelpFormatter, flags: Sequence[Flag], extra: Iterable[tuple[str, str]]) -> None:
-    """Write arguments, every section of flags, and the ``extra`` flags that every verb has, below the common ones."""
+def write(formatter: click.HelpFormatter, flags: Sequence[Flag], extra: Iterable[tuple[str, str]] = ()) -> None:
+    """Write arguments, every section of flags, and the ``extra`` options that every verb has, below the common ones."""
     positional = [f for f in flags if f.positional]
     if positional:
         with formatter.section("arguments"):
@@ -83,5 +83,6 @@ def write(formatter: click.HelpFormatter, flags: Sequence[Flag], extra: Iterable
                 formatter.write_text(group[0].intro)
             formatter.write_dl([(entry(f), described(f)) for f in group], col_max=_WIDEST)
     common = [(entry(f), described(f)) for f in flags if f.section == COMMON and not f.positional]
-    with formatter.section(COMMON):
-        formatter.write_dl([*common, *extra], col_max=_WIDEST)
+    if common or extra:
+        with formatter.section(COMMON):
+            formatter.write_dl([*common, *extra], col_max=_WIDEST)

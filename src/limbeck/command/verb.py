@@ -10,10 +10,11 @@ from typing import Any
 
 import click
 
-from limbeck.command.flags import MISSING, Flag, flags_of
+from limbeck.command.everyday import EXAMPLES, everyday
+from limbeck.command.flags import MISSING, Flag, Member, flags_of
 from limbeck.command.help import write
 from limbeck.errors import nearest
-from limbeck.old_names import warn
+from limbeck.old_names import kind_now, warn
 
 __all__ = ["Verb", "Verbs", "schema"]
 
@@ -22,8 +23,13 @@ _EXTRA = (
     ("--print-config", "print the resolved recipe as YAML and exit"),
     ("--json", "print exactly one JSON object to stdout at the end"),
     ("--quiet", "write nothing for people"),
-    ("--help", "show this and exit"),
+    ("--help", "show the flags that most people use, and exit"),
+    ("--help-all", "show every flag, and exit"),
 )
+
+_ALL, _KIND = "limbeck.help_all", "limbeck.help_technique"
+_TECHNIQUES = (("techniques",), ("technique",))
+"""Where a recipe holds techniques: several, or one."""
 
 Start = Callable[[str, Sequence[Flag], Mapping[str, Any]], None]
 
@@ -53,9 +59,11 @@ class Verb(click.Command):
         known = {s for f in self.flags for s in (f.name, f.short)}
         self.old = {old: now for f in self.flags for old, now in f.old_spellings.items() if old not in known}
         self.intro = str(entry["schema"].get("description", entry["summary"]))
+        members = [f.member for f in self.flags if f.member is not None and f.member.union in _TECHNIQUES]
+        self.kinds = tuple(dict.fromkeys(member.kind for member in members))
         super().__init__(
             name,
-            params=[*map(_parameter, self.flags), *_extra_parameters()],
+            params=[*map(_parameter, self.flags), *_extra_parameters(), *self._help_parameters()],
             callback=lambda **given: start(name, self.flags, self._typed(given)),
             short_help=entry["summary"],
             context_settings={"token_normalize_func": self._current, "help_option_names": ["--help", "-h"]},
@@ -98,8 +106,54 @@ class Verb(click.Command):
             formatter.write_text(self.intro.partition("\n\nAttributes:")[0].replace("``", "'"))
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the flags in sections."""
-        write(formatter, self.flags, _EXTRA)
+        """Write flags in sections: those most people use, every one, or those of one technique."""
+        kind = ctx.meta.get(_KIND)
+        if kind is not None:
+            write(formatter, [f for f in self.flags if f.member in [Member(union, kind) for union in _TECHNIQUES]])
+            return
+        extra = [*_EXTRA, *([("--help-technique NAME", "show the flags of one technique")] if self.kinds else [])]
+        if ctx.meta.get(_ALL):
+            write(formatter, self.flags, extra)
+            return
+        shown = everyday(self.flags, len(extra))
+        write(formatter, shown, extra)
+        if self.name in EXAMPLES:
+            with formatter.section("example"):
+                formatter.write(f"{'':{formatter.current_indent}}{EXAMPLES[self.name]}\n")
+        left = len(self.flags) - len(shown)
+        if left:
+            formatter.write_paragraph()
+            formatter.write_text(f"{left} more flags: limbeck {self.name} --help-all")
+
+    def _help_parameters(self) -> list[click.Parameter]:
+        """Return the options that show other parts of the help."""
+
+        def show_all(ctx: click.Context, _: click.Parameter, asked: bool) -> None:
+            if asked:
+                ctx.meta[_ALL] = True
+                click.echo(ctx.get_help())
+                ctx.exit()
+
+        def show_one(ctx: click.Context, _: click.Parameter, kind: str | None) -> None:
+            if kind is None:
+                return
+            kind = kind_now(kind.replace("-", "_"))
+            if kind not in self.kinds:
+                raise click.UsageError(
+                    f"--help-technique is one of {', '.join(self.kinds)}, not '{kind}'{nearest(kind, self.kinds)}", ctx
+                )
+            ctx.meta[_KIND] = kind
+            click.echo(ctx.get_help())
+            ctx.exit()
+
+        out: list[click.Parameter] = [
+            click.Option(["--help-all"], is_flag=True, is_eager=True, expose_value=False, callback=show_all)
+        ]
+        if self.kinds:
+            out.append(
+                click.Option(["--help-technique"], type=str, is_eager=True, expose_value=False, callback=show_one)
+            )
+        return out
 
 
 def _parameter(flag: Flag) -> click.Parameter:

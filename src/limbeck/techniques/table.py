@@ -13,6 +13,7 @@ from limbeck.techniques.lora import LoRA
 from limbeck.techniques.mixed import Mixed
 from limbeck.techniques.qat import QAT
 from limbeck.techniques.rtn import RTN
+from limbeck.techniques.sparse_attention import SparseAttention
 from limbeck.techniques.technique import Technique
 
 __all__ = ["TECHNIQUES", "AnyTechnique", "describe"]
@@ -25,6 +26,7 @@ TECHNIQUES: dict[str, type[Technique]] = {
     Mixed.name: Mixed,
     QAT.name: QAT,
     RTN.name: RTN,
+    SparseAttention.name: SparseAttention,
 }
 """Name -> class."""
 

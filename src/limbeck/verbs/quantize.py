@@ -25,7 +25,7 @@ from limbeck.jobs.source import device_of, dtype_of
 from limbeck.kernels.packed import choose
 from limbeck.measure.agreement import KL_PER_TOKEN, TOP_AGREEMENT, agreement
 from limbeck.measure.cost import SpeedProtocol, cost, disk_bytes
-from limbeck.measure.footprint import footprint
+from limbeck.measure.footprint import Footprint, footprint
 from limbeck.measure.scores import Scores
 from limbeck.measure.stats import adjust, compare, interval, verdict
 from limbeck.model.decoder import Decoder
@@ -232,9 +232,10 @@ class Quantize(Recipe):
             speeds = alternated(source.model, made.model, self.speed)
         assert source.folder is not None and made.folder is not None
         before, after = disk_bytes(source.folder), disk_bytes(made.folder)
-        peak = asdict(footprint(made.folder, self._dtype())) if self.memory else None
+        peak = footprint(made.folder, self._dtype()) if self.memory else None
+        larger = [] if peak is None else _larger(footprint(source.folder, self._dtype()), peak)
         return {
-            "cost": cost(made.model, made.folder, timed=speeds.quantized, peak=peak),
+            "cost": cost(made.model, made.folder, timed=speeds.quantized, peak=asdict(peak) if peak else None),
             "bytes": {
                 "original": before,
                 "quantized": after,
@@ -243,8 +244,17 @@ class Quantize(Recipe):
                 "memory": {"original": source.model.count_bytes(), "quantized": made.model.count_bytes()},
             },
             "speed": speeds,
-            "told": [*_told(made.model, speeds), *dict.fromkeys(str(w.message) for w in caught)],
+            "told": [*_told(made.model, speeds), *larger, *dict.fromkeys(str(w.message) for w in caught)],
         }
+
+
+def _larger(original: Footprint, quantized: Footprint) -> list[str]:
+    """Say where the quantized model takes more memory in use than its original."""
+    a, b = original.use_bytes, quantized.use_bytes
+    if b <= a:
+        return []
+    sizes = f"{b / 1e6:.1f} against {a / 1e6:.1f} MB"
+    return [f"the quantized model takes more memory in use here than the original: {sizes}"]
 
 
 def _told(model: Decoder, speeds: Speeds) -> list[str]:
@@ -260,4 +270,6 @@ def _told(model: Decoder, speeds: Speeds) -> list[str]:
         "written out for every token, which costs time"
         for kind, n in missing.items()
     ]
+    if speeds.slower_prompt:
+        told.append(f"the quantized model reads prompts {speeds.prefill_ratio:.2f} times slower here than the original")
     return told + ([speeds.sentence] if speeds.slower else [])

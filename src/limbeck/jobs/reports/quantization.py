@@ -49,6 +49,11 @@ class Speeds:
         """Smaller, but slower to decode with."""
         return self.decode_ratio > 1
 
+    @property
+    def slower_prompt(self) -> bool:
+        """Smaller, but clearly slower to read prompts with."""
+        return self.prefill_ratio > 1.03
+
 
 def alternated(original: Decoder, quantized: Decoder, protocol: SpeedProtocol) -> Speeds:
     """Time both models in ``protocol.repeats`` rounds, one after the other in each."""

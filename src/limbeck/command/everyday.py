@@ -1,0 +1,56 @@
+"""The flags that ``--help`` shows, and an example of each verb."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from limbeck.command.flags import MISSING, Flag
+
+__all__ = ["EXAMPLES", "MOST", "everyday"]
+
+MOST = 25
+"""Most flags that ``--help`` shows, those of every verb included."""
+
+_NAMES = (
+    "model", "teacher", "adapter", "data", "task", "technique", "out", "train.steps", "train.epochs",
+    "train.learning-rate", "batch-size", "context", "valid", "test", "calibration", "columns", "limit", "seed",
+    "device", "dtype", "train.precision", "train.patience", "train.evaluate-every", "probes", "audit", "alpha", "beta",
+    "temperature", "harness", "part", "against", "within", "metric", "margin", "samples", "to", "type", "overwrite",
+    "prompts", "chat", "decoding.max-new-tokens", "decoding.temperature", "decoding.top-p", "base", "memory",
+    "dry-run", "architecture.preset", "vocab-size", "tokenizer",
+)  # fmt: skip
+"""Long names of flags that most people use, the most used first."""
+
+EXAMPLES = {
+    "demo": "limbeck demo",
+    "pretrain": "limbeck pretrain --data toy:stories --preset toy --steps 200 --out runs/tiny",
+    "finetune": "limbeck finetune --model gpt2 --data qa.csv --task qa --technique lora --lora.rank 8 --out runs/qa",
+    "distill": "limbeck distill --teacher runs/tiny --data toy:stories --technique depth --depth.layers 2 --steps 200",
+    "dpo": "limbeck dpo --model runs/chat --data preferences.jsonl --beta 0.1 --out runs/dpo",
+    "quantize": "limbeck quantize gpt2 --data test.txt --technique gptq --calibration train.txt --out runs/int4",
+    "evaluate": "limbeck evaluate runs/tiny --data toy:stories --out runs/measured",
+    "score": "limbeck score predictions.txt --task sonnets --data poems.txt",
+    "audit": "limbeck audit train.csv --against test.csv",
+    "generate": 'limbeck generate gpt2 "Once upon a time" --max-new-tokens 40 --temperature 0.8',
+    "info": "limbeck info gpt2",
+    "export": "limbeck export runs/tiny --to gguf --out tiny.gguf",
+    "compare": "limbeck compare runs/a runs/b",
+    "study": "limbeck study study.yaml --out runs/study",
+}
+"""Verb -> a command that shows it; a verb without a line here has none in its help."""
+
+
+def everyday(flags: Sequence[Flag], extra: int) -> list[Flag]:
+    """Return the flags that most people use: those that a verb requires, then the named ones, in the verb's own order.
+
+    Args:
+        flags: every flag of the verb.
+        extra: further options that its help lists, which count among ``MOST``.
+    """
+    rank = {name: at for at, name in enumerate(reversed(_NAMES))}
+    named = [f for f in flags if f.member is None and not f.positional]
+    wanted = sorted(named, key=lambda f: (f.default is MISSING, rank.get(f.name, -1)), reverse=True)
+    few = len(named) + extra <= MOST
+    kept = {f.name for f in wanted if few or f.name in rank or f.default is MISSING}
+    kept = {f.name for f in wanted if f.name in kept} & {f.name for f in wanted[: MOST - extra]}
+    return [f for f in flags if f.positional or (f.member is None and f.name in kept)]
