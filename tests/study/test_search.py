@@ -18,8 +18,8 @@ from limbeck.measure.cost import disk_bytes
 from limbeck.study.candidates import Candidate, Workshop, random_cost
 from limbeck.study.fit import Fit
 from limbeck.study.limits import parse_objectives
-from limbeck.study.search import Found, Search, chosen, open_storage
-from limbeck.study.space import Knob, SearchPlan, Step, address
+from limbeck.study.search import FoundTrial, Search, chosen, open_storage
+from limbeck.study.space import ChainStep, Knob, SearchPlan, address
 from tests.reference.small_model import saved
 
 QUIET = Display.silent()
@@ -86,8 +86,8 @@ def test_where_nothing_fits_the_nearest_is_named_and_nothing_is_trained(base: st
     assert "cannot fit bytes <= 1KB" in search.refused()[0]
     assert not list((tmp_path / "candidates").glob("*")) if (tmp_path / "candidates").exists() else True
     found = [
-        Found(0, {}, "a", {"x": 1.0}, {"l": 0.5}, 0), Found(1, {}, "b", {"x": 2.0}, {"l": 0.1}, 0),
-        Found(2, {}, "b", {"x": 2.0}, {"l": 0.1}, 0),
+        FoundTrial(0, {}, "a", {"x": 1.0}, {"l": 0.5}, 0), FoundTrial(1, {}, "b", {"x": 2.0}, {"l": 0.1}, 0),
+        FoundTrial(2, {}, "b", {"x": 2.0}, {"l": 0.1}, 0),
     ]  # fmt: skip
     order = chosen(found, parse_objectives("minimise x", ["x"])[0])
     assert [f.model for f in order] == ["b", "a"], "nearest first, equal candidates once"
@@ -104,7 +104,7 @@ def test_cost_before_training_is_that_of_the_candidate(base: str, tmp_path: Path
 
 def test_a_failed_candidate_has_its_reason_and_is_not_made_again(base: str, tmp_path: Path) -> None:
     plan = build(SearchPlan, plan_of(base), "plan")
-    steps = (Step(name="x", verb="distill", values={"teacher": "@base", "data": "none.txt"}),)
+    steps = (ChainStep(name="x", verb="distill", values={"teacher": "@base", "data": "none.txt"}),)
     workshop = Workshop(plan, tmp_path, 0, QUIET)
     first = workshop.make(steps)
     assert "none.txt" in first.failed and workshop.make(steps).seconds == first.seconds

@@ -26,7 +26,7 @@ from limbeck.measure.cost import cost
 from limbeck.model.decoder import Decoder
 from limbeck.storage import plain, write_json
 from limbeck.study.plan import replace
-from limbeck.study.space import SearchPlan, Step, address
+from limbeck.study.space import ChainStep, SearchPlan, address
 from limbeck.techniques.depth import Depth
 from limbeck.techniques.rtn import RTN
 from limbeck.techniques.technique import apply_all, convert_all
@@ -87,7 +87,7 @@ class Workshop:
                 folders[step.name] = str(self.folder / step.name)
                 self._built(step, folders)
 
-    def make(self, steps: Sequence[Step], share: float = 1.0) -> Candidate:
+    def make(self, steps: Sequence[ChainStep], share: float = 1.0) -> Candidate:
         """Run a chain of verbs and measure what comes out; a failure is a candidate with its reason.
 
         Args:
@@ -145,14 +145,14 @@ class Workshop:
         fields = recipe(verb).model_fields
         return {k: v for k, v in self.plan.common.items() if k in fields}
 
-    def _made(self, steps: Sequence[Step], place: Path) -> str:
+    def _made(self, steps: Sequence[ChainStep], place: Path) -> str:
         folders = {"base": self.plan.base}
         for step in steps:
             folders[step.name] = str(place / step.name)
             self._built(step, folders).run(self.session)
         return folders[steps[-1].name] if steps else self.plan.base
 
-    def _built(self, step: Step, folders: Mapping[str, str]) -> Recipe:
+    def _built(self, step: ChainStep, folders: Mapping[str, str]) -> Recipe:
         values = replace(merge(self._common(step.verb), step.values), folders)
         asked = {**values, "seed": self.seed, "out": folders[step.name]}
         return build(recipe(step.verb), asked, f"step '{step.name}'")
@@ -185,7 +185,7 @@ class Workshop:
         return out
 
 
-def random_cost(base: str, steps: Sequence[Step]) -> dict[str, float]:
+def random_cost(base: str, steps: Sequence[ChainStep]) -> dict[str, float]:
     """Measure bytes and speed of a candidate before it is trained: its structure with the base's own weights cut down.
 
     Depth, width by ``architecture`` excepted, and every quantizer of the chain are applied by rounding, which takes

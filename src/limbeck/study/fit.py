@@ -20,7 +20,7 @@ from limbeck.storage import plain, write_json, write_text
 from limbeck.study.candidates import Workshop
 from limbeck.study.limits import Limit, excess
 from limbeck.study.plan import replace
-from limbeck.study.search import Found, Search, chosen, default_storage
+from limbeck.study.search import FoundTrial, Search, chosen, default_storage
 from limbeck.study.space import SearchPlan
 
 __all__ = ["Fit", "read_search"]
@@ -119,14 +119,14 @@ def read_search(file: Path, over: Mapping[str, Any] | None = None) -> SearchPlan
     return build(SearchPlan, given, str(file))
 
 
-def _told(found: Found) -> dict[str, Any]:
+def _told(found: FoundTrial) -> dict[str, Any]:
     return {
         "trial": found.number, "knobs": dict(found.knobs), "model": found.model, "values": dict(found.values),
         "excess": dict(found.excess), "fits": found.fits, "seconds": found.seconds,
     }  # fmt: skip
 
 
-def _limit(limit: Limit, winner: Found, again: Mapping[str, float | None]) -> dict[str, Any]:
+def _limit(limit: Limit, winner: FoundTrial, again: Mapping[str, float | None]) -> dict[str, Any]:
     return {
         "limit": limit.text, "found": winner.values.get(limit.name), "measured_again": again.get(limit.name),
         "holds": limit.excess(again.get(limit.name)) <= 0,

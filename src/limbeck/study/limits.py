@@ -10,7 +10,7 @@ from typing import Literal
 
 from limbeck.errors import ConfigError, nearest
 
-__all__ = ["COSTS", "Limit", "Objective", "excess", "parse_limits", "parse_objectives"]
+__all__ = ["COSTS", "Limit", "SearchGoal", "excess", "parse_limits", "parse_objectives"]
 
 Sense = Literal["maximise", "minimise"]
 
@@ -62,7 +62,7 @@ class Limit:
 
 
 @dataclass(frozen=True, slots=True)
-class Objective:
+class SearchGoal:
     """What is made best.
 
     Attributes:
@@ -108,7 +108,7 @@ def parse_limits(text: str, known: Iterable[str]) -> tuple[Limit, ...]:
     return tuple(out)
 
 
-def parse_objectives(text: str, known: Iterable[str]) -> tuple[Objective, ...]:
+def parse_objectives(text: str, known: Iterable[str]) -> tuple[SearchGoal, ...]:
     """Read one or several objectives, such as ``maximise accuracy, minimise bytes``.
 
     Raises:
@@ -120,7 +120,7 @@ def parse_objectives(text: str, known: Iterable[str]) -> tuple[Objective, ...]:
         if sense not in _SENSES or not name.strip():
             raise ConfigError(f"objective '{part}' cannot be read: write it as 'maximise accuracy'")
         _check(name.strip(), names)
-        out.append(Objective(name.strip(), _SENSES[sense]))
+        out.append(SearchGoal(name.strip(), _SENSES[sense]))
     if not out:
         raise ConfigError("a search needs an objective, such as 'maximise accuracy'")
     return tuple(out)

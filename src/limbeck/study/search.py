@@ -18,11 +18,11 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from limbeck.errors import ConfigError, RunError
 from limbeck.jobs.recipe import Display
 from limbeck.study.candidates import Candidate, Workshop, random_cost
-from limbeck.study.limits import Limit, Objective, excess, parse_limits, parse_objectives
+from limbeck.study.limits import Limit, SearchGoal, excess, parse_limits, parse_objectives
 from limbeck.study.price import predict
-from limbeck.study.space import Knob, SearchPlan, Step, knobs_of
+from limbeck.study.space import ChainStep, Knob, SearchPlan, knobs_of
 
-__all__ = ["Found", "Search", "chosen", "default_storage", "distributions", "open_storage"]
+__all__ = ["FoundTrial", "Search", "chosen", "default_storage", "distributions", "open_storage"]
 
 _HEARTBEAT_SECONDS = 30
 _RETRIES = 2
@@ -30,7 +30,7 @@ _SLACK = 1.10  # random weights are timed in another minute than the arm: so muc
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundTrial:
     """One finished trial.
 
     Attributes:
@@ -110,7 +110,7 @@ class Search:
         self.plan, self.workshop, self.session = plan, workshop, session
         known = workshop.known()
         self.limits: tuple[Limit, ...] = parse_limits(plan.limits, known)
-        self.objectives: tuple[Objective, ...] = parse_objectives(plan.objective, known)
+        self.objectives: tuple[SearchGoal, ...] = parse_objectives(plan.objective, known)
         if plan.rungs and len(self.objectives) > 1:
             raise ConfigError("successive halving needs one objective: leave out 'rungs', or name one objective")
         optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -132,7 +132,7 @@ class Search:
                 first = (str(error).splitlines() or [type(error).__name__])[0]
                 raise RunError(f"the storage of the search went away: {first}; run the command again") from None
 
-    def found(self) -> list[Found]:
+    def found(self) -> list[FoundTrial]:
         """Every trial that was made and measured."""
         return [_found(t, self.limits) for t in self.study.get_trials(deepcopy=False) if "model" in t.user_attrs]
 
@@ -182,7 +182,7 @@ class Search:
                 out[name] = trial.suggest_float(name, of.low, of.high, log=of.log)
         return out
 
-    def _refuse_what_cannot_fit(self, trial: Trial, steps: Sequence[Step]) -> None:
+    def _refuse_what_cannot_fit(self, trial: Trial, steps: Sequence[ChainStep]) -> None:
         """Cost of the structure alone, before any training."""
         costs = [limit for limit in self.limits if limit.name in _STRUCTURAL]
         if not costs:
@@ -197,7 +197,7 @@ class Search:
                     trial.set_constraint(each.text, each.excess(spent[each.name]) if each.name in spent else 0.0)
                 self._refuse(trial, f"cannot fit {limit.text}: its structure has {value:.4g}")
 
-    def _price(self, trial: Trial, steps: Sequence[Step]) -> None:
+    def _price(self, trial: Trial, steps: Sequence[ChainStep]) -> None:
         """Pay a probe, predict the figure, and prune where even the better end is worse than the best that fits."""
         trained = [s for s in steps if isinstance(s.values.get("train"), Mapping) and "steps" in s.values["train"]]
         if not trained or not self.plan.probe or len(self.objectives) > 1:
@@ -219,7 +219,7 @@ class Search:
         if objective.better(top, hope):
             self._refuse(trial, f"priced at {name} {price.value:.4g} [{price.low:.4g}, {price.high:.4g}]: not the best")
 
-    def _made(self, trial: Trial, steps: Sequence[Step], share: float) -> Candidate:
+    def _made(self, trial: Trial, steps: Sequence[ChainStep], share: float) -> Candidate:
         made = self.workshop.make(steps, share)
         if made.failed:
             self._refuse(trial, f"failed: {made.failed}")
@@ -235,12 +235,12 @@ _TIMED = ("ms_per_token", "prefill_ms")
 _STRUCTURAL = ("bytes", "parameters", "memory_bytes", *_TIMED)
 
 
-def _found(trial: FrozenTrial, limits: Sequence[Limit]) -> Found:
+def _found(trial: FrozenTrial, limits: Sequence[Limit]) -> FoundTrial:
     a = trial.user_attrs
-    return Found(trial.number, a["knobs"], a["model"], a["values"], excess(limits, a["values"]), a["seconds"])
+    return FoundTrial(trial.number, a["knobs"], a["model"], a["values"], excess(limits, a["values"]), a["seconds"])
 
 
-def chosen(found: Sequence[Found], objective: Objective, runners_up: int = 3) -> list[Found]:
+def chosen(found: Sequence[FoundTrial], objective: SearchGoal, runners_up: int = 3) -> list[FoundTrial]:
     """Order candidates: those that fit by the objective, else by how near they are to fitting; the best first.
 
     Candidates of equal content stand once.
@@ -253,7 +253,7 @@ def chosen(found: Sequence[Found], objective: Objective, runners_up: int = 3) ->
     once = {f.model: f for f in found}
     sign = -1.0 if objective.sense == "maximise" else 1.0
 
-    def key(f: Found) -> tuple[bool, float, float]:
+    def key(f: FoundTrial) -> tuple[bool, float, float]:
         value = f.values.get(objective.name)
         return (not f.fits, f.worst, math.inf if value is None else sign * value)
 

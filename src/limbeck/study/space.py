@@ -13,7 +13,7 @@ from limbeck.config import Config
 from limbeck.errors import nearest
 from limbeck.study.plan import fill, references
 
-__all__ = ["Knob", "SearchPlan", "Step", "address", "knobs_of"]
+__all__ = ["Knob", "SearchPlan", "ChainStep", "address", "knobs_of"]
 
 Value = str | int | float | bool | None
 
@@ -38,7 +38,7 @@ class Knob(Config):
         return self
 
 
-class Step(Config):
+class ChainStep(Config):
     """One verb of a chain. ``@base`` names the base, ``@name`` an earlier step's run, ``$knob`` a knob's value."""
 
     name: str = Field(description="how later steps name it")
@@ -52,7 +52,9 @@ class SearchPlan(Config):
     title: str = ""
     base: str = Field(description="the model to start from: a folder, a run or a Hub id")
     common: dict[str, Any] = Field(default_factory=dict, description="values of every verb that has the key")
-    pipelines: dict[str, tuple[Step, ...]] = Field(min_length=1, description="chains of verbs; the search chooses one")
+    pipelines: dict[str, tuple[ChainStep, ...]] = Field(
+        min_length=1, description="chains of verbs; the search chooses one"
+    )
     space: dict[str, Knob] = Field(default_factory=dict, description="knobs that the chains name as $knob")
     measure: dict[str, dict[str, Any]] = Field(
         min_length=1, description="name -> values of 'evaluate', without the model; 'general' tells lost generality"
@@ -82,7 +84,7 @@ class SearchPlan(Config):
             raise ValueError("rungs are rising shares between 0 and 1")
         return self
 
-    def steps(self, chosen: Mapping[str, Any]) -> tuple[Step, ...]:
+    def steps(self, chosen: Mapping[str, Any]) -> tuple[ChainStep, ...]:
         """The chain of ``chosen``, its knobs filled in."""
         steps = self.pipelines[chosen["pipeline"]]
         return tuple(s.model_copy(update={"values": fill(s.values, chosen)}) for s in steps)

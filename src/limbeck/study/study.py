@@ -25,7 +25,7 @@ from limbeck.study.plan import StudyPlan
 from limbeck.study.space import address
 from limbeck.study.stages import stage_markdown, stage_tables, versus
 from limbeck.study.table import findings, groups, markdown, tables
-from limbeck.study.workers import Outcome, announce, finished_report, run_arms, status
+from limbeck.study.workers import StudyOutcome, announce, finished_report, run_arms, status
 from limbeck.verbs.table import recipe
 
 __all__ = ["Finished", "Study", "check_study_folder", "read_plan", "run_plan"]
@@ -193,9 +193,9 @@ def _planned(plan: StudyPlan, folder: Path, store: Path | None) -> dict[str, dic
     return {name: _recipes(plan, name, folder, folders, store) for name in plan.order()}
 
 
-def _read(recipes: Mapping[str, Mapping[int, Recipe]]) -> Outcome:
+def _read(recipes: Mapping[str, Mapping[int, Recipe]]) -> StudyOutcome:
     """Reports of the runs that are finished; an arm that lacks a seed is left out."""
-    out = Outcome()
+    out = StudyOutcome()
     for name, members in recipes.items():
         reports = {seed: finished_report(one) for seed, one in members.items()}
         kept = {seed: r for seed, r in reports.items() if r is not None}

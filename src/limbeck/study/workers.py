@@ -15,14 +15,14 @@ from limbeck.run import Run
 from limbeck.storage import plain
 from limbeck.study.plan import StudyPlan, references
 
-__all__ = ["Outcome", "announce", "finished_report", "run_arms", "status"]
+__all__ = ["StudyOutcome", "announce", "finished_report", "run_arms", "status"]
 
 _WAIT_SECONDS = 1.0
 Recipes = Mapping[str, Mapping[int, Recipe]]
 
 
 @dataclass
-class Outcome:
+class StudyOutcome:
     """What became of the runs.
 
     Attributes:
@@ -36,7 +36,7 @@ class Outcome:
 
 def run_arms(
     plan: StudyPlan, recipes: Recipes, session: Display, wait: Callable[[float], None] = time.sleep
-) -> Outcome:
+) -> StudyOutcome:
     """Run everything in order; a run that another worker holds is come back to.
 
     The lock of a run's folder is the lease: the system frees it when its process ends, however that happens, and the
@@ -48,7 +48,7 @@ def run_arms(
         session: for people.
         wait: sleeps while others work.
     """
-    out = Outcome()
+    out = StudyOutcome()
     pending = [(name, seed) for name, members in recipes.items() for seed in members]
     total = len(pending)
     while pending:
