@@ -72,9 +72,7 @@ DESIGNS = (
     Design("seed spread 0.1, items react by 0.3", seed_sd=0.1, system_sd=0.3),
     Design("paired seeds, spread 0.1, 70 % shared", seed_sd=0.1, shared=0.7),
     Design("unpaired items, seed spread 0.1", seed_sd=0.1, pairing="none", effect=0.6),
-    Design("unpaired items, no seed spread", pairing="none", effect=0.6),
     Design("nats per token, seed spread 0.05", seed_sd=0.05, item_sd=0.3, figure="ratio"),
-    Design("nats per token, no seed spread", item_sd=0.3, figure="ratio"),
 )
 """The settings of docs/results/reliability.md; the first is that of 50 shared items, noise 0.3, effect 0.15."""
 

@@ -103,7 +103,7 @@ def main() -> None:
             sample = sampler(items)
             own, width = coverage_of(sample, truth, ours(statistic), draws)
             told = coverage_of(sample, 1.0, lambda s, _, f=statistic: (bool(interval(s, f).caution),) * 2, draws)[0]
-            fewer = min(draws, 500)
+            fewer = min(draws, 300)
             plain, _ = coverage_of(sample, truth, scipys(statistic, "percentile"), fewer)
             bca, bca_width = coverage_of(sample, truth, scipys(statistic, "BCa"), fewer)
             cells = [f"{x:.3f}" for x in (own, told, plain, bca)] + [f"{x:.2f}" for x in (width, bca_width)]

@@ -22,7 +22,7 @@ from limbeck.decode.settings import Decoding
 from limbeck.errors import ConfigError
 from limbeck.formats.load import Bundle, load_bundle, save_bundle
 from limbeck.given import data_name
-from limbeck.jobs.generation import chat_ids, end_ids, prompt_ids
+from limbeck.jobs.generation import chat_ids, prompt_ids
 from limbeck.jobs.recipe import Display
 from limbeck.jobs.source import device_of, dtype_of
 from limbeck.results import JobResult, Metric
@@ -155,7 +155,7 @@ class LanguageModel:
         self, prompts: list[list[int]], how: Decoding, on_text: OnText | None = None
     ) -> list[list[Generation]]:
         b = self.bundle
-        return generate(b.model, b.tokenizer, prompts, how, end_ids=end_ids(b.generation, b.tokenizer), on_text=on_text)
+        return generate(b.model, b.tokenizer, prompts, how, on_text=on_text)
 
     def _stream(self, ids: list[int], how: Decoding) -> Iterator[str]:
         """Run the generation in a thread of its own; a caller who stops reading stops it at its next piece."""

@@ -256,7 +256,7 @@ def test_llama_3s_slowed_frequencies(tmp_path: Path) -> None:
     ("over", "why"),
     [
         ({"activation": "gelu"}, "activation gelu"),
-        ({"norm": "rms"}, "learned positions with rms norm"),
+        ({"norm": "rms"}, "rms norm in the gpt2 layout"),
         ({**MODERN, "activation": "gelu_tanh"}, "activation gelu_tanh"),
         ({**MODERN, "pattern": {"kind": "sliding", "window": 8}}, "sliding windows"),
         ({**MODERN, "pattern": {"kind": "log_sparse", "window": 8}}, "patterns"),

@@ -98,7 +98,11 @@ def test_files_have_the_keys_and_shapes_that_save_pretrained_writes(name, tmp_pa
     ):
         assert set(ours.keys()) == set(theirs.keys())
         for key in theirs.keys():
-            assert torch.equal(ours.get_tensor(key), theirs.get_tensor(key)), key
+            made, given = ours.get_tensor(key), theirs.get_tensor(key)
+            if "embed_positions" in key:  # OPT's first two rows are read by nobody and written as zeros
+                made, given = made[2:], given[2:]
+            exact = 0.0 if not name.startswith("gemma") else 1e-6  # whose gains are kept as gain - 1
+            assert torch.allclose(made, given, rtol=0, atol=exact), key
 
 
 def test_a_tied_head_is_written_once(tmp_path):
@@ -165,7 +169,7 @@ def test_without_generation_settings_the_special_tokens_of_the_config_stand_in(t
 
 
 def test_a_mix_that_no_family_says_is_refused_in_their_layout(tmp_path):
-    with pytest.raises(ModelError, match="learned positions with rms norm"):
+    with pytest.raises(ModelError, match="rms norm in the gpt2 layout|learned positions in the llama layout"):
         save_bundle(random_decoder(NATIVE["learned-rms"]), byte_level(VOCAB), tmp_path / "out", layout="huggingface")
     assert list(tmp_path.iterdir()) == []
 

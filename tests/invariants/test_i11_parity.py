@@ -23,17 +23,22 @@ def test_fp32_logits_equal_transformers(name, tmp_path):
     theirs = save(name, tmp_path)
     model = load_bundle(str(tmp_path)).model
     assert _difference(model, theirs) < 1e-4
-    assert model.count_parameters() == sum(p.numel() for p in theirs.parameters())
+    unused = 2 * model.config.hidden_size if name.startswith("opt") else 0  # rows of its table of positions
+    assert model.count_parameters() == sum(p.numel() for p in theirs.parameters()) - unused
 
 
-@pytest.mark.parametrize("name", [n for n in FAMILIES if n.startswith("gpt2")])
-def test_fp64_logits_equal_transformers_on_gpt2(name, tmp_path):
+@pytest.mark.parametrize("name", [n for n in FAMILIES if n.startswith(("gpt2", "opt"))])
+def test_fp64_logits_equal_transformers_on_layer_norms(name, tmp_path):
     theirs = save(name, tmp_path, dtype=torch.float64)
     model = load_bundle(str(tmp_path), dtype=torch.float64).model
     assert _difference(model, theirs) < 1e-9
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+# what the slow decoder knows; further families are compared with transformers alone
+_SLOW = [n for n in FAMILIES if n.startswith(("gpt2", "llama", "qwen2", "mistral"))]
+
+
+@pytest.mark.parametrize("name", _SLOW)
 def test_fp64_logits_equal_the_slow_decoder(name, tmp_path):
     save(name, tmp_path)
     model = load_bundle(str(tmp_path), dtype=torch.float64).model
@@ -104,7 +109,7 @@ def test_base_14m_equals_transformers(real_data):
 
 def test_the_list_of_ignored_keys_is_closed(tmp_path):
     """A weight whose name merely resembles an ignored buffer is not ignored."""
-    from limbeck.formats.keys import ignored
+    from limbeck.formats.families.table import ignored
 
     taken = ["h.0.attn.bias", "transformer.h.11.attn.masked_bias"]
     kept = ["h.0.attn.c_attn.bias", "transformer.h.0.attn.c_proj.bias", "attn.bias", "h.0.mlp.bias", "xh.0.attn.bias"]

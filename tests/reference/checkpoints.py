@@ -55,6 +55,40 @@ LLAMA3 = {
     "original_max_position_embeddings": 32,
 }  # fmt: skip
 
+
+def _of(kind: str, config: str | None = None, **over):
+    """The class ``kind`` of transformers on the shared small sizes; ``...`` leaves a key out."""
+    import transformers
+
+    values = {k: v for k, v in _llama_values(**over).items() if v is not ...}
+    return getattr(transformers, f"{kind}ForCausalLM")(getattr(transformers, f"{config or kind}Config")(**values))
+
+
+def _neox(**over):
+    return _of("GPTNeoX", num_key_value_heads=..., rms_norm_eps=..., **over)
+
+
+def _opt(**over):
+    gone = dict.fromkeys(("intermediate_size", "num_key_value_heads", "rms_norm_eps"), ...)
+    return _of("OPT", **gone, ffn_dim=48, dropout=0.0, **over)
+
+
+def _gpt_neo(**over):
+    small = {"num_layers": 4, "num_heads": 4, "attention_types": [[["global", "local"], 2]], "window_size": 5}
+    gone = dict.fromkeys(("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "rms_norm_eps"), ...)
+    return _of("GPTNeo", **{**gone, **small, **over})
+
+
+def _rope(kind: str, **values):
+    return _llama(rope_parameters={"rope_type": kind, "rope_theta": 500.0, **values}, max_position_embeddings=32)
+
+
+def _gemma3(**over):
+    return _of("Gemma3", "Gemma3Text", **GEMMA, **over)
+
+
+GEMMA = {"head_dim": 8, "query_pre_attn_scalar": 11, "sliding_window": 5, "num_hidden_layers": 3}
+
 FAMILIES: dict[str, Callable] = {
     "gpt2": _gpt2,
     "gpt2-untied-inner": lambda: _gpt2(tie_word_embeddings=False, n_inner=52, activation_function="gelu"),
@@ -66,6 +100,51 @@ FAMILIES: dict[str, Callable] = {
     "qwen2-upper-window": lambda: _qwen2(use_sliding_window=True, sliding_window=5, max_window_layers=1),
     "mistral": lambda: _mistral(sliding_window=None),
     "mistral-window": lambda: _mistral(sliding_window=5),
+    "qwen3": lambda: _of("Qwen3", head_dim=12),
+    "qwen3-biases-window": lambda: _of(
+        "Qwen3", head_dim=8, attention_bias=True, use_sliding_window=True, sliding_window=5, max_window_layers=1
+    ),
+    "gemma3": lambda: _gemma3(
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"], tie_word_embeddings=True
+    ),
+    "gemma3-capped": lambda: _gemma3(
+        final_logit_softcapping=3.0,
+        rope_parameters={
+            "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 900.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 70.0},
+        },
+    ),
+    "gemma2": lambda: _of(
+        "Gemma2", **GEMMA, attn_logit_softcapping=2.0, final_logit_softcapping=3.0, tie_word_embeddings=True
+    ),
+    "gpt_neox": lambda: _neox(rotary_pct=0.5),
+    "gpt_neox-serial": lambda: _neox(
+        use_parallel_residual=False, rotary_pct=1.0, attention_bias=False, tie_word_embeddings=True
+    ),
+    "opt": _opt,
+    "opt-no-biases": lambda: _opt(enable_bias=False, tie_word_embeddings=False),
+    "olmo2": lambda: _of("Olmo2"),
+    "gpt_neo": _gpt_neo,
+    "rope-linear": lambda: _rope("linear", factor=4.0),
+    "rope-dynamic": lambda: _rope("dynamic", factor=3.0),
+    "rope-yarn": lambda: _rope("yarn", factor=4.0, original_max_position_embeddings=8),
+    "rope-yarn-scales": lambda: _rope(
+        "yarn",
+        factor=4.0,
+        original_max_position_embeddings=8,
+        beta_fast=4.0,
+        beta_slow=0.5,
+        mscale=0.9,
+        mscale_all_dim=0.4,
+        truncate=False,
+    ),
+    "rope-long": lambda: _rope(
+        "longrope",
+        original_max_position_embeddings=16,
+        factor=2.0,
+        short_factor=[1.0, 1.1, 1.3, 1.7],
+        long_factor=[1.0, 2.0, 3.0, 5.0],
+    ),
 }
 """Name -> a fresh transformers model with default initialisation."""
 

@@ -35,6 +35,8 @@ class Tokenizer:
         eos_id: id of the end token.
         bos_id: id of the begin token, or None.
         pad_id: id written on padding; the end token where the tokenizer names none.
+        end_ids: every id that ends a generated text, ``eos_id`` first; the loader adds those of the model's generation
+            defaults. Training and scoring write ``eos_id`` alone.
         begins_with_bos: documents begin with the begin token, because the tokenizer's own template adds it or its
             config says ``add_bos_token``. ``encode`` never adds it.
         chat_template: Jinja text that lays out a conversation (``data.chat``), or None.
@@ -56,8 +58,15 @@ class Tokenizer:
         self._plain = backend
         self.eos_id, self.bos_id = eos_id, bos_id
         self.pad_id = eos_id if pad_id is None else pad_id
+        self.end_ids: tuple[int, ...] = (eos_id,)
         self.begins_with_bos = begins_with_bos
         self.chat_template = chat_template
+
+    def with_ends(self, ids: Iterable[int]) -> Tokenizer:
+        """The same tokenizer with more ids that end a generated text."""
+        other = copy.copy(self)
+        other.end_ids = tuple(dict.fromkeys((self.eos_id, *ids)))
+        return other
 
     def with_chat_template(self, text: str) -> Tokenizer:
         """The same tokenizer with another chat template."""

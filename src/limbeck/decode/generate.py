@@ -71,7 +71,7 @@ def generate(
         prompts: token ids of each, begin token included where the model wants one.
         decoding: how tokens are chosen.
         batch_size: most sequences decoded together; samples and beams count.
-        end_ids: tokens that end a text; None: the tokenizer's own.
+        end_ids: tokens that end a text; None: those of the tokenizer.
         on_text: called with each piece of text as soon as it is certain; a beam search calls it at its end.
 
     Returns:
@@ -82,7 +82,7 @@ def generate(
         ConfigError: an option that this model cannot follow.
         RunError: the model's logits are not finite.
     """
-    ends = tuple(end_ids) if end_ids is not None else (tokenizer.eos_id,)
+    ends = tuple(end_ids) if end_ids is not None else tokenizer.end_ids
     ready = fit_prompts(model, prompts, decoding, tokenizer)
     order = sorted(range(len(ready)), key=lambda i: -len(ready[i]))  # near-equal lengths together: little padding
     out: list[list[Generation]] = [[] for _ in ready]

@@ -74,7 +74,7 @@ def speculate(
         prompts: token ids of each.
         decoding: how tokens are chosen; the same seed draws other samples than without a draft.
         proposals: most tokens proposed at once.
-        end_ids: tokens that end a text; None: the tokenizer's own.
+        end_ids: tokens that end a text; None: those of the tokenizer.
         on_text: called with each piece of text as soon as it is certain.
 
     Returns:
@@ -86,7 +86,7 @@ def speculate(
         RunError: the model's logits are not finite.
     """
     _check(model, draft, decoding)
-    ends = tuple(end_ids) if end_ids is not None else (tokenizer.eos_id,)
+    ends = tuple(end_ids) if end_ids is not None else tokenizer.end_ids
     ready = fit_prompts(model, prompts, decoding, tokenizer)
     fit_prompts(draft, ready, decoding, tokenizer)
     worth, before, out = Speculation(), occurrences(prompts), []

@@ -21,6 +21,7 @@ from limbeck.kernels.hooks import hooked
 from limbeck.kernels.packed_layout import Layout
 from limbeck.model.attention import Attention
 from limbeck.model.cache import KVCache
+from limbeck.model.config import DecoderConfig
 from limbeck.model.decoder import Block, Decoder, FeedForward
 from limbeck.model.linear import Linear
 from limbeck.model.patterns import AnyPattern
@@ -136,7 +137,8 @@ class CompiledStep:
             attention_gain=attention_gain, attention_shift=attention_shift, ffn_gain=ffn_gain, ffn_shift=ffn_shift,
         )  # fmt: skip
 
-    def _norm(self, norm: nn.LayerNorm | nn.RMSNorm) -> tuple[int | None, int | None]:
+    def _norm(self, norm: nn.Module) -> tuple[int | None, int | None]:
+        assert isinstance(norm, nn.LayerNorm | nn.RMSNorm)  # ``_known_block``
         return self._wide(norm.weight), self._wide(norm.bias if isinstance(norm, nn.LayerNorm) else None)
 
     def _matrix(self, linear: nn.Module) -> native.Matrix:
@@ -239,6 +241,8 @@ def _serves(model: Decoder, cache: KVCache) -> bool:
         return False
     if packed.current() not in ("auto", "packed") or model.config.classes is not None or cache.stored not in _CASTS:
         return False
+    if not _says(model.config):
+        return False
     if model.dtype not in _CASTS or any(hooked(m) for m in model.modules()):
         return False  # whoever listens to a module wants it called
     if type(model) is not Decoder or not _known_table(model.embed):
@@ -246,6 +250,13 @@ def _serves(model: Decoder, cache: KVCache) -> bool:
     if model.positions is not None and not _known_table(model.positions):
         return False
     return _known(model.head) and all(_known_block(block) for block in model.blocks)
+
+
+def _says(c: DecoderConfig) -> bool:
+    """Does the compiled step know every setting of the decoder?"""
+    plain = (c.norm_at, c.qk_norm, c.parallel, c.rotary_width, c.unrotated, c.rope_local)
+    scales = (c.embed_scale, c.residual_scale, c.logit_scale, c.attention_scale, c.score_cap, c.logit_cap)
+    return plain == ("before", "none", False, c.head_dim, (), None) and scales == (1.0, 1.0, 1.0, None, None, None)
 
 
 def _known_block(block: nn.Module) -> bool:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from limbeck import storage
 from limbeck.data.tokenizer import Tokenizer
 from limbeck.errors import ModelError
-from limbeck.formats.families import family_of
+from limbeck.formats.families.table import family_of
 from limbeck.formats.gguf_config import ROPE_FACTORS
 from limbeck.formats.gguf_tokenizer import add_vocabulary
 from limbeck.kernels.packed_layout import Codes, unpack_int4
@@ -46,6 +46,7 @@ _FILE_TYPES = {
     "q4_0": gguf.LlamaFileType.MOSTLY_Q4_0,
     "q4_1": gguf.LlamaFileType.MOSTLY_Q4_1,
 }
+_FAMILIES = ("gpt2", "llama", "mistral", "qwen2")
 _PLAIN = (nn.Linear, Linear, nn.Embedding, nn.LayerNorm, nn.RMSNorm)
 
 
@@ -100,7 +101,11 @@ def architecture(config: DecoderConfig) -> str:
     """
     family, reason = family_of(config)
     wanted = "gelu_tanh" if family == "gpt2" else "silu"
-    if family is not None and config.activation != wanted:
+    if family is not None and family not in _FAMILIES:
+        reason = f"no writer for {family} yet"
+    elif config.rope.scaling is not None and not isinstance(config.rope.scaling, Llama3Scaling):
+        reason = f"rotary scaling {config.rope.scaling.kind}"
+    elif family is not None and config.activation != wanted:
         reason = f"activation {config.activation}"
     elif family is not None and any(config.pattern_at(i) != Causal() for i in range(config.layers)):
         reason = "sliding windows"
@@ -213,7 +218,7 @@ def write_gguf(
     made = _Making(kind)
     try:
         lost = add_vocabulary(writer, tokenizer, config.vocab_size, generation or {})
-        if config.positions == "rope" and config.rope.scaling is not None:
+        if isinstance(config.rope.scaling, Llama3Scaling):
             made.add(writer, ROPE_FACTORS, _rope_factors(config).numpy(), _Kind.F32)
             writer.add_array(_ROPE_LLAMA3, _llama3(config.rope.scaling))
         for place in places(config):

@@ -9,12 +9,11 @@ import torch
 from torch import nn
 
 from limbeck.data.tokenizer import Tokenizer
-from limbeck.formats.families import config_from
+from limbeck.formats.families.table import config_from, pieces
 from limbeck.formats.gguf_config import values_of
 from limbeck.formats.gguf_file import GgufFile
 from limbeck.formats.gguf_vocabulary import end_ids, read_tokenizer
 from limbeck.formats.gguf_weights import GgufWeights, by_parameter
-from limbeck.formats.keys import pieces
 from limbeck.formats.pieces import TensorPiece, check, fill, meta
 from limbeck.model.config import DecoderConfig
 from limbeck.model.decoder import Decoder

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 
 from limbeck.errors import CheckpointError, ModelError
-from limbeck.formats.families import config_from, config_to, family_of
-from limbeck.formats.keys import hub_prefix, ignored, pieces
+from limbeck.formats.families.table import config_from, config_to, family_of, hub_prefix, ignored, pieces
 from limbeck.formats.pieces import check, check_dtype, fill, meta, write_order
 from limbeck.formats.weights import SHARD_BYTES, WeightFiles, write_weights
 from limbeck.model.config import DecoderConfig

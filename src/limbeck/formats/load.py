@@ -12,7 +12,7 @@ import torch
 from limbeck.data.tokenizer import Tokenizer
 from limbeck.errors import CheckpointError, ModelError, VocabularyError
 from limbeck.formats import huggingface, native
-from limbeck.formats.families import family_of
+from limbeck.formats.families.table import family_of
 from limbeck.formats.folder import replacing
 from limbeck.formats.hub import ADAPTER, resolve
 from limbeck.formats.peft import base_of, load_adapter
@@ -113,6 +113,7 @@ def load_bundle(
             raise ModelError(f"{name} is a folder, whose weights keep their form by themselves: leave keep_codes out")
         model, tokenizer, generation, deployed_specs = _read_folder(folder, dtype, device)
     _check_rows(model, tokenizer, str(folder))
+    tokenizer = tokenizer.with_ends(_ends(generation, str(folder)))
     if beside is not None:
         model, lora = load_adapter(model, beside)
         model, deployed_specs = model.eval(), (*deployed_specs, lora)
@@ -137,6 +138,15 @@ def _check_rows(model: Decoder, tokenizer: Tokenizer, where: str) -> None:
         raise VocabularyError(
             f"the tokenizer of {where} has {tokenizer.vocab_size} ids, but the model's embedding only {rows} rows"
         )
+
+
+def _ends(generation: Mapping[str, Any], where: str) -> list[int]:
+    """Return the end ids of the generation defaults: an id, a list of ids, or none."""
+    given = generation.get("eos_token_id")
+    ends = given if isinstance(given, list) else [] if given is None else [given]
+    if not all(isinstance(e, int) and not isinstance(e, bool) for e in ends):
+        raise ModelError(f"eos_token_id of {where} must be a token id or a list of them, not {given!r}")
+    return ends
 
 
 def _read_generation(folder: Path, values: Mapping[str, Any]) -> dict[str, Any]:

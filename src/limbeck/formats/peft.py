@@ -36,7 +36,7 @@ __all__ = ["base_of", "load_adapter", "save_adapter"]
 CONFIG, TENSORS, PICKLE = ADAPTER, "adapter_model.safetensors", "adapter_model.bin"
 
 _KEY = re.compile(r"(?:base_model\.model\.)?(?P<layer>.+?)(?:\.base_layer)?\.lora_(?P<side>[AB])(?:\.[^.]+)?\.weight")
-_HEAD = re.compile(r"(?:base_model\.model\.)?lm_head\.base_layer\.weight")
+_HEAD = re.compile(r"(?:base_model\.model\.)?(?:lm_head|embed_out)\.base_layer\.weight")
 
 _READ = {
     "peft_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "rank_pattern", "alpha_pattern", "init_lora_weights",
@@ -101,7 +101,7 @@ def save_adapter(model: Decoder, lora: LoRA, folder: Path, base_name: str) -> No
         "rank_pattern": shorten(ranks, layers),
         "alpha_pattern": {k: _number(v) for k, v in shorten(alphas, layers).items()},
         "use_rslora": lora.scaling == "rslora",
-        "fan_in_fan_out": model.config.positions == "learned",
+        "fan_in_fan_out": any(layers[key].fan_in_fan_out for key in found),
         "bias": "none",
         "init_lora_weights": True,
         "modules_to_save": None,
@@ -143,6 +143,7 @@ def _to_peft(module: LoRALinear, place: AdapterPlace, lora: LoRA) -> _Adapter | 
     if not lefts:
         return None
     a, b = torch.cat(lefts), torch.cat(columns, dim=1)
+    b = b if place.order is None else b[place.order]
     return _Adapter(a.cpu(), b.cpu(), scale * _per_rank(a.shape[0], lora.scaling == "rslora"))
 
 
@@ -190,7 +191,9 @@ def load_adapter(model: Decoder, folder: Path) -> tuple[Decoder, LoRA]:
         name, parts = layers[key].name, apart[key] if split else None
         for label, part in (parts or {name.rpartition(".")[2]: adapter}).items():
             groups[name, label] = part
-    lora = _describe(groups, values, layers, split, tied_head=model.config.tied and "lm_head" in found)
+    lora = _describe(
+        groups, values, layers, split, tied_head=model.config.tied and any(layers[k].name == "head" for k in found)
+    )
     model = lora.apply(model)
     with torch.no_grad():
         for (name, label), adapter in groups.items():
@@ -275,13 +278,15 @@ def _adapters(
                 f"lora_A and lora_B of '{layer}' in {where} have shapes {tuple(a.shape)} and {tuple(b.shape)}, "
                 f"but its config says rank {rank:g}"
             )
+        order = layers[layer].order
+        b = b if order is None else b[order.argsort()]
         out[layer] = _Adapter(a, b, _patterned(values.get("alpha_pattern"), layer, values.get("lora_alpha", 8), where))
     return out
 
 
 def _known(layer: str, key: str, layers: Mapping[str, AdapterPlace], where: Path) -> str:
     """``layer`` as ``layers`` spells it: adapters of a bare stack lack ``transformer.`` or ``model.``."""
-    for prefix in ("", "transformer.", "model."):
+    for prefix in ("", "transformer.", "model.", "gpt_neox.", "model.decoder."):
         if f"{prefix}{layer}" in layers:
             return f"{prefix}{layer}"
     first, last = list(layers)[0], list(layers)[-2]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+from torch import Tensor
+
 from limbeck.errors import TechniqueError
-from limbeck.formats.families import family_of
-from limbeck.formats.keys import pieces
+from limbeck.formats.families.table import FAMILIES, family_of, pieces
 from limbeck.model.config import DecoderConfig
 
 __all__ = ["AdapterPlace", "places", "shorten"]
@@ -28,12 +29,16 @@ class AdapterPlace:
         rows: the output rows that it has there.
         inputs: its input width.
         parts: the named parts of those rows, each with its rows within the place.
+        order: rows of the layer here, in the order of the Hugging Face layer's; None: the same.
+        fan_in_fan_out: the Hugging Face layer keeps its weight as (in, out).
     """
 
     name: str
     rows: slice
     inputs: int
     parts: Mapping[str, slice]
+    order: Tensor | None = None
+    fan_in_fan_out: bool = False
 
     @property
     def outputs(self) -> int:
@@ -62,8 +67,11 @@ def places(config: DecoderConfig) -> dict[str, AdapterPlace]:
         outputs, inputs = piece.shape[::-1] if piece.transposed else piece.shape
         leaf = name.rpartition(".")[2]
         rows = piece.rows if isinstance(piece.rows, slice) else slice(0, outputs)
-        out[key] = _place(name, rows, inputs, fused.get(leaf, {leaf: outputs}))
-    out["lm_head"] = _place("head", slice(0, config.vocab_size), config.hidden_size, {"head": config.vocab_size})
+        place = _place(name, rows, inputs, fused.get(leaf, {leaf: outputs}))
+        order = piece.rows if isinstance(piece.rows, Tensor) else None
+        out[key] = replace(place, order=order, fan_in_fan_out=piece.transposed)
+    head = FAMILIES[family].head.removesuffix(".weight")
+    out[head] = _place("head", slice(0, config.vocab_size), config.hidden_size, {"head": config.vocab_size})
     return out
 
 

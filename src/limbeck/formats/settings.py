@@ -17,13 +17,34 @@ class ConfigReader:
     """A JSON object and its file's name; each reader raises a ``ModelError`` that names both.
 
     A key that is absent or null takes the default; without a default it is required.
+
+    Attributes:
+        values: the object.
+        where: its name.
+        read: every key that was looked at.
     """
 
     def __init__(self, values: Mapping[str, Any], where: str) -> None:
         self.values, self.where = dict(values), where
+        self.read: set[str] = set()
+
+    def sharing(self, values: Mapping[str, Any]) -> ConfigReader:
+        """Return other ``values`` under the same name; keys looked at there count here."""
+        other = ConfigReader(values, self.where)
+        other.read = self.read
+        return other
+
+    def get(self, key: str) -> Any:
+        """Return what stands under ``key``, whatever it is; None where it is absent."""
+        self.read.add(key)
+        return self.values.get(key)
+
+    def skip(self, *keys: str) -> None:
+        """Count ``keys`` as read: what they say has no effect beside what was read."""
+        self.read.update(keys)
 
     def _value(self, key: str, default: Any) -> Any:
-        value = self.values.get(key)
+        value = self.get(key)
         value = default if value is None else value
         if value is None:
             raise ModelError(f"{self.where} lacks '{key}'")
@@ -33,7 +54,7 @@ class ConfigReader:
         self, key: str, default: int | None = None, *, least: int = 1, most: int = _MOST, null: int | None = None
     ) -> int:
         """A whole number in ``least..most``; ``null``: what an explicit null means, where not the default."""
-        if null is not None and key in self.values and self.values[key] is None:
+        if null is not None and key in self.values and self.get(key) is None:
             return null
         value = self._value(key, default)
         if isinstance(value, bool) or not isinstance(value, int):
@@ -77,5 +98,5 @@ class ConfigReader:
 
     def refuse(self, key: str, why: str) -> None:
         """Refuse a key that is present at all."""
-        if self.values.get(key) is not None:
+        if self.get(key) is not None:
             raise ModelError(f"{self.where} has a {key}: {why}")

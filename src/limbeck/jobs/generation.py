@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from limbeck.data.chat import ChatTemplate, Message
 from limbeck.data.tokenizer import Tokenizer
-from limbeck.errors import ConfigError, DataError
+from limbeck.errors import ConfigError
 
-__all__ = ["chat_ids", "end_ids", "prompt_ids"]
+__all__ = ["chat_ids", "prompt_ids"]
 
 
 def prompt_ids(tokenizer: Tokenizer, text: str) -> list[int]:
@@ -35,16 +34,3 @@ def chat_ids(tokenizer: Tokenizer, messages: Sequence[Message], name: str) -> li
     if tokenizer.chat_template is None:
         raise ConfigError(f"{name} has no chat template: train it on task instructions, or leave out chat")
     return ChatTemplate(tokenizer.chat_template, tokenizer).prompt_ids(list(messages))
-
-
-def end_ids(generation: Mapping[str, Any], tokenizer: Tokenizer) -> list[int]:
-    """Return the end tokens of the model's generation defaults, else the tokenizer's.
-
-    Raises:
-        DataError: ``eos_token_id`` is neither an id nor a list of ids.
-    """
-    given = generation.get("eos_token_id", tokenizer.eos_id)
-    ends = [given] if isinstance(given, int) else list(given or [tokenizer.eos_id])
-    if not all(isinstance(e, int) for e in ends):
-        raise DataError(f"eos_token_id of the generation config must be token ids, not {given!r}")
-    return ends

@@ -25,6 +25,7 @@ __all__ = [
     "of_difference",
     "of_figure",
     "p_of",
+    "whole_variance",
 ]
 
 Floats = NDArray[np.float64]
@@ -335,18 +336,18 @@ def _spread(
     noise = math.fsum(r.residual() / r.items.size for r in several)
     equal = len({df for _, df in over_seeds}) == 1
     seed_df = float(sum(df for _, df in over_seeds)) if equal else _satterthwaite(over_seeds)
-    variance, df = _whole(item_variance, item_df, of_seeds, noise, seed_df)
+    variance, df = whole_variance(item_variance, of_seeds, noise, seed_df=seed_df, item_df=item_df)
     return VarianceEstimate(
         value, items, item_variance, item_df, skewness, variance, df, max(0.0, of_seeds - noise), reach
     )
 
 
-def _whole(items: float, item_df: float, seeds: float, noise: float, seed_df: float) -> tuple[float, float]:
+def whole_variance(items: float, seeds: float, noise: float, *, seed_df: float, item_df: float) -> tuple[float, float]:
     """Add the seed component to the item variance; return the variance and its degrees of freedom.
 
     ``seeds`` holds resampling ``noise`` that ``items`` holds as well, so it is taken off once. A component that comes
     out small is worth more degrees of freedom than ``seed_df``, as the item variance then carries the whole; how far
-    this may go without losing coverage was found by simulation (``benchmarks/statistics/seeds.py``).
+    this may go without losing coverage was found by simulation (``benchmarks/statistics/mean_squares.py``).
     """
     floor = _FLOOR * min(1.0, max(0.0, seed_df - 1))
     spared = min(0.2, max(0.0, 0.08 * (seed_df - 1)))

@@ -31,7 +31,7 @@ class AttentionContext:
         positions: (B, T) absolute position of each query.
         documents: (B, T) document of each query, 0 for padding.
         plain: one document a row from column 0: the causal mask alone is exact.
-        rotary: cos and sin (B, 1, T, D/2), or None for learned positions.
+        rotary: cos and sin (B, 1, T, R/2) of each kind of rotary positions in the model, by its name.
         sink_rotary: the same as sinks see the queries, by a pattern's ``sink_reach``; only where that differs.
         cache: the cache to write and read, or None.
         slots: the cache's plan for this call, by pattern.
@@ -42,7 +42,7 @@ class AttentionContext:
     positions: Tensor
     documents: Tensor
     plain: bool
-    rotary: tuple[Tensor, Tensor] | None = None
+    rotary: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     cache: KVCache | None = None
     slots: dict[AnyPattern, Slots] = field(default_factory=dict)
     fresh: bool = True
@@ -136,7 +136,14 @@ def worth_apart(documents: int, scores: int) -> bool:
 
 
 def attend(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, dropout: float = 0.0, scale: float | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    *,
+    dropout: float = 0.0,
+    scale: float | None = None,
+    cap: float | None = None,
 ) -> Tensor:
     """Scaled dot-product attention (Vaswani et al. 2017, eq. 1) with grouped keys and values.
 
@@ -147,24 +154,44 @@ def attend(
         mask: broadcastable to (B, H, T, S) bool, true where seen; None: causal, T equal to S.
         dropout: on the attention weights.
         scale: factor on the scores; None: D**-0.5.
+        cap: bound scores softly, cap * tanh(score / cap) (Gemma 2); it needs a mask.
 
     Returns:
         (B, H, T, D).
     """
+    if cap is not None:
+        assert mask is not None
+        return _capped(q, k, v, mask, dropout, q.shape[-1] ** -0.5 if scale is None else scale, cap)
     grouped = q.shape[1] != k.shape[1]
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scale, enable_gqa=grouped
     )
 
 
+def _capped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: float, scale: float, cap: float) -> Tensor:
+    groups = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+    scores = cap * torch.tanh(q @ k.transpose(-1, -2) * (scale / cap))
+    weights = scores.masked_fill(~mask, -torch.inf).softmax(dim=-1, dtype=torch.promote_types(q.dtype, torch.float32))
+    return F.dropout(weights.to(q.dtype), dropout) @ v
+
+
 def attend_apart(
-    q: Tensor, sink_q: Tensor, k: Tensor, v: Tensor, mask: Tensor, sinks: Tensor, dropout: float = 0.0
+    q: Tensor,
+    sink_q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor,
+    sinks: Tensor,
+    dropout: float = 0.0,
+    cap: float | None = None,
 ) -> Tensor:
     """``attend`` where keys that are ``sinks`` (B, 1, 1, S) bool meet other queries ``sink_q`` than the rest."""
     b, h, t, d = q.shape
     shape = (b, k.shape[1], h // k.shape[1], t, d)
     near, far = (x.view(shape) @ k[:, :, None].mT for x in (q, sink_q))
     scores = torch.where(sinks[:, :, None], far, near) * d**-0.5
+    scores = scores if cap is None else cap * torch.tanh(scores / cap)
     weights = scores.masked_fill(~mask[:, :, None], float("-inf")).softmax(dim=-1)
     return (F.dropout(weights, dropout) @ v[:, :, None]).view(b, h, t, d)
 
@@ -182,8 +209,15 @@ class Attention(nn.Module):
         q, kv = config.heads * config.head_dim, config.kv_heads * config.head_dim
         self.config, self.layer, self.pattern = config, layer, config.pattern_at(layer)
         self.sizes, self.dropout = [q, kv, kv], config.dropout
+        self.rope = config.rope_name(layer) if config.rope_at(layer) is not None else None
+        # a scale other than D**-0.5 is put into the queries, so that every kernel serves
+        self.query_factor = (config.attention_scale or config.head_dim**-0.5) * config.head_dim**0.5
         self.qkv = Linear(config.hidden_size, {"q": q, "k": kv, "v": kv}, bias=config.qkv_bias)
         self.out = Linear(q, {"out": config.hidden_size}, bias=config.out_bias)
+        if config.qk_norm != "none":
+            of_heads = config.qk_norm == "head"
+            self.q_norm = nn.RMSNorm(config.head_dim if of_heads else q, eps=config.norm_eps)
+            self.k_norm = nn.RMSNorm(config.head_dim if of_heads else kv, eps=config.norm_eps)
 
     def forward(
         self, x: Tensor, view: AttentionContext, recompute: Callable[[], Tensor] | None = None, at: Tensor | None = None
@@ -195,14 +229,20 @@ class Attention(nn.Module):
         c, (b, t, _) = self.config, x.shape
         # The layer's own sizes, not ``qkv.parts``: an adapter or a packed layer in its place need not have any.
         q, k, v = torch.split(project(self.qkv, x, recompute), self.sizes, dim=-1)
+        if c.qk_norm == "all":
+            q, k = self.q_norm(q), self.k_norm(k)
         q = q.view(b, t, c.heads, c.head_dim).transpose(1, 2)
         k = k.view(b, t, c.kv_heads, c.head_dim).transpose(1, 2)
         v = v.view(b, t, c.kv_heads, c.head_dim).transpose(1, 2)
+        if c.qk_norm == "head":
+            q, k = self.q_norm(q), self.k_norm(k)
+        if c.attention_scale is not None:
+            q = q * self.query_factor
         sink_q = None
-        if view.rotary is not None:
-            if (near := view.sink_rotary.get(self.pattern.sink_reach)) is not None:
-                sink_q = rotate(q, *near)
-            q, k = rotate(q, *view.rotary), rotate(k, *view.rotary)
+        if self.rope is not None:
+            near = view.sink_rotary.get(self.pattern.sink_reach) if self.rope == "all" else None
+            sink_q = None if near is None else rotate(q, *near)
+            q, k = rotate(q, *view.rotary[self.rope]), rotate(k, *view.rotary[self.rope])
         y = self.core(q, k, v, view, at, sink_q)
         out: Tensor = self.out(y.transpose(1, 2).flatten(2))
         return out
@@ -233,7 +273,12 @@ class Attention(nn.Module):
 
     def _among(self, q: Tensor, k: Tensor, v: Tensor, view: AttentionContext, sink_q: Tensor | None) -> Tensor:
         """Attend to this call's own tokens, (B, H, T, D)."""
-        dropout = self.dropout if self.training else 0.0
+        dropout, cap = self.dropout if self.training else 0.0, self.config.score_cap
+        if cap is not None and sink_q is None:
+            return attend(q, k, v, view.dense_mask(self.pattern), dropout=dropout, cap=cap)
+        if cap is not None and sink_q is not None:
+            sinks = (view.positions < self.pattern.sinks)[:, None, None]
+            return attend_apart(q, sink_q, k, v, view.dense_mask(self.pattern), sinks, dropout, cap)
         spans = None if dropout else view.spans(self.pattern, q.shape[1], q.dtype == torch.bfloat16)
         if spans is not None:
             return document_attention(q, k, v, spans)
@@ -257,10 +302,11 @@ class Attention(nn.Module):
         same = view.documents == take(view.documents, at, 1)
         seen = same & self.pattern.allows(take(view.positions, at, 1), view.positions)
         mask = (seen | (column == at[:, None]))[:, None, None]
+        dropout, cap = self.dropout if self.training else 0.0, self.config.score_cap
         if sink_q is not None:
             sinks = (view.positions < self.pattern.sinks)[:, None, None]
-            return attend_apart(q, sink_q, k, v, mask, sinks, self.dropout if self.training else 0.0)
-        return attend(q, k, v, mask, dropout=self.dropout if self.training else 0.0)
+            return attend_apart(q, sink_q, k, v, mask, sinks, dropout, cap)
+        return attend(q, k, v, mask, dropout=dropout, cap=cap)
 
     def _behind(
         self, q: Tensor, k: Tensor, v: Tensor, view: AttentionContext, cache: KVCache, sink_q: Tensor | None
@@ -281,7 +327,7 @@ class Attention(nn.Module):
         listed = view.listed(pattern, cache.capacity) if q.shape[2] == 1 else None
         if listed is not None:
             mask = (listed >= 0)[:, None, None]
-            return attend(q, *cache.read_slots(self.layer, listed.clamp_min(0)), mask)
+            return attend(q, *cache.read_slots(self.layer, listed.clamp_min(0)), mask, cap=self.config.score_cap)
         live = min(cache.longest, slots.positions.shape[1] - 1)
         held = slots.positions[:, :live]
         mask = view.held_mask(pattern, held)
@@ -291,5 +337,6 @@ class Attention(nn.Module):
     def _masked(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, held: Tensor, sink_q: Tensor | None) -> Tensor:
         """``attend`` under a mask, to keys of positions ``held`` (B, S), of which sinks may see other queries."""
         if sink_q is None:
-            return attend(q, k, v, mask)
-        return attend_apart(q, sink_q, k, v, mask, (held < self.pattern.sinks)[:, None, None])
+            return attend(q, k, v, mask, cap=self.config.score_cap)
+        sinks = (held < self.pattern.sinks)[:, None, None]
+        return attend_apart(q, sink_q, k, v, mask, sinks, cap=self.config.score_cap)

@@ -57,30 +57,52 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm residual block: attention, then feed-forward."""
+    """Residual block: attention, then feed-forward, or both at once; normalised before, after, or both."""
 
     def __init__(self, config: DecoderConfig, layer: int) -> None:
         super().__init__()
-        self.attention_norm = _norm(config)
+        before, after = config.norm_at != "after", config.norm_at != "before"
+        self.attention_norm = _norm(config) if before else nn.Identity()
         self.attention = Attention(config, layer)
-        self.ffn_norm = _norm(config)
+        self.ffn_norm = _norm(config) if before else nn.Identity()
         self.ffn = FeedForward(config)
-        self.dropout = config.dropout
+        self.attention_out_norm = _norm(config) if after else None
+        self.ffn_out_norm = _norm(config) if after else None
+        self.dropout, self.parallel, self.scale = config.dropout, config.parallel, config.residual_scale
 
     def forward(self, x: Tensor, view: AttentionContext, at: Tensor | None = None) -> Tensor:
         """(B, T, C) -> (B, T, C), or (B, 1, C) of the one token ``at`` (B,) of each row."""
         lean = view.lean and torch.is_grad_enabled()
         y = self.attention(self.attention_norm(x), view, _again(self.attention_norm, x, lean), at)
-        x = (x if at is None else take(x, at, 1)) + self._drop(y)
-        return x + self._drop(self.ffn(self.ffn_norm(x), _again(self.ffn_norm, x, lean)))
+        kept = x if at is None else take(x, at, 1)
+        x = kept + self._branch(y, self.attention_out_norm)
+        read = kept if self.parallel else x
+        return x + self._branch(self.ffn(self.ffn_norm(read), _again(self.ffn_norm, read, lean)), self.ffn_out_norm)
 
-    def _drop(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.dropout, self.training) if self.dropout else x
+    def _branch(self, y: Tensor, norm: nn.Module | None) -> Tensor:
+        """What a branch adds to the residual."""
+        y = y if norm is None else norm(y)
+        y = y if self.scale == 1.0 else y * self.scale
+        return F.dropout(y, self.dropout, self.training) if self.dropout else y
 
 
 def _again(norm: nn.Module, x: Tensor, lean: bool) -> Callable[[], Tensor] | None:
     """What computes ``norm(x)`` once more, where that may be done behind everybody's back."""
-    return (lambda: norm(x)) if lean and not hooked(norm) else None
+    return (lambda: norm(x)) if lean and not hooked(norm) and not isinstance(norm, nn.Identity) else None
+
+
+class _Bounded(nn.Module):
+    """A head with its logits scaled and softly bounded: made for one forward, so that surgery on the head is seen."""
+
+    def __init__(self, head: nn.Module, scale: float, cap: float | None) -> None:
+        super().__init__()
+        self.head, self.scale, self.cap = head, scale, cap
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., width) -> (..., V)."""
+        y: Tensor = self.head(x)
+        y = y if self.scale == 1.0 else y * self.scale
+        return y if self.cap is None else self.cap * torch.tanh(y / self.cap)
 
 
 class Decoder(nn.Module):
@@ -106,7 +128,8 @@ class Decoder(nn.Module):
         self.head = Linear(config.hidden_size, {"head": config.head_rows}, bias=config.classes is not None)
         if config.tied:
             self.head.weight = self.embed.weight
-        self.rotary = Rotary(config.rope, config.head_dim, config.context) if config.positions == "rope" else None
+        ropes = {config.rope_name(i): r for i in range(config.layers) if (r := config.rope_at(i)) is not None}
+        self.rotaries = {name: Rotary(r, config.rotary_width, config.context) for name, r in ropes.items()}
         self.initialise()
 
     @torch.no_grad()
@@ -162,7 +185,10 @@ class Decoder(nn.Module):
             ValueError: the cache has no room for this call's tokens.
         """
         hidden = self._hidden(batch, cache, at)
-        return self.head(hidden) if read is None else read(hidden, self.head)
+        c, head = self.config, self.head
+        bounded = c.logit_scale != 1.0 or c.logit_cap is not None
+        last: nn.Module = _Bounded(head, c.logit_scale, c.logit_cap).train(self.training) if bounded else head
+        return last(hidden) if read is None else read(hidden, last)
 
     def _hidden(self, batch: Batch, cache: KVCache | None, at: Tensor | None) -> Tensor:
         if cache is not None or not self._pads(batch):
@@ -196,11 +222,14 @@ class Decoder(nn.Module):
         fresh = cache is None or cache.longest == 0
         slots = cache.plan(batch, positions) if cache is not None else {}
         x: Tensor = self.embed(batch.ids)
+        if self.config.embed_scale != 1.0:
+            x = x * torch.tensor(self.config.embed_scale, dtype=x.dtype, device=x.device)
         if self.positions is not None:
             x = x + self.positions(learned)
         if self.dropout and self.training:
             x = F.dropout(x, self.dropout)
-        rotary = self.rotary.tables(positions, longest, x.dtype) if self.rotary is not None else None
+        rotaries = self.rotaries.items()
+        rotary: dict[str, tuple[Tensor, Tensor]] = {n: r.tables(positions, longest, x.dtype) for n, r in rotaries}
         whole = self.checkpointing and self.training
         nearer = self._sink_rotary(positions, longest, x.dtype)
         view = AttentionContext(
@@ -213,6 +242,11 @@ class Decoder(nn.Module):
             x = checkpoint(block, x, *given, use_reentrant=False) if whole else block(x, *given)
         hidden: Tensor = self.norm(x if at is None or x.shape[1] == 1 else take(x, at, 1))
         return hidden
+
+    @property
+    def rotary(self) -> Rotary | None:
+        """Rotary tables of the layers without a base of their own; None without rotary positions."""
+        return self.rotaries.get("all")
 
     def learned(self, positions: Tensor, longest: int) -> Tensor:
         """Return the rows of learned positions for ``positions``, all below ``longest``.

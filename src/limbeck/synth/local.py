@@ -56,12 +56,8 @@ class LocalTeacher:
             seed=request.seed,
         )
         ids = self.prompt_ids(request)
-        ends = self._bundle.generation.get("eos_token_id", self._bundle.tokenizer.eos_id)
         try:
-            ((found,),) = generate(
-                self._bundle.model, self._bundle.tokenizer, [ids], decoding,
-                end_ids=[ends] if isinstance(ends, int) else ends or None,
-            )  # fmt: skip
+            ((found,),) = generate(self._bundle.model, self._bundle.tokenizer, [ids], decoding)
         except DataError as error:
             raise Failed("refused", str(error)) from None
         finish = "length" if found.stopped == "length" else "stop"

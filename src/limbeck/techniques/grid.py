@@ -159,9 +159,37 @@ def measure(weight: Tensor, grid: Grid, ratio: Tensor | float = 1.0) -> Scales:
         step, zero = (_signed_extreme(groups) / -8 if grid.format == "q4_0" else _magnitude(groups, grid)) * ratio, None
     assert layout.scale_dtype is not None
     scales, zeros = step.to(layout.scale_dtype), None if zero is None else zero.to(layout.scale_dtype)
-    if not bool(torch.isfinite(scales).all()) or (zeros is not None and not bool(torch.isfinite(zeros).all())):
-        raise TechniqueError(f"a scale does not fit into {grid.scale_dtype}: set scale_dtype to fp32")
+    _check_stored(step, scales, step, grid)
+    if zero is not None and zeros is not None:
+        _check_stored(zero, zeros, zero.abs() + step * 2**grid.bits, grid)
     return Scales(scales, zeros, step, zero) if grid.gguf else stored(scales, zeros, weight.dtype)
+
+
+_LOST = 1 / 64  # of the scales, root mean square: more than half precision rounds away, less than a code's own step
+
+
+def _check_stored(exact: Tensor, kept: Tensor, size: Tensor, grid: Grid) -> None:
+    """Check both ends of the stored dtype's range: large scales would become infinite, small ones lose their digits.
+
+    Args:
+        exact: scales, or offsets, before they were rounded.
+        kept: as they are stored.
+        size: what their rounding is relative to.
+        grid: they are of.
+
+    Raises:
+        TechniqueError: the stored scales are not those of the weight.
+    """
+    advice = "set scale_dtype to fp32"
+    if grid.gguf:
+        advice = f"the fp16 scales of {grid.format} are fixed; choose {grid.kind} with group_size 32, scale_dtype fp32"
+    if not bool(torch.isfinite(kept).all()):
+        raise TechniqueError(f"a scale is too large for {grid.scale_dtype}: {advice}")
+    wide = exact.double()
+    lost, whole = float((kept.double() - wide).square().sum()), float(size.double().square().sum())
+    if lost > _LOST**2 * whole:
+        share = (lost / whole) ** 0.5
+        raise TechniqueError(f"scales are too small for {grid.scale_dtype}, {share:.0%} of them is lost: {advice}")
 
 
 def _magnitude(groups: Tensor, grid: Grid) -> Tensor:
@@ -299,5 +327,8 @@ def encode(weight: Tensor, grid: Grid, clip: Literal["none", "search"] = "none")
         codes = weight.to(CODE_DTYPES[grid.kind]).contiguous()
         if not bool(torch.isfinite(codes).all()):
             raise TechniqueError(f"a weight holds values that {grid.format} cannot hold: choose bf16 or fp32")
+        lost, whole = float((codes.double() - weight.double()).square().sum()), float(weight.double().square().sum())
+        if lost > _LOST**2 * whole:
+            raise TechniqueError(f"a weight holds values too small for {grid.format}: choose bf16 or fp32")
         return Codes(grid.layout(*weight.shape), codes)
     return codes_of(weight, grid, search(weight, grid) if clip == "search" else measure(weight, grid))

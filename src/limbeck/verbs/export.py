@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 
 from limbeck.errors import ConfigError, RunError
-from limbeck.formats.families import family_of
+from limbeck.formats.families.table import family_of
 from limbeck.formats.folder import check_replaceable
 from limbeck.formats.load import load_bundle, locate, save_bundle
 from limbeck.formats.stored import stored_dtype

@@ -18,7 +18,7 @@ from limbeck.decode.settings import Decoding
 from limbeck.decode.speculative import speculate
 from limbeck.errors import ConfigError
 from limbeck.formats.load import Bundle, load_bundle
-from limbeck.jobs.generation import chat_ids, end_ids, prompt_ids
+from limbeck.jobs.generation import chat_ids, prompt_ids
 from limbeck.jobs.recipe import Display, Recipe, Report
 from limbeck.jobs.source import device_of, dtype_of
 from limbeck.kernels import native
@@ -64,7 +64,7 @@ class Generate(Recipe):
         bundle = load_bundle(self.model, dtype_of(self.dtype), device_of(self.device), adapter=self.adapter)
         names, texts = self._texts()
         prompts = self._prompts(bundle, texts)
-        ends, decoding = end_ids(bundle.generation, bundle.tokenizer), self.decoding.seeded(self.seed)
+        decoding = self.decoding.seeded(self.seed)
         stream = len(prompts) == 1 and self.decoding.outputs == 1
         if stream:
             fit_prompts(bundle.model, prompts, self.decoding, bundle.tokenizer)  # refuse before anything is shown
@@ -76,12 +76,12 @@ class Generate(Recipe):
         started = time.perf_counter()
         if draft is None:
             out = generate(
-                bundle.model, bundle.tokenizer, prompts, decoding, batch_size=self.batch_size, end_ids=ends,
+                bundle.model, bundle.tokenizer, prompts, decoding, batch_size=self.batch_size,
                 on_text=on_text,
             )  # fmt: skip
         else:
             out, worth = speculate(
-                bundle.model, draft, bundle.tokenizer, prompts, decoding, proposals=self.proposals, end_ids=ends,
+                bundle.model, draft, bundle.tokenizer, prompts, decoding, proposals=self.proposals,
                 on_text=on_text,
             )  # fmt: skip
         seconds = time.perf_counter() - started

@@ -10,7 +10,7 @@ from pydantic import Field
 from rich.console import RenderableType
 
 from limbeck.data.chat import ChatTemplate
-from limbeck.formats.families import family_of
+from limbeck.formats.families.table import family_of
 from limbeck.formats.hub import resolve
 from limbeck.formats.load import Bundle, load_bundle
 from limbeck.formats.stored import stored_dtypes

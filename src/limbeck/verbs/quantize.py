@@ -18,9 +18,10 @@ from limbeck.decode.settings import Decoding
 from limbeck.errors import ConfigError
 from limbeck.formats.load import Bundle, load_bundle, save_bundle
 from limbeck.formats.stored import stored_dtype, stored_dtypes
+from limbeck.jobs.checks import fired_first
 from limbeck.jobs.recipe import Display, Recipe, Report
 from limbeck.jobs.reports.evaluation import measure
-from limbeck.jobs.reports.quantization import Speeds, alternated, show_quantized
+from limbeck.jobs.reports.quantization import Speeds, alternated, quality_lost, show_quantized
 from limbeck.jobs.source import device_of, dtype_of
 from limbeck.kernels.packed import choose
 from limbeck.measure.agreement import KL_PER_TOKEN, TOP_AGREEMENT, agreement
@@ -84,6 +85,9 @@ class Quantize(Recipe):
     measuring: Measuring = Field(default_factory=Measuring, description="how it is measured")
     decoding: Decoding | None = Field(None, description="how it generates; none: the task's choice")
     margin: float | None = Field(None, gt=0, description="a difference that does not matter: equivalence is tested too")
+    lost: float = Field(
+        0.1, gt=0, le=1, description="alarm if the main figure of the quantized model is worse by more than this share"
+    )
     speed: SpeedProtocol = Field(default_factory=SpeedProtocol, description="how both are timed, in turns")
     memory: bool = Field(False, description="measure peak memory at load and in use too, in a process of its own")
     out: str = Field(description="run folder to write to", json_schema_extra={"section": "common"})
@@ -197,6 +201,8 @@ class Quantize(Recipe):
             s.name: compare(a, b, s, level=self.measuring.level, seed=self.seed)
             for s in self.task.statistics(a.columns)
         }
+        main = next(iter(each.values()))
+        alarms = [*found["quantized"]["alarms"], quality_lost(main, self.lost).describe()]
         comparisons = {}
         for name, c in adjust(each, alone=next(iter(each))).items():
             told = verdict(c, ("the original", "the quantized model"), self.margin)
@@ -205,6 +211,7 @@ class Quantize(Recipe):
         return {
             **found["quantized"],  # in an evaluation's form, so that a study sets it beside those of the same rows
             "evaluated": "all",
+            "alarms": fired_first(alarms),
             "original": found["original"],
             "quantized": found["quantized"],
             "comparisons": comparisons,

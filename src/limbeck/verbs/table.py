@@ -23,6 +23,7 @@ RECIPES: dict[str, str] = {
     "generate": "limbeck.verbs.generate:Generate",
     "info": "limbeck.verbs.info:Info",
     "export": "limbeck.verbs.export:Export",
+    "verify": "limbeck.verbs.verify:Verify",
     "compare": "limbeck.verbs.compare:Compare",
     "certify": "limbeck.study.certify:Certify",
     "fit": "limbeck.study.fit:Fit",

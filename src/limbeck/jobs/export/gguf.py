@@ -12,12 +12,14 @@ from rich.text import Text
 from limbeck.errors import ConfigError, RunError
 from limbeck.formats.gguf import GGUFReport, Type, weight_error, write_gguf
 from limbeck.formats.gguf_read import read_gguf
-from limbeck.formats.load import load_bundle
+from limbeck.formats.load import Bundle, load_bundle
 from limbeck.jobs.export.adapter import merged
 from limbeck.jobs.export.nearness import Agreement, agreement, logits, probe
 from limbeck.jobs.export.nearness_llama import llama_cpp_logits, llama_cpp_version
 from limbeck.jobs.recipe import Report, facts
 from limbeck.kernels.packed import dispatch
+from limbeck.measure.equivalence import compare_settings
+from limbeck.measure.sides import BundleSide
 
 __all__ = ["export_gguf"]
 
@@ -42,7 +44,8 @@ def export_gguf(model: str, adapter: str | None, out: Path, kind: Type, overwrit
     written = write_gguf(
         source.model, source.tokenizer, file, kind=kind, name=Path(model).name, generation=source.generation
     )
-    back = read_gguf(file).model
+    read = read_gguf(file)
+    back = read.model
     batch = probe(source.model, seed)
     with dispatch("reference"):  # the file is compared, not the kernels that run it
         wanted = logits(source.model, batch)
@@ -50,9 +53,10 @@ def export_gguf(model: str, adapter: str | None, out: Path, kind: Type, overwrit
     error = weight_error(source.model, back)
     if written.exact and (error > 0 or found["relative_difference"] > 1e-5):
         raise RunError(f"{file} differs from {model} by {error:.2g} in a weight: do not use it, and report this")
+    told = [*_told(written), *_parted(source, Bundle(back, read.tokenizer, read.generation, str(file)), file)]
     program = llama_cpp_version()
     theirs = None if program is None else agreement(wanted, llama_cpp_logits(file, batch))
-    types, told = Counter(written.types.values()), _told(written)
+    types = Counter(written.types.values())
     values: dict[str, Any] = {
         "verb": "export",
         "source": model,
@@ -90,6 +94,19 @@ def export_gguf(model: str, adapter: str | None, out: Path, kind: Type, overwrit
     ]
     notes: list[RenderableType] = [Text(sentence, style="yellow") for sentence in told]
     return Report(values, (facts(f"exported {model}", rows), *notes))
+
+
+def _parted(source: Bundle, written: Bundle, file: Path) -> list[str]:
+    """Compare tokens, chat template, stop tokens and settings with the source's; return what is not kept.
+
+    Raises:
+        RunError: the file encodes texts otherwise, or describes another decoder.
+    """
+    found = compare_settings(BundleSide(source, "the source"), BundleSide(written, str(file)))
+    for finding in found:
+        if finding.kind in ("tokenizer", "begin", "template", "field"):
+            raise RunError(f"{file} is not the source ({finding.message}): do not use it, and report this")
+    return [finding.message for finding in found]
 
 
 def _near(found: Agreement, tokens: int) -> str:

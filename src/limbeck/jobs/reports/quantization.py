@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,11 +12,14 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from limbeck.jobs.checks import show_alarms
 from limbeck.jobs.recipe import facts
+from limbeck.measure.alarm import Alarm
 from limbeck.measure.cost import SpeedProtocol, speed
+from limbeck.measure.stats import Comparison
 from limbeck.model.decoder import Decoder
 
-__all__ = ["Speeds", "alternated", "show_quantized"]
+__all__ = ["Speeds", "alternated", "quality_lost", "show_quantized"]
 
 
 _NEAR = {"kl_nats": "KL to the original", "top_agreement": "same top token"}
@@ -53,6 +57,15 @@ class Speeds:
     def slower_prompt(self) -> bool:
         """Smaller, but clearly slower to read prompts with."""
         return self.prefill_ratio > 1.03
+
+
+def quality_lost(main: Comparison, most: float) -> Alarm:
+    """Ring where the second model's main figure is worse than the first's by more than the share ``most``."""
+    change = main.difference if main.statistic.better == "lower" else -main.difference
+    share = change / abs(main.a) if main.a else (math.inf if change > 0 else 0.0)
+    moved = f"{main.statistic.name} {main.a:.4g} became {main.b:.4g}"
+    sentence = f"{moved} on {main.items} items: worse by {max(share, 0.0):.1%}, at most {most:.0%} is expected"
+    return Alarm("quality lost", share, most, share > most, sentence)
 
 
 def alternated(original: Decoder, quantized: Decoder, protocol: SpeedProtocol) -> Speeds:
@@ -123,6 +136,7 @@ def show_quantized(values: Mapping[str, Any]) -> tuple[RenderableType, ...]:
     return (
         table,
         *verdicts,
+        *show_alarms(values.get("alarms") or []),
         facts("against the original", rows),
         *notes,
         Text(f"run folder: {values['run']}", style="dim"),

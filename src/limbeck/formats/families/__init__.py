@@ -1,0 +1,1 @@
+"""Hugging Face's families, one file each; ``table`` lists them."""
