@@ -12,6 +12,7 @@
     │   │   └── VocabularyError     teacher and student tokenizers that encode differently (names where they part)
     │   └── TechniqueError          targets that match nothing, a rank too large, a merge into a quantized base
     ├── RunError                    it went wrong on the way
+    │   ├── BusyError               another process is writing the same run
     │   ├── DivergedError           a loss or gradient that is NaN or infinite (names step and batch)
     │   └── StorageError            the disk refused a write; what was there before is whole
     └── Interrupted                 exit code 130: Ctrl-C; a checkpoint was saved first
@@ -27,6 +28,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 __all__ = [
+    "BusyError",
     "CheckpointError",
     "ConfigError",
     "DataError",
@@ -99,6 +101,10 @@ class TechniqueError(InputError):
 
 class RunError(LimbeckError):
     """A run that went wrong on the way."""
+
+
+class BusyError(RunError):
+    """Another process is writing the same run."""
 
 
 class DivergedError(RunError):

@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from limbeck import config, storage
-from limbeck.errors import ConfigError, DataError, RunError
+from limbeck.errors import BusyError, ConfigError, DataError
 from limbeck.old_names import quiet
 
 __all__ = ["Run", "machine", "same_but_time", "source", "versions"]
@@ -47,7 +47,7 @@ class Run:
 
         Raises:
             ConfigError: the folder holds another recipe's run, or files that are no run.
-            RunError: another process is writing this run.
+            BusyError: another process is writing this run.
             StorageError: the folder cannot be written.
         """
         file, text = path / "recipe.yaml", config.dump(recipe)
@@ -269,7 +269,8 @@ class Run:
             fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
             self.close()
-            raise RunError(f"another process is writing run {self.path}: wait for it, or give another folder") from None
+            told = f"another process is writing run {self.path}: wait for it, or give another folder"
+            raise BusyError(told) from None
 
 
 def same_but_time(line: Mapping[str, Any]) -> dict[str, Any]:

@@ -89,6 +89,8 @@ def test_torchs_form_serves_where_there_is_no_compiler(monkeypatch):
 def test_bf16_rounds_inputs_and_results_alone():
     tensors = [x.bfloat16().requires_grad_() for x in inputs(16, False)]
     wide = [x.detach().float().requires_grad_() for x in tensors]
+    if compiled(wide[0]) is None:
+        pytest.skip("torch's form rounds between its operations too")
     reach = PATTERNS["log-wide"].reach(T)
     out, exact = sparse_attention(*tensors, SPANS, reach)[0], sparse_attention(*wide, SPANS, reach)[0]
     assert out.dtype == torch.bfloat16 and torch.equal(out, exact.bfloat16())
