@@ -27,7 +27,9 @@ RECIPES: dict[str, str] = {
     "verify": "limbeck.verbs.verify:Verify",
     "compare": "limbeck.verbs.compare:Compare",
     "certify": "limbeck.study.certify:Certify",
+    "fit": "limbeck.study.fit:Fit",
     "study": "limbeck.study.study:Study",
+    "report": "limbeck.study.report:WriteReport",
 }
 """verb -> ``module:Class``: the registration line of a verb, in the order in which the help lists them."""
 
