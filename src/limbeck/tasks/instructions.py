@@ -72,8 +72,9 @@ class Instructions(Task):
         return read_instructions(source, columns=columns or None, limit=limit, dialect=dialect, empty=self.empty)
 
     def equip(self, tokenizer: Tokenizer) -> Tokenizer:
-        """The tokenizer with the chat template that is learned."""
-        return tokenizer.with_chat_template(self._chat(tokenizer).text)
+        """The tokenizer with the chat template that is learned, and its begin token or none."""
+        trained = tokenizer.without_begin() if self.begin is False and tokenizer.begins_with_bos else tokenizer
+        return trained.with_chat_template(self._chat(tokenizer).text)
 
     def _chat(self, tokenizer: Tokenizer) -> ChatTemplate:
         return ChatTemplate.named(self.template, tokenizer, begin=self.begin, end=self.end)
@@ -122,7 +123,8 @@ class Instructions(Task):
         predictions: dict[str, str] = {}
         limit: int | None = None
         if measuring.generate:
-            ending = ChatTemplate(template.text, tokenizer)  # one limit, whether or not ends were learned
+            # one limit, whether or not ends were learned
+            ending = ChatTemplate(template.text, tokenizer, begin=self.begin)
             reference = np.array([float(len(_answer_ids(row, ending))) for row in kept])
             limit = min(math.ceil(2 * np.percentile(reference, 95)), decoding.max_new_tokens, model.config.context // 2)
             prompts = [template.prompt_ids(turns_of(row)[:-1]) for row in kept]
