@@ -117,3 +117,9 @@ def test_chat_templates(model: Path, cases: Path, tmp_path: Path, limbeck: Limbe
     assert done(asked("gen.jinja", "afirst.jsonl"))["data"]["train"]["rows"] == 20
     assert done(asked("gemma.jinja", "afirst.jsonl"))["data"]["train"]["rows"] == 20
     refused(asked("nosys.jinja", "sys.jsonl"), "row sys:")
+
+
+def test_long_prompts_are_counted(cases: Path, tmp_path: Path, limbeck: Limbeck) -> None:
+    start = saved(tmp_path / "m", context=128)
+    found = done(limbeck("evaluate", start, "--task", "qa", "--data", cases / "longqa.jsonl", "--json"))
+    assert found["protocol"]["prompts_cut"] == 6 and found["protocol"]["decoding"]["max_new_tokens"] == 64

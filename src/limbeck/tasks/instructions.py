@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,7 @@ from limbeck.measure.statistic import Statistic, ratio, share
 from limbeck.model.decoder import Decoder
 from limbeck.objectives.next_token import NextToken
 from limbeck.objectives.objective import AnyObjective
+from limbeck.tasks.fitting import Fitting
 from limbeck.tasks.task import Measuring, Result, Task
 
 __all__ = ["Instructions"]
@@ -122,16 +123,20 @@ class Instructions(Task):
         }
         predictions: dict[str, str] = {}
         limit: int | None = None
+        notes: dict[str, Any] = {**report.describe(), "dropped_rows": len(rows.dropped)}
         if measuring.generate:
             # one limit, whether or not ends were learned
             ending = ChatTemplate(template.text, tokenizer, begin=self.begin)
             reference = np.array([float(len(_answer_ids(row, ending))) for row in kept])
-            limit = min(math.ceil(2 * np.percentile(reference, 95)), decoding.max_new_tokens, model.config.context // 2)
+            wanted = min(math.ceil(2 * np.percentile(reference, 95)), decoding.max_new_tokens)
             prompts = [template.prompt_ids(turns_of(row)[:-1]) for row in kept]
+            asked = decoding.model_copy(update={"max_new_tokens": wanted, "truncate_prompts": True})
+            fitting = Fitting.of(model, asked, prompts)
+            decoding, notes = fitting.decoding, notes | fitting.notes()
+            limit = decoding.max_new_tokens
             greedy = Decoding(max_new_tokens=limit, truncate_prompts=True)
-            told = decoding.model_copy(update={"max_new_tokens": limit, "truncate_prompts": True})
             columns["reference"] = reference
-            for name, how in (("", told), ("_greedy", greedy)):
+            for name, how in (("", decoding), ("_greedy", greedy)):
                 out = generate(model, tokenizer, prompts, how, batch_size=measuring.batch_size)
                 columns[f"ended{name}"] = np.array([float(some[0].stopped == "end") for some in out])
                 columns[f"written{name}"] = np.array([float(some[0].tokens) for some in out])
@@ -146,7 +151,6 @@ class Instructions(Task):
             "limit_tokens": limit,
             "limit": "twice the 95th percentile of the references' tokens, at most half of the context",
         }
-        notes = {**report.describe(), "dropped_rows": len(rows.dropped)}
         scores = Scores.of([r.id for r in kept], **columns)
         return Result(scores, protocol, _samples(kept, template, predictions), notes, predictions)
 
