@@ -37,7 +37,6 @@ def old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "old"
 
 
-@pytest.mark.filterwarnings("ignore:this processor has no bf16 products")
 @pytest.mark.parametrize(("arm", "kind"), [("qaft", QAT), ("rtn", RTN)])
 def test_a_saved_model_loads_without_a_word(old: Path, arm: str, kind: type, tmp_path: Path) -> None:
     made = load_bundle(str(old / "study" / arm / "seed-0" / "model"))  # a warning would be an error
@@ -54,13 +53,16 @@ def test_a_saved_model_loads_without_a_word(old: Path, arm: str, kind: type, tmp
     assert torch.equal(again.model(Batch.of_ids(ids)), made.model(Batch.of_ids(ids)))
 
 
-@pytest.mark.filterwarnings("ignore:this processor has no bf16 products")
 def test_a_saved_model_measures_as_it_did(old: Path) -> None:
-    """The figure of the old report, from the old folder, by the new code."""
+    """The figure of the old report, from the old folder, by the new code.
+
+    The old one was computed on fp32 activations; products in eight-bit integers move it by up to 0.0003 nats
+    (``docs/quantized-layout.md``).
+    """
     then = Run.open(old / "study" / "qaft" / "seed-0").report()["metrics"]["nats per token"]
     values = {"data": "toy:stories", "limit": 12, "part": "test", "measuring": {"generate": False}}
     now = run("evaluate", model=str(old / "study/qaft/seed-0"), dtype="fp32", probes="off", **values)
-    assert now["metrics"]["nats per token"]["value"] == pytest.approx(then["value"], rel=1e-6)
+    assert now["metrics"]["nats per token"]["value"] == pytest.approx(then["value"], abs=3e-4)
 
 
 def test_a_finished_study_is_read_and_not_repeated(old: Path) -> None:

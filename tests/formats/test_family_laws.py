@@ -145,7 +145,6 @@ def test_adapters_open_in_peft(name: str, tmp_path: Path) -> None:
     assert (back.eval()(Batch.of_ids(IDS)) - wanted).abs().max() < 1e-4
 
 
-@pytest.mark.filterwarnings("ignore:this processor has no bf16 products:UserWarning")
 @pytest.mark.parametrize("name", CHECKPOINTS)
 @torch.no_grad()
 def test_every_family_quantizes(name: str, tmp_path: Path) -> None:

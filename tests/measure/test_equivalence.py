@@ -275,7 +275,6 @@ def exported(model: Decoder, how: str, folder: Path) -> tuple[BundleSide, Bundle
 _KINDS = {"f32": "fp32", "f16": "fp16", "q8_0": "int8"}
 
 
-@pytest.mark.filterwarnings("ignore:this processor has no bf16 products:UserWarning")
 @pytest.mark.parametrize("how", CLEAN)
 @pytest.mark.parametrize("base", BASES)
 def test_a_clean_export_raises_no_alarm(base: str, how: str, tmp_path: Path) -> None:
@@ -287,7 +286,6 @@ def test_a_clean_export_raises_no_alarm(base: str, how: str, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:this processor has no bf16 products:UserWarning")
 def test_a_hundred_clean_exports_raise_no_alarm(tmp_path: Path) -> None:
     import random
 

@@ -235,7 +235,7 @@ def test_a_size_out_of_reach_is_refused() -> None:
 
 def test_sinks_stand_beside_a_window() -> None:
     pattern = json.loads(Architecture(window=16, sinks=4).config(300).model_dump_json())["pattern"]
-    assert pattern == {"kind": "sliding", "window": 16, "sinks": 4}
+    assert pattern == {"kind": "sliding", "window": 16, "sinks": 4, "sink_distance": "true"}
     with pytest.raises(ConfigError, match="beside a window"):
         build(Architecture, {"sinks": 4}, "a test")
 
