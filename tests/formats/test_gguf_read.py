@@ -131,12 +131,13 @@ def test_keep_codes_is_of_files_alone(tmp_path: Path) -> None:
 def test_template_and_every_end_id_come_back(tmp_path: Path) -> None:
     tokenizer = byte_level().with_chat_template("{% for m in messages %}{{ m.content }}{% endfor %}")
     generation = {"eos_token_id": [0, 5, 7], "temperature": 0.6}
+    tokenizer = tokenizer.with_ends([0, 5, 7])
     result = write_gguf(small("gpt2"), tokenizer, tmp_path / "m.gguf", generation=generation)
     assert len(result.lost) == 1 and "temperature" in result.lost[0]
     bundle = load_bundle(str(tmp_path / "m.gguf"))
     assert bundle.tokenizer.chat_template == tokenizer.chat_template
     assert bundle.generation["eos_token_id"] == [0, 5, 7]
-    result = write_gguf(small("gpt2"), tokenizer, tmp_path / "n.gguf", generation={"eos_token_id": [0, 5, 7, 9, 11]})
+    result = write_gguf(small("gpt2"), tokenizer.with_ends([5, 7, 9, 11]), tmp_path / "n.gguf")
     assert "9, 11" in result.lost[0]
 
 

@@ -254,7 +254,7 @@ def exported(model: Decoder, how: str, folder: Path) -> tuple[BundleSide, Bundle
     t, generation = tokenizer(), {"eos_token_id": [0, 5]}
     source = Bundle(model, t, generation, "m")
     if how in ("f32", "f16", "q8_0"):
-        write_gguf(model, t, folder / "m.gguf", kind=how, generation=generation)  # type: ignore[arg-type]
+        write_gguf(model, t.with_ends([0, 5]), folder / "m.gguf", kind=how)  # type: ignore[arg-type]
         return BundleSide(source, "source"), BundleSide(
             load_bundle(str(folder / "m.gguf")), "gguf", coarsest=_KINDS[how]
         )
