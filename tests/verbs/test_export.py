@@ -109,7 +109,7 @@ def test_what_the_folder_does_not_stop_at_is_told(
     write_json(source / "generation_config.json", {"eos_token_id": [0, 5]})
     real = export.save_bundle
     monkeypatch.setattr(
-        export, "save_bundle", lambda *rest, generation, **named: real(*rest, generation={**generation, **change}, **named)
+        export, "save_bundle", lambda *a, generation, **named: real(*a, generation={**generation, **change}, **named)
     )
     told = Export(model=str(source), out=str(tmp_path / "hf")).run(Display.silent()).values["told"]
     assert len(told) == bool(words) and words in " ".join(told)
