@@ -1,6 +1,6 @@
 # Every target sets up the environment that it needs; nothing has to be installed first but Python 3.11 or newer.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-kernels test-peers lint types bench schema clean
+.PHONY: help demo test test-slow test-kernels test-peers fuzz kills soak security lint types bench schema clean
 
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
@@ -50,6 +50,19 @@ bench: $(PEERS)/.ready ## run every benchmark and write docs/results/performance
 	@for file in $(sort $(wildcard benchmarks/*.py)); do name=$$(basename $$file .py); echo "== $$name"; \
 		$(PEERS)/bin/python $$file $(if $(QUICK),--quick) --json $(RESULTS)/performance/$$name.json || exit 1; done
 	PYTHONPATH=benchmarks $(PEERS)/bin/python -m harness.page $(RESULTS)/performance $(RESULTS)/performance.md
+
+fuzz: $(VENV)/.dev ## give every reader, config, model file and template 10,000 broken inputs; FUZZ_CASES=N: so many
+	FUZZ_CASES=$(or $(FUZZ_CASES),10000) OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) tests/fuzz
+
+kills: $(VENV)/.dev ## kill commands 200 times with SIGKILL, run them again, and compare the end to the bit
+	$(BIN)/python tests/faults/kills.py $(or $(KILLS),200)
+
+soak: $(VENV)/.dev ## train, evaluate and generate for two hours; memory, handles and threads must stay flat; MINUTES=5
+	$(BIN)/python tests/faults/soak.py --minutes $(or $(MINUTES),120)
+
+security: $(VENV)/.dev ## bandit over the source; pip-audit over the pins where its database can be reached
+	$(BIN)/bandit --quiet --recursive src --configfile pyproject.toml
+	$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip || echo "pip-audit: no database at hand, or findings above"
 
 schema: $(VENV)/.base ## rewrite schema.json and docs/verbs from the recipes
 	$(BIN)/python -m limbeck.schema

@@ -107,3 +107,19 @@ def test_trainings(
     )["data"]["train"]
     assert found["rows"] == rows or rows is None
     assert found.get("dropped") == dropped
+
+
+def test_chat_templates(model: Path, cases: Path, tmp_path: Path, limbeck: Limbeck) -> None:
+    def asked(template: str, file: str) -> Said:
+        flags = ("--instructions.template", cases / template, "--out", tmp_path / template, *TRAIN)
+        return limbeck("finetune", "--model", model, "--task", "instructions", "--data", cases / file, *flags)
+
+    assert done(asked("gen.jinja", "afirst.jsonl"))["data"]["train"]["rows"] == 20
+    assert done(asked("gemma.jinja", "afirst.jsonl"))["data"]["train"]["rows"] == 20
+    refused(asked("nosys.jinja", "sys.jsonl"), "row sys:")
+
+
+def test_long_prompts_are_counted(cases: Path, tmp_path: Path, limbeck: Limbeck) -> None:
+    start = saved(tmp_path / "m", context=128)
+    found = done(limbeck("evaluate", start, "--task", "qa", "--data", cases / "longqa.jsonl", "--json"))
+    assert found["protocol"]["prompts_cut"] == 6 and found["protocol"]["decoding"]["max_new_tokens"] == 64

@@ -21,7 +21,7 @@ from limbeck import __version__
 from limbeck.command.failures import Failure, failure_of
 from limbeck.command.flags import Flag
 from limbeck.command.verb import Verb, Verbs
-from limbeck.errors import nearest
+from limbeck.errors import LimbeckWarning, nearest
 from limbeck.old_names import OldNameWarning
 
 if TYPE_CHECKING:
@@ -37,8 +37,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: what follows ``limbeck``; None: the process's own arguments.
     """
     args = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    _open_streams()
     _hush()
     try:
+        _check_text(args)
         code = Verbs(_start, __version__).main(args, prog_name="limbeck", standalone_mode=False)
         sys.stdout.flush()  # a closed pipe is to fail here, where it is caught
         return code if isinstance(code, int) else 0
@@ -46,6 +48,43 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(Failure(_no_such_option(error), error.exit_code), args)
     except BaseException as error:  # everything ends as one sentence and an exit code
         return _fail(failure_of(error), args)
+
+
+def _open_streams() -> None:
+    """Give every stream that is closed (``>&-``) somewhere to write to, and let no character be unwritable."""
+    for name, number in (("stdout", 1), ("stderr", 2)):
+        if getattr(sys, name) is None:
+            handle = os.open(os.devnull, os.O_WRONLY)
+            if handle != number:  # no file that is opened later may take the number of a closed stream
+                os.dup2(handle, number)
+                os.close(handle)
+            setattr(sys, name, os.fdopen(number, "w", encoding="utf-8", closefd=False))
+        stream = getattr(sys, name)
+        if stream is getattr(sys, f"__{name}__") and hasattr(stream, "reconfigure"):
+            encoding = (
+                "utf-8" if stream.encoding.lower() in ("ascii", "ansi_x3.4-1968", "us-ascii") else stream.encoding
+            )
+            stream.reconfigure(encoding=encoding, errors="backslashreplace")
+
+
+def _check_text(args: Sequence[str]) -> None:
+    """Refuse an argument that is not text.
+
+    Raises:
+        ConfigError: its bytes are none of this system's encoding, or hold a zero byte.
+    """
+    from limbeck.errors import ConfigError
+
+    for place, text in enumerate(args, start=1):
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            shown = text.encode("utf-8", "backslashreplace").decode()
+            raise ConfigError(
+                f"argument {place}, '{shown[:60]}', is not UTF-8: rename the file, or retype it"
+            ) from None
+        if "\0" in text:
+            raise ConfigError(f"argument {place} holds a zero byte: leave it out")
 
 
 def _start(verb: str, flags: Sequence[Flag], typed: Mapping[str, Any]) -> None:
@@ -146,7 +185,8 @@ def _fail(failure: Failure, args: Sequence[str]) -> int:
         with contextlib.suppress(BrokenPipeError):  # nobody reads stderr any more
             print(f"limbeck: error: {failure.message}", file=sys.stderr)
         if "--json" in before_end and _first():
-            print(json.dumps({"error": failure.message, "exit_code": failure.exit_code}, ensure_ascii=False))
+            told = {**failure.values, "error": failure.message, "exit_code": failure.exit_code}
+            print(json.dumps(told, ensure_ascii=False))
         sys.stdout.flush()
     except OSError:  # stdout is closed or full, which may be the very failure
         _forget_stdout()
@@ -169,15 +209,17 @@ def _no_such_option(error: click.NoSuchOption) -> str:
 
 
 def _hush() -> None:
-    """Keep libraries' chatter off the terminal, unless the user asked Python for warnings."""
+    """Keep libraries' chatter off the terminal, unless the user asked Python for warnings; our own are shown."""
     for name, value in (("TRANSFORMERS_VERBOSITY", "error"), ("TOKENIZERS_PARALLELISM", "false")):
         os.environ.setdefault(name, value)
     if not sys.warnoptions and not os.environ.get("LIMBECK_TRACEBACK"):
         warnings.simplefilter("ignore")
-        warnings.filterwarnings("default", category=OldNameWarning)
+        for category in (LimbeckWarning, OldNameWarning):
+            warnings.filterwarnings("default", category=category)
+        warnings.filterwarnings("default", module=r"limbeck(\.|$)")
         warnings.formatwarning = _warning  # type: ignore[assignment]
 
 
 def _warning(message: Warning | str, category: type[Warning], *_: object) -> str:
-    """Write a warning as one line; the only ones that are shown are about old names."""
-    return f"limbeck: warning: {message}\n"
+    """Write a warning as one line; the only ones that are shown are the project's own."""
+    return f"limbeck: warning: {' '.join(str(message).split())}\n"

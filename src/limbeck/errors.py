@@ -12,6 +12,7 @@
     │   │   └── VocabularyError     teacher and student tokenizers that encode differently (names where they part)
     │   └── TechniqueError          targets that match nothing, a rank too large, a merge into a quantized base
     ├── RunError                    it went wrong on the way
+    │   ├── BusyError               another process is writing the same run
     │   ├── DivergedError           a loss or gradient that is NaN or infinite (names step and batch)
     │   └── StorageError            the disk refused a write; what was there before is whole
     └── Interrupted                 exit code 130: Ctrl-C; a checkpoint was saved first
@@ -23,9 +24,11 @@ A message is one sentence: what is wrong, where, and what to do about it. What g
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 __all__ = [
+    "BusyError",
     "CheckpointError",
     "ConfigError",
     "DataError",
@@ -100,6 +103,10 @@ class RunError(LimbeckError):
     """A run that went wrong on the way."""
 
 
+class BusyError(RunError):
+    """Another process is writing the same run."""
+
+
 class DivergedError(RunError):
     """A loss or gradient that is not finite; names step and rows."""
 
@@ -109,9 +116,17 @@ class StorageError(RunError):
 
 
 class Interrupted(LimbeckError):  # noqa: N818 - it is a request, not an error
-    """Ctrl-C, after the checkpoint was saved."""
+    """Ctrl-C, after what was done was saved.
+
+    Attributes:
+        values: what was done, as plain values for ``--json``.
+    """
 
     exit_code = 130
+
+    def __init__(self, message: str, values: Mapping[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.values: Mapping[str, Any] = values or {}
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

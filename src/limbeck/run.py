@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from limbeck import config, storage
-from limbeck.errors import ConfigError, DataError, RunError
+from limbeck.errors import BusyError, ConfigError, DataError
 from limbeck.old_names import quiet
 
 __all__ = ["Run", "machine", "same_but_time", "source", "versions"]
@@ -47,7 +47,7 @@ class Run:
 
         Raises:
             ConfigError: the folder holds another recipe's run, or files that are no run.
-            RunError: another process is writing this run.
+            BusyError: another process is writing this run.
             StorageError: the folder cannot be written.
         """
         file, text = path / "recipe.yaml", config.dump(recipe)
@@ -159,11 +159,24 @@ class Run:
         return _read_yaml(self.path / "recipe.yaml")
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Read every whole line of ``metrics.jsonl``; a line that a kill tore is left out."""
+        """Read every whole line of ``metrics.jsonl``; a line that a kill tore is left out.
+
+        Raises:
+            DataError: the file cannot be read, or a line is damaged; names it.
+        """
         if not self.metrics_file.exists():
             return []
-        text = self.metrics_file.read_text(encoding="utf-8")
-        return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+        try:
+            *lines, _ = self.metrics_file.read_bytes().decode("utf-8").split("\n")  # the last is empty, or torn
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"{self.metrics_file} cannot be read: {' '.join(str(error).split())}") from None
+        out = []
+        for number, line in enumerate(lines, start=1):
+            try:
+                out.append(json.loads(line))
+            except (ValueError, RecursionError):
+                raise DataError(f"line {number} of {self.metrics_file} is damaged: it is no JSON object") from None
+        return out
 
     def report(self) -> dict[str, Any]:
         """Read the report.
@@ -256,7 +269,8 @@ class Run:
             fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
             self.close()
-            raise RunError(f"another process is writing run {self.path}: wait for it, or give another folder") from None
+            told = f"another process is writing run {self.path}: wait for it, or give another folder"
+            raise BusyError(told) from None
 
 
 def same_but_time(line: Mapping[str, Any]) -> dict[str, Any]:

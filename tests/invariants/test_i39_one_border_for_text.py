@@ -13,10 +13,10 @@ from tests.reference.commands import Limbeck, Said, refused
 from tests.reference.small_model import saved
 
 FAST = (
-    "--batch-size", "2", "--steps", "1", "--dtype", "fp32", "--probes", "off", "--audit", "off", "--resamples", "100",
+    "--batch-size", "2", "--steps", "1", "--dtype", "fp32", "--probes", "off", "--audit", "off",
     "--fractions", "1,0,0", "--no-generate", "--json",
 )  # fmt: skip
-MEASURE = ("--probes", "off", "--resamples", "100", "--no-generate", "--json")
+MEASURE = ("--probes", "off", "--no-generate", "--json")
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import pytest
 from tests.reference.commands import Limbeck, Said, refused
 from tests.reference.small_model import saved
 
-MEASURE = ("--probes", "off", "--resamples", "100", "--no-generate", "--json")
+MEASURE = ("--probes", "off", "--no-generate", "--json")
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from limbeck.storage import plain
-from limbeck.study.analysis import analyse, analysis_tables
+from limbeck.study.analysis import analyse, analysis_tables, answer
 from limbeck.study.stages import stage_markdown
 from limbeck.study.table import groups
 from tests.reference.finished_arms import arm
@@ -36,3 +36,15 @@ def test_an_arm_without_a_cost_is_left_off_the_front_and_one_item_tells_nothing(
     assert "unknown" not in found.front and "unknown" in found.kept and found.effects == ()
     single = [arm("a", 1.0, items=1), arm("b", 2.0, items=1)]
     assert analyse(groups(single, [], None)[0], {}).front == {}
+
+
+def test_the_answer_names_the_best_and_the_smallest_that_kept_it() -> None:
+    group = groups(ARMS, [], None)[0]
+    said = answer(group, analyse(group, {}, margin=0.05))
+    assert (
+        said.startswith("Best nats per token: ")
+        and "Smallest that kept it within 5% of base: near, 1.00 MB (25%)" in said
+    )
+    assert "nothing else that was looked at broke" in said
+    lone = groups([ARMS[0], ARMS[2]], [], None)[0]
+    assert "No arm is shown to keep nats per token of base within 1%" in answer(lone, analyse(lone, {}))

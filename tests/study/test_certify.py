@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from limbeck.config import Config
 from limbeck.errors import ConfigError, DataError, ModelError
 from limbeck.formats.load import load_bundle, save_bundle
 from limbeck.jobs.recipe import Display
@@ -18,9 +19,14 @@ from limbeck.study.certify import Certify
 from limbeck.study.harms import Grams, Harm, Margins, harms, is_refusal
 from limbeck.study.sample_logs import read_samples
 from tests.reference.small_model import saved
-from tests.verbs.test_compare import Measured as Recorded
 
-RNG = np.random.default_rng(0)
+
+class Recorded(Config):
+    """As far as a comparison reads a recipe."""
+
+    task: dict[str, Any] | None = {"kind": "qa"}
+
+
 IDS = [f"i{n}" for n in range(2000)]
 
 

@@ -29,8 +29,8 @@ BASE = made("base", RIGHT, CHARS)
 def test_a_figure_that_fell_while_the_task_held_is_listed() -> None:
     broken = made("broken", RIGHT, CHARS - 5 + RNG.normal(size=300))
     fine = made("fine", RIGHT, CHARS + RNG.normal(size=300))
-    rows = quiet_failures(BASE, [broken, fine], ACCURACY)
-    assert [(r.arm, r.held, r.broke) for r in rows] == [("broken", "accuracy kept within 1%", "chrF")]
+    rows = quiet_failures(BASE, [broken, fine], ACCURACY, margin=0.05)
+    assert [(r.arm, r.held, r.broke) for r in rows] == [("broken", "accuracy kept within 5%", "chrF")]
     assert rows[0].words.startswith("40")
 
 

@@ -9,7 +9,9 @@ import yaml
 
 from limbeck.errors import ConfigError
 from limbeck.jobs.recipe import Display
-from limbeck.study.study import Study, read_plan
+from limbeck.study.candidates import Workshop
+from limbeck.study.fit import read_search
+from limbeck.study.study import Study, _planned, read_plan
 from tests.reference.tiny_runs import PRETRAIN
 
 PLAN = {
@@ -75,15 +77,19 @@ def test_a_bad_file_is_one_sentence(tmp_path: Path) -> None:
         read_plan(tmp_path / "torn.yaml")
 
 
-@pytest.mark.parametrize("file", sorted(Path(__file__).parents[2].glob("studies/*.yaml")), ids=lambda f: f.stem)
-def test_shipped_studies_are_valid(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from limbeck.study.study import _recipes
+FILES = sorted(Path(__file__).parents[2].glob("studies/*.yaml"))
 
-    for name in re.findall(r"\$\{(\w+)\}", file.read_text(encoding="utf-8")):
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
+def test_shipped_studies_and_searches_are_valid(file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    text = file.read_text(encoding="utf-8")
+    for name in re.findall(r"\$\{(\w+)\}", text):
         monkeypatch.setenv(name, "somewhere")
-    plan = read_plan(file)
-    folders: dict[int, dict[str, str]] = {seed: {} for seed in plan.seeds}
-    assert sum(len(_recipes(plan, name, Path("x"), folders)) for name in plan.order()) >= len(plan.arms)
+    if "pipelines" in yaml.safe_load(text):
+        Workshop(read_search(file), tmp_path, 0, Display.silent()).check()
+    else:
+        plan = read_plan(file)
+        assert sum(len(runs) for runs in _planned(plan, Path("x"), None).values()) >= len(plan.arms)
 
 
 def test_a_chart_of_a_figure_that_no_arm_measures_is_refused(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from limbeck.config import build
 from limbeck.errors import ConfigError
 from limbeck.jobs.recipe import Display
 from limbeck.verbs.generate import Generate
+from tests.reference.commands import Limbeck
 from tests.reference.small_model import saved
 
 
@@ -91,3 +94,25 @@ def test_stop_strings_end_the_text_and_are_cut_off(generate: Any) -> None:
 def test_options_that_would_not_be_read_are_refused(model: str, values: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
         build(Generate, {"model": model, "decoding": values})
+
+
+def test_an_interruption_keeps_what_was_generated(
+    tmp_path: Path, limbeck: Limbeck, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from limbeck.decode import generate as generating
+
+    plain, calls = generating._decode, []
+
+    def interrupted(*args: Any) -> None:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        plain(*args)
+
+    monkeypatch.setattr(generating, "_decode", interrupted)
+    asked = ("generate", saved(tmp_path / "m"), "hi", "--samples", "8", "--temperature", "1", "--max-new-tokens", "4")
+    said = limbeck(*asked, "--batch-size", "2", "--out", tmp_path / "out", "--json")
+    assert said.code == 130 and "4 of 8 generations were done and are kept" in said.err
+    told, kept = json.loads(said.out), json.loads((tmp_path / "out" / "generations.json").read_text())
+    assert len(told["generations"]) == len(kept["generations"]) == 4 and kept["interrupted"] is True
+    assert told["exit_code"] == 130

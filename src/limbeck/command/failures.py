@@ -6,11 +6,13 @@ import errno
 import os
 import sys
 import traceback
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import click
 
-from limbeck.errors import LimbeckError
+from limbeck.errors import Interrupted, LimbeckError
 
 __all__ = ["Failure", "failure_of"]
 
@@ -24,16 +26,20 @@ class Failure:
     Attributes:
         message: one sentence, or empty where nothing is to be said.
         exit_code: 2 bad input, 1 failure, 130 Ctrl-C.
+        values: what was done before it ended, as plain values.
     """
 
     message: str
     exit_code: int
+    values: Mapping[str, Any] = field(default_factory=dict)
 
 
 def failure_of(error: BaseException) -> Failure:
     """Put ``error`` into one sentence; with LIMBECK_TRACEBACK set, its traceback goes to stderr first."""
     if os.environ.get(_TRACEBACK) and not isinstance(error, click.ClickException | SystemExit):
         traceback.print_exception(error, file=sys.stderr)
+    if isinstance(error, Interrupted):
+        return Failure(_one_line(str(error)), error.exit_code, error.values)
     if isinstance(error, LimbeckError):
         return Failure(_one_line(str(error)), error.exit_code)
     if isinstance(error, click.ClickException):
@@ -48,6 +54,10 @@ def failure_of(error: BaseException) -> Failure:
         return Failure(f"the disk is full{_at(error)}: free some space or choose another --out", 1)
     if isinstance(error, PermissionError):
         return Failure(f"no permission to open {error.filename}: choose another place or change its rights", 1)
+    if isinstance(error, UnicodeEncodeError):
+        return Failure("a name or text holds what this system's encoding cannot: set PYTHONUTF8=1", 2)
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return Failure(f"a name is longer than file systems allow{_at(error)}: shorten it", 2)
     if isinstance(error, MemoryError) or _out_of_memory(error):
         return Failure("out of memory: take a smaller --batch-size, --context or model", 1)
     hint = "" if os.environ.get(_TRACEBACK) else f" ({_TRACEBACK}=1 shows where)"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -12,11 +13,22 @@ from typing import Any, NoReturn
 
 import jinja2
 
-from limbeck.data.template_sandbox import LimitedEnvironment
+from limbeck.data.template_sandbox import GenerationTag, LimitedEnvironment
 from limbeck.data.tokenizer import Tokenizer
 from limbeck.errors import ConfigError, DataError, nearest
 
-__all__ = ["ROLES", "TEMPLATES", "ChatTemplate", "Message", "Piece", "Turns", "merged", "sandbox", "template_text"]
+__all__ = [
+    "ROLES",
+    "TEMPLATES",
+    "ChatTemplate",
+    "Message",
+    "Piece",
+    "Turns",
+    "merged",
+    "naming_row",
+    "sandbox",
+    "template_text",
+]
 
 TEMPLATES: Mapping[str, str] = {
     "turns": (
@@ -36,6 +48,7 @@ ROLES = ("system", "user", "assistant")
 
 _OPEN, _CLOSE = "\ufdd0", "\ufdd1"  # noncharacters: no text that is meant for exchange holds them
 _HELD = re.compile(f"{_OPEN}(\\d+){_CLOSE}")
+_MARK = "\ufdd2"  # stands for an answer whose place in a layout is looked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,14 +112,16 @@ class ChatTemplate:
     Args:
         text: Jinja.
         tokenizer: whose special tokens it writes.
+        begin: put the begin token first where the layout's ids do not begin with it; None: as the tokenizer does.
         end: write end tokens; without, ``eos_token`` is empty: a model so trained never learns to stop.
 
     Raises:
         ConfigError: the text is no Jinja.
     """
 
-    def __init__(self, text: str, tokenizer: Tokenizer, *, end: bool = True) -> None:
+    def __init__(self, text: str, tokenizer: Tokenizer, *, begin: bool | None = None, end: bool = True) -> None:
         self.text, self.tokenizer, self.end = text, tokenizer, end
+        self._begins = (tokenizer.begins_with_bos if begin is None else begin) and tokenizer.bos_id is not None
         self._environment = sandbox()
         try:
             self._jinja = self._environment.from_string(text)
@@ -126,18 +141,20 @@ class ChatTemplate:
             name: ``auto`` (the tokenizer's own, else ``turns``), one of ``TEMPLATES``, a file ending in ``.jinja``, or
                 Jinja text.
             tokenizer: of the model.
-            begin: write the begin token first, where the template itself does not; None: as the tokenizer does.
+            begin: see the class. Where the template never writes the token, its text is given it, so that every tool
+                that reads the saved template writes it too.
             end: see the class.
 
         Raises:
             ConfigError: it means nothing, the text is no Jinja, or there is no begin token.
         """
         text = template_text(name, tokenizer)
-        if (tokenizer.begins_with_bos if begin is None else begin) and "bos_token" not in text:
+        if tokenizer.begins_with_bos if begin is None else begin:
             if tokenizer.bos_id is None:
                 raise ConfigError("the tokenizer has no begin token to put before a conversation; set begin=false")
-            text = f"{{{{ bos_token }}}}{text}"
-        return cls(text, tokenizer, end=end)
+            if cls(text, tokenizer, begin=False, end=end)._never_begins():
+                text = f"{{{{ bos_token }}}}{text}"
+        return cls(text, tokenizer, begin=begin, end=end)
 
     def render(self, messages: Turns, *, answer: bool = False) -> str:
         """The conversation as text; with ``answer`` as far as an answer begins.
@@ -151,7 +168,7 @@ class ChatTemplate:
         """Token ids to generate the next answer from: exactly those that training puts before it."""
         pieces = [piece for piece in self.pieces(messages) if piece.text]
         done = "".join(piece.text for piece in pieces)
-        whole = self._render(messages, answer=True)
+        whole = self._given(messages)
         self._check_continues(done, whole)
         ids: list[int] = []
         for piece in (*pieces, Piece(whole[len(done) :], learned=False)):
@@ -190,7 +207,7 @@ class ChatTemplate:
         for i, message in enumerate(messages):
             if message.role != "assistant":
                 continue
-            given, whole = self._render(messages[:i], answer=True), self._render(messages[: i + 1], answer=False)
+            given, whole = self._given(messages[:i]), self._render(messages[: i + 1], answer=False)
             self._check_continues(done, given)
             self._check_continues(given, whole)
             answer, rest = self._cut(whole[len(given) :])
@@ -219,12 +236,57 @@ class ChatTemplate:
                 f"({self._show(before)[-40:]!r} changes), so that an answer cannot be told from what is given"
             )
 
+    def _given(self, messages: Turns) -> str:
+        """Lay out ``messages`` as far as an answer begins.
+
+        A template may refuse messages that lack what follows, such as none at all before a conversation's first
+        answer. The layout that goes on with an answer is then cut where the answer begins.
+        """
+        try:
+            return self._render(messages, answer=True)
+        except DataError:
+            held = [*self._held(messages), {"role": "assistant", "content": _MARK}]
+            whole = self._lay_out(held, answer=False)
+            before, found, _ = whole.rpartition(_MARK)
+            asking = self._asking()
+            at = before.rfind(asking)
+            if not found or at < 0 or before[at + len(asking) :].strip():
+                raise
+            return before[: at + len(asking)]
+
+    def _asking(self) -> str:
+        """Return what the template writes where an answer is to begin."""
+        asked = [Message("user", "a")]
+        before, whole = self._render(asked, answer=False), self._render(asked, answer=True)
+        self._check_continues(before, whole)
+        return whole[len(before) :]
+
+    def _never_begins(self) -> bool:
+        """Does no conversation of several kinds begin with the begin token, and one at least is accepted?"""
+        question = Message("user", "a")
+        found = []
+        for turns in ([question], [Message("system", "a"), question], [question, Message("assistant", "a")]):
+            with suppress(DataError):
+                found.append(self._has_begin(self._render(turns, answer=turns[-1] is question)))
+        return bool(found) and not any(found)
+
+    def _has_begin(self, text: str) -> bool:
+        """Is the first id of ``text`` the begin token?"""
+        begin = self.tokenizer.piece(self.tokenizer.bos_id or 0)
+        at = text.find(begin)
+        return at >= 0 and self._encode(text[: at + len(begin)], False)[:1] == [self.tokenizer.bos_id]
+
     def _render(self, messages: Turns, answer: bool) -> str:
-        held = [{"role": m.role, "content": self._hold(m.content)} for m in messages]
+        return self._lay_out(self._held(messages), answer)
+
+    def _held(self, messages: Turns) -> list[dict[str, str]]:
+        return [{"role": m.role, "content": self._hold(m.content)} for m in messages]
+
+    def _lay_out(self, held: list[dict[str, str]], answer: bool) -> str:
         t = self.tokenizer
         self._environment.begin()
         try:
-            return self._jinja.render(
+            text = self._jinja.render(
                 messages=held,
                 add_generation_prompt=answer,
                 eos_token=t.piece(t.eos_id) if self.end else "",
@@ -232,6 +294,7 @@ class ChatTemplate:
             )
         except Exception as error:  # what a template does wrong can be any error of Python's
             raise DataError(f"the chat template refuses a conversation: {_line(error)}") from None
+        return f"{t.piece(t.bos_id or 0)}{text}" if self._begins and not self._has_begin(text) else text
 
     def _hold(self, content: str) -> str:
         """Put special-token strings of a content aside, so that the template's own can be told from them."""
@@ -274,6 +337,20 @@ def template_text(name: str, tokenizer: Tokenizer) -> str:
     )
 
 
+@contextmanager
+def naming_row(row: str, source: str) -> Iterator[None]:
+    """Put the row's name before an error of the template's.
+
+    Raises:
+        DataError: the template refuses the row's conversation.
+        ConfigError: it lays the conversation out in a way that cannot be learned.
+    """
+    try:
+        yield
+    except (DataError, ConfigError) as error:
+        raise type(error)(f"row {row} of {source}: {error}") from None
+
+
 def merged(messages: Iterable[Message]) -> tuple[Message, ...]:
     """Join turns of one speaker that follow each other, a blank line between."""
     out: list[Message] = []
@@ -291,7 +368,9 @@ def sandbox() -> LimitedEnvironment:
 
     ``strftime_now`` is left out: what is trained on does not depend on the day.
     """
-    environment = LimitedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
+    environment = LimitedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", GenerationTag]
+    )
     environment.globals["raise_exception"] = _refuse
     environment.filters["tojson"] = _tojson
     return environment

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from limbeck.data.batch import Example
-from limbeck.data.chat import ChatTemplate, Message
+from limbeck.data.chat import ChatTemplate, Message, naming_row
 from limbeck.data.conversations import FORM_FIELDS, FORMS, answered, flat, one_form, read_conversation
 from limbeck.data.dialect import Dialect
 from limbeck.data.prompts import EncodingReport, Truncate, cut_prompt
@@ -107,7 +107,8 @@ def encode_conversations(
     too_long: list[str] = []
     empty: list[str] = []
     for index, row in enumerate(rows):
-        ids, learned = template.encode(turns_of(row))
+        with naming_row(row.id, rows.source):
+            ids, learned = template.encode(turns_of(row))
         start = learned.index(True)
         first, prompt = template.begin(ids[:start])
         given = cut_prompt(first, prompt, len(ids) - start, context, truncate)

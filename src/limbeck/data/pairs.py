@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from limbeck.data.batch import Example, PairBatch, collate
-from limbeck.data.chat import ChatTemplate, Message
+from limbeck.data.chat import ChatTemplate, Message, naming_row
 from limbeck.data.preferences import turns_before
 from limbeck.data.prompts import EncodingReport, Truncate, cut_prompt
 from limbeck.data.rows import Rows
@@ -111,13 +111,14 @@ def encode_pairs(
     empty: list[str] = []
     for index, row in enumerate(rows):
         before = turns_before(row)
-        prompt = template.prompt_ids(before)
-        first, rest = template.begin(prompt)
         completions = []
-        for side in ("chosen", "rejected"):
-            ids, learned = template.encode((*before, Message("assistant", row.fields[side])))
-            completions.append(ids[len(prompt) :])
-            assert ids[: len(prompt)] == prompt and all(learned[len(prompt) :]), row.id
+        with naming_row(row.id, rows.source):
+            prompt = template.prompt_ids(before)
+            for side in ("chosen", "rejected"):
+                ids, learned = template.encode((*before, Message("assistant", row.fields[side])))
+                completions.append(ids[len(prompt) :])
+                assert ids[: len(prompt)] == prompt and all(learned[len(prompt) :]), row.id
+        first, rest = template.begin(prompt)
         fitted = cut_prompt(first, rest, max(map(len, completions)), context, truncate)
         if fitted is None:
             too_long.append(row.id)

@@ -13,12 +13,29 @@ from typing import Any
 
 import jinja2
 from jinja2 import nodes
+from jinja2.ext import Extension
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-__all__ = ["LimitedEnvironment"]
+__all__ = ["GenerationTag", "LimitedEnvironment"]
 
 _STEPS, _SECONDS, _SIZE, _POWER = 200_000, 5.0, 2_000_000, 1_000
 _LONGEST_TEMPLATE = 200_000  # characters
+
+
+class GenerationTag(Extension):
+    """Read ``{% generation %} ... {% endgeneration %}``, by which published templates mark answers.
+
+    What stands between is laid out as it is. Which tokens are learned is found without the marks, so that templates
+    with and without them are learned alike.
+    """
+
+    tags = {"generation"}  # noqa: RUF012 - of the base
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        """Return what stands between as a scope of its own, as transformers has it."""
+        line = next(parser.stream).lineno
+        return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True)).set_lineno(line)
 
 
 class LimitedEnvironment(ImmutableSandboxedEnvironment):

@@ -25,6 +25,7 @@ END_OF_TEXT = "<|endoftext|>"
 _USUAL_ENDS = (END_OF_TEXT, "</s>", "<|end_of_text|>", "<|im_end|>", "<eos>")
 BPE_FILES = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
 _BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
+_TEMPLATE_FILE = "chat_template.jinja"
 _SENTINELS = ("\n", ".")  # texts that following text rarely merges with; see Tokenizer.encode
 
 
@@ -73,6 +74,27 @@ class Tokenizer:
         other = copy.copy(self)
         other.chat_template = text
         return other
+
+    def without_begin(self) -> Tokenizer:
+        """The same tokenizer, putting no begin token before a text; nor does it where other tools load it."""
+        backend = tokenizers.Tokenizer.from_str(self._plain.to_str())
+        backend.post_processor = None
+        ids = {"eos_id": self.eos_id, "bos_id": self.bos_id, "pad_id": self.pad_id}
+        other = Tokenizer(backend, **ids, chat_template=self.chat_template)  # type: ignore[arg-type]
+        other.end_ids = self.end_ids
+        return other
+
+    def with_begin(self, ids: Sequence[int], begin: bool | None = None) -> list[int]:
+        """Put the begin token before ``ids`` that do not begin with it.
+
+        Args:
+            ids: of a whole text or conversation; where there are none, the begin or end token is put there.
+            begin: whether to; None: where ``begins_with_bos``. A tokenizer without a begin token puts none.
+        """
+        wanted = self.begins_with_bos if begin is None else begin
+        if wanted and self.bos_id is not None and list(ids[:1]) != [self.bos_id]:
+            return [self.bos_id, *ids]
+        return list(ids) or [self.eos_id if self.bos_id is None else self.bos_id]
 
     @cached_property
     def vocab_size(self) -> int:
@@ -168,7 +190,7 @@ class Tokenizer:
         That is ``tokenizer.json``, or GPT-2's ``vocab.json`` + ``merges.txt`` (``encoder.json`` + ``vocab.bpe``), with
         the names of end, begin and padding tokens from ``tokenizer_config.json``, ``special_tokens_map.json``,
         ``generation_config.json`` and ``config.json``, in this order. A chat template is read from
-        ``tokenizer_config.json`` (of several the one named ``default``), else from ``chat_template.jinja``.
+        ``chat_template.jinja``, else from ``tokenizer_config.json`` (of several the one named ``default``).
 
         Raises:
             ModelError: there is no tokenizer in ``folder``, or none of its tokens ends a document.
@@ -203,6 +225,7 @@ class Tokenizer:
             config["pad_token"] = self.piece(self.pad_id)
         if self.chat_template is not None:
             config["chat_template"] = self.chat_template
+        (folder / _TEMPLATE_FILE).unlink(missing_ok=True)  # of a model saved there before; it would be read first
         text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
         (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
 
@@ -374,20 +397,19 @@ def _token(
 
 
 def _chat_template(folder: Path, named: Mapping[str, Any]) -> str | None:
+    try:
+        return (folder / _TEMPLATE_FILE).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder / _TEMPLATE_FILE} cannot be read: {_line(error)}") from None
     found = named.get("chat_template")
     if isinstance(found, list):  # several, each with a name
         several = {str(one.get("name")): one.get("template") for one in found if isinstance(one, Mapping)}
         found = several.get("default")
-    if isinstance(found, str):
+    if found is None or isinstance(found, str):
         return found
-    if found is not None:
-        raise CheckpointError(f"the chat template in {folder} is no text, but a {type(found).__name__}")
-    try:
-        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder / 'chat_template.jinja'} cannot be read: {_line(error)}") from None
+    raise CheckpointError(f"the chat template in {folder} is no text, but a {type(found).__name__}")
 
 
 def _json(file: Path) -> dict[str, Any]:

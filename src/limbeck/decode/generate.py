@@ -60,6 +60,7 @@ def generate(
     batch_size: int = 16,
     end_ids: Sequence[int] | None = None,
     on_text: OnText | None = None,
+    kept: list[list[Generation]] | None = None,
 ) -> list[list[Generation]]:
     """Continue every prompt.
 
@@ -73,6 +74,7 @@ def generate(
         batch_size: most sequences decoded together; samples and beams count.
         end_ids: tokens that end a text; None: those of the tokenizer.
         on_text: called with each piece of text as soon as it is certain; a beam search calls it at its end.
+        kept: an empty list that is filled with what is returned as it is done, so that an interruption loses none.
 
     Returns:
         For each prompt its ``decoding.outputs`` generations.
@@ -85,7 +87,8 @@ def generate(
     ends = tuple(end_ids) if end_ids is not None else tokenizer.end_ids
     ready = fit_prompts(model, prompts, decoding, tokenizer)
     order = sorted(range(len(ready)), key=lambda i: -len(ready[i]))  # near-equal lengths together: little padding
-    out: list[list[Generation]] = [[] for _ in ready]
+    out: list[list[Generation]] = [] if kept is None else kept
+    out += [[] for _ in ready]
     with evaluating(model):
         if decoding.beams > 1:
             for some in _chunks(order, max(1, batch_size // decoding.beams)):
@@ -97,9 +100,12 @@ def generate(
             rows = [
                 GenerationRow(i, s, ready[i], decoding, (prompts[i], before[i]), tokenizer, on_text) for i, s in chunk
             ]
-            _decode(model, tokenizer.pad_id, rows, decoding, ends)
-            for row in rows:
-                out[row.prompt_number].append(row.result())
+            try:
+                _decode(model, tokenizer.pad_id, rows, decoding, ends)
+            finally:  # where it is interrupted, those that ended before are done
+                for row in rows:
+                    if row.stopped is not None:
+                        out[row.prompt_number].append(row.result())
     return out
 
 

@@ -41,7 +41,7 @@ def resolve(name: str) -> Path:
         ModelError: there is no such folder or Hub model, it is gated, it has no safetensors, or the Hub cannot be
             reached and the cache has no copy.
     """
-    folder = Path(name).expanduser()
+    folder = _folder(name)
     for place in (folder, folder / "model"):
         storage.settle(place)  # where a kill cut short the replacement of an earlier model
     if folder.is_dir():
@@ -62,9 +62,26 @@ def resolve_tokenizer(name: str) -> Path:
     Raises:
         ModelError: as ``resolve``.
     """
-    folder = Path(name).expanduser()
+    folder = _folder(name)
     alone = any(all((folder / f).is_file() for f in files) for files in (("tokenizer.json",), *BPE_FILES))
     return folder if alone else resolve(name)
+
+
+def _folder(name: str) -> Path:
+    """The folder that ``name`` may mean.
+
+    Raises:
+        ModelError: no file system has such a name.
+    """
+    if not name.strip():
+        raise ModelError("a model has an empty name: name a folder, a run or a Hub id (is a shell variable unset?)")
+    try:
+        folder = Path(name).expanduser()
+        folder.is_dir()
+    except (OSError, ValueError, RuntimeError) as error:  # too long, a zero byte, ~nobody
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ModelError(f"the model {name[:80]!r} cannot be opened: {reason}") from None
+    return folder
 
 
 def _in_folder(folder: Path) -> Path:

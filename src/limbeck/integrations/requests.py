@@ -189,11 +189,7 @@ class Answers:
 
     def _context(self, text: str) -> list[int]:
         """Ids of a context, begin token first where the tokenizer wants one and the text has none; never empty."""
-        ids = self._encode(text)
-        t = self._tokenizer
-        if t.begins_with_bos and t.bos_id is not None and ids[:1] != [t.bos_id]:
-            ids = [t.bos_id, *ids]
-        return ids or [self.prefix]
+        return self._tokenizer.with_begin(self._encode(text))
 
     def _pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """Ids of both; spaces at the end of the context go to the continuation, where tokenizers want them."""

@@ -13,11 +13,7 @@ __all__ = ["chat_ids", "prompt_ids"]
 
 def prompt_ids(tokenizer: Tokenizer, text: str) -> list[int]:
     """Return the ids of a text to continue, behind a begin token where the model has one or the text is empty."""
-    ids = tokenizer.encode(text)
-    first = tokenizer.bos_id if tokenizer.bos_id is not None else tokenizer.eos_id
-    if tokenizer.begins_with_bos or not ids:
-        return [first, *ids]
-    return ids
+    return tokenizer.with_begin(tokenizer.encode(text))
 
 
 def chat_ids(tokenizer: Tokenizer, messages: Sequence[Message], name: str) -> list[int]:

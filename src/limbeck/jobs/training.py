@@ -17,6 +17,7 @@ from limbeck.jobs.estimate import FirstMinute, announce, dry_run, needs
 from limbeck.jobs.options import TrainingOptions
 from limbeck.jobs.recipe import Display, Report
 from limbeck.jobs.reports.evaluation import measure, show_report
+from limbeck.jobs.reports.limits import clamped, unlike
 from limbeck.jobs.source import Parts, device_of
 from limbeck.jobs.start import Encoded, Source, Start
 from limbeck.measure.cost import cost, peak_memory
@@ -126,7 +127,8 @@ class TrainingJob(TrainingOptions):
         with self._open(here) as run:
             hashes = {k: v["hash"] for k, v in parts.describe().items()}
             here.on_main(lambda: run.provenance(seed=self.seed, data=hashes))
-            session.say(f"{self.verb}: {run.describe()}", *parts.train.notes)
+            lowered = clamped(self.context, data.context, "training")
+            session.say(f"{self.verb}: {run.describe()}", *parts.train.notes, *lowered)
             given, data = data, here.in_turn(lambda: self.examples(data, start, run))
             if data is not given:
                 stream = self._stream(data.train, start, data.context)
@@ -241,6 +243,7 @@ class TrainingJob(TrainingOptions):
             "training": result,
             **self.extras(model, objective, start, data, run),
         }
+        lowered = clamped(self.context, data.context, "training")
         final = parts.final
         if final is not None:
             name, rows = final
@@ -255,6 +258,9 @@ class TrainingJob(TrainingOptions):
                 (self.decoding or self.task.decoding()).seeded(self.seed),
                 run.scores / f"{name}.jsonl",
             )
+            values["notes"]["told"] += lowered + unlike(data.context, values, bool(data.valid))
+        else:
+            values["notes"] = {"told": lowered}
         seen = [*spikes(run.metrics()), *kept_start(result.weights_step, result.steps)]
         values |= checks.told(model, data.report, [*values.get("alarms", []), *(a.describe() for a in seen)])
         values["cost"] = cost(model, run.model, trainable=trainable)

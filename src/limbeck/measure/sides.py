@@ -118,9 +118,8 @@ class BundleSide:
 
     def prompt(self, text: str) -> list[int]:
         """Return ids of a text with the begin token where the tokenizer puts one."""
-        t = self.tokenizer
-        first = [t.bos_id] if t.begins_with_bos and t.bos_id is not None else []
-        return [*first, *self.encode(text)]
+        ids = self.encode(text)
+        return self.tokenizer.with_begin(ids) if ids or self.tokenizer.begins_with_bos else ids
 
     def conversation(self, turns: Sequence[Message]) -> list[int] | str | None:
         """Return ids of a conversation up to the next answer."""

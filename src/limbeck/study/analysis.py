@@ -13,9 +13,9 @@ from limbeck.study.effects import Effect, effects
 from limbeck.study.front import Axis, Point, front_probability, kept, replicates
 from limbeck.study.quiet import QuietFailure, flips, quiet_failures
 from limbeck.study.stages import Table
-from limbeck.study.table import ArmTable, Line, rounded
+from limbeck.study.table import ArmTable, Line, rounded, span
 
-__all__ = ["Analysis", "analyse", "analysis_tables"]
+__all__ = ["Analysis", "analyse", "analysis_tables", "answer"]
 
 _COSTS = (("MB on disk", "disk_bytes"), ("ms / token", "ms_per_token"))
 
@@ -82,6 +82,28 @@ def analyse(
     quiet = quiet_failures(reference, others, group.statistic, margin=margin, seed=seed)
     found = _effects(group, lines, knobs, resamples, seed)
     return Analysis(group.heading, tuple(a.name for a in axes), front, held, turned, tuple(found), tuple(quiet), margin)
+
+
+def answer(group: ArmTable, found: Analysis) -> str:
+    """Say which arm is best, and which is the smallest that kept the reference's figure, with its bytes and losses."""
+    sign = 1.0 if group.statistic.better == "lower" else -1.0
+    best = min(group.lines, key=lambda line: sign * line.figure.value)
+    f = best.figure
+    told = f"Best {group.statistic.name}: {best.row.label}, {rounded(f.value, f.low, f.high)} {span(f)}."
+    kept_names = {name for name, k in found.kept.items() if k["answer"] == "kept"}
+    small = [line for line in group.lines if line.row.name in kept_names and line.disk_bytes is not None]
+    origin = next(line for line in group.lines if line.row.label == group.reference)
+    if not small or origin.disk_bytes is None:
+        return f"{told} No arm is shown to keep {group.statistic.name} of {group.reference} within {found.margin:.0%}."
+    least = min(small, key=lambda line: line.disk_bytes or 0)
+    assert least.disk_bytes is not None
+    share, k = least.disk_bytes / origin.disk_bytes, found.kept[least.row.name]
+    quiet = sorted({q.broke for q in found.quiet if q.arm == least.row.label})
+    lost = f"; but it broke {', '.join(quiet)}" if quiet else "; nothing else that was looked at broke"
+    return (
+        f"{told} Smallest that kept it within {found.margin:.0%} of {group.reference}: {least.row.label}, "
+        f"{least.disk_bytes / 1e6:,.2f} MB ({share:.0%}), {max(k['loss'], 0):.2%} lost{lost}."
+    )
 
 
 def _points(group: ArmTable, lines: Sequence[Line]) -> tuple[list[Axis], list[Point]]:

@@ -1,6 +1,6 @@
-"""Charts of a study's page, as plotly.js figures in plain values: quality against cost, and training curves.
+"""Charts of a study's page, as figures in plain values: quality against cost, and training curves.
 
-Colours are written ``var(--arm-1)``; the page replaces them by those of its style sheet, light, dark or printed.
+Colours are written ``var(--arm-1)``: those of the page's style sheet, light, dark or printed; ``svg`` draws them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Chart:
         title: what is drawn over what.
         caption: how to read it: intervals, items, seeds.
         summary: the same in words, for who cannot see it.
-        figure: ``data`` and ``layout`` for plotly.js.
+        figure: ``data`` and ``layout``, in the words of plotly's figures, for ``svg.draw``.
         keys: (number of the arm, its label) of each arm drawn.
     """
 
@@ -174,7 +174,7 @@ def _marker(p: _Point, arm: int, unit: str) -> dict[str, Any]:
         "textposition": _PLACES[(arm - 1) % len(_PLACES)],
         "textfont": {"color": colour, "size": 14},
         "marker": {"size": 10, "symbol": style["symbol"], "color": colour},
-        # plotly.js takes text for a little HTML: what comes from outside is escaped
+        # a little HTML, <br> alone: what comes from outside is escaped
         "hovertext": [f"{arm} {html.escape(p.line.row.label)}<br>{shown}<br>{along.middle:.4g} {unit}".rstrip()],
         "hoverinfo": "text",
     }
@@ -186,7 +186,7 @@ def _marker(p: _Point, arm: int, unit: str) -> dict[str, Any]:
 
 
 def _bars(of: Spread, colour: str) -> dict[str, Any]:
-    # a percentile interval need not hold the figure itself; plotly.js refuses negative lengths
+    # a percentile interval need not hold the figure itself; a length is not negative
     up, down = max(0.0, of.high - of.middle), max(0.0, of.middle - of.low)
     return {
         "type": "data",
@@ -253,7 +253,7 @@ def _axis(title: str, values: Sequence[float]) -> dict[str, Any]:
     if not values or min(values) <= 0 or max(values) <= 10 * min(values):
         return {"title": {"text": title}}
     low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
-    digits = (1, 2, 5) if high - low < 4 else (1,)  # plotly.js itself writes 2 and 5 without their power of ten
+    digits = (1, 2, 5) if high - low < 4 else (1,)
     ticks = [float(f"{d}e{power}") for power in range(low, high + 1) for d in digits]
     return {
         "title": {"text": f"{title}, log scale"},

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from limbeck.run import Run
+from limbeck.study.advice import by_kind
 from limbeck.study.charts import COLOURS, Chart, Curve, cost_charts, curve_chart, figure_chart, number
 from limbeck.study.costs import costs
 from limbeck.study.stages import Table
+from limbeck.study.svg import draw
 from limbeck.study.table import ArmRow, ArmTable, Line, PairVerdict, change, others, rounded, short, span, told
 
 __all__ = ["page", "protocol"]
@@ -33,6 +35,7 @@ def page(
     arms: Sequence[ArmRow],
     plots: Sequence[tuple[str, str]] = (),
     stages: Sequence[Table] = (),
+    answers: Sequence[str] = (),
 ) -> str:
     """Render the page.
 
@@ -42,15 +45,16 @@ def page(
         compared: comparisons with their verdicts.
         arms: every arm that ran, those without a table too: for alarms and provenance.
         plots: further charts, of two figures each, by their names.
-        stages: tables of a study with models and figures.
+        stages: further tables: stages, front, knobs, quiet failures.
+        answers: sentences that come first: which arm is best, how large it is, what was lost.
 
     Returns:
-        The whole file: plotly.js is inside, nothing is fetched, and its content security policy admits only its own two
-        scripts, so that no text of a model can run.
+        The whole file: charts are SVG, nothing is fetched, and its content security policy admits only its own script,
+        so that no text of a model can run.
     """
     # a third of a second to import: only who draws a page pays
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    from plotly.offline import get_plotlyjs
+    from markupsafe import Markup
 
     numbers = {row.name: i for i, row in enumerate(arms, start=1)}
     sections = [_section(group, numbers, plots) for group in grouped]
@@ -58,15 +62,17 @@ def page(
     for section in sections:
         for chart in section["charts"]:
             chart["place"] = len(figures)
+            chart["svg"] = Markup(draw(chart["figure"], f"{chart['title']}. {chart['summary']}"))  # noqa: S704 - escaped
             figures.append(chart["figure"])
     environment = Environment(
         loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["sha256"] = lambda text: base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-    rang, silent = _alarms(arms)
+    rang, silent = by_kind([(row.label, [a for r in row.reports for a in r.get("alarms") or []]) for row in arms])
     return environment.get_template("page.html").render(
         title=title or "Study",
         lede=_lede(grouped, arms),
+        answers=answers,
         one_seed=max((len(line.row.scores) for g in grouped for line in g.lines), default=0) == 1,
         verdicts=[_verdict(f, grouped) for f in compared],
         sections=sections,
@@ -74,7 +80,6 @@ def page(
         alarms=rang,
         silent=silent,
         provenance=_provenance(arms, numbers),
-        plotly=get_plotlyjs().strip(),
         script=(_HERE / "page.js").read_text(encoding="utf-8").strip(),
         figures=_for_script(figures),
         keys={i: {"sign": _SIGNS[str(number(i)["symbol"])], **number(i)} for i in numbers.values()},
@@ -223,19 +228,6 @@ def _samples(group: ArmTable, numbers: Mapping[str, int]) -> list[dict[str, Any]
             one = out.setdefault(prompt, {"prompt": prompt, "reference": reference, "texts": []})
             one["texts"].append((numbers[line.row.name], line.row.label, text.strip("\n")))
     return list(out.values())
-
-
-def _alarms(arms: Sequence[ArmRow]) -> tuple[list[tuple[str, str]], int]:
-    """(arm, sentence) of each alarm that rang, once however many seeds raised it; and how many checks kept silent."""
-    rang, silent = [], 0
-    for row in arms:
-        for report in row.reports:
-            for alarm in report.get("alarms") or []:
-                if alarm["fired"]:
-                    rang.append((row.label, f"{alarm['name']}: {alarm['sentence']}"))
-                else:
-                    silent += 1
-    return list(dict.fromkeys(rang)), silent
 
 
 def _provenance(arms: Sequence[ArmRow], numbers: Mapping[str, int]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from limbeck.config import Config, merge
 from limbeck.errors import ConfigError, nearest
 
-__all__ = ["Arm", "Figure", "Stage", "StudyPlan"]
+__all__ = ["Arm", "Figure", "Stage", "StudyPlan", "fill", "references", "replace"]
 
 
 class Arm(Config):
@@ -88,7 +88,7 @@ class StudyPlan(Config):
                 chosen = dict(zip(over, combination, strict=True))
                 tag = ",".join(f"{k}={v}" for k, v in chosen.items())
                 label = f"{arm.get('label') or name} {tag}"
-                filled = _fill(arm.get("values", {}), chosen)
+                filled = fill(arm.get("values", {}), chosen)
                 arms[f"{name}/{tag}"] = {**arm, "over": {}, "values": filled, "label": label, "knobs": chosen}
         models, figures = values.get("models") or {}, values.get("figures") or {}
         if isinstance(models, Mapping) and isinstance(figures, Mapping):
@@ -138,7 +138,7 @@ class StudyPlan(Config):
                 return
             if name in path:
                 raise ConfigError(f"the study's arms need each other: {' -> '.join((*path, name))}")
-            for need in sorted(_references(self.arms[name].values)):
+            for need in sorted(references(self.arms[name].values)):
                 if need not in self.arms:
                     raise ConfigError(f"arm '{name}' needs '@{need}', which is no arm{nearest(need, self.arms)}")
                 visit(need, (*path, name))
@@ -151,39 +151,46 @@ class StudyPlan(Config):
     def values(self, name: str, known: Mapping[str, Any], folders: Mapping[str, str]) -> dict[str, Any]:
         """Values of one arm: the common ones its verb knows, overlaid by its own, ``@name`` replaced by ``folders``."""
         common = {k: v for k, v in self.common.items() if k in known}
-        filled = _replace(merge(common, self.arms[name].values), folders)
+        filled = replace(merge(common, self.arms[name].values), folders)
         return dict(filled)
 
 
-def _references(value: Any) -> set[str]:
+def references(value: Any) -> set[str]:
+    """Return the names of the runs (``@name``) anywhere in ``value``."""
     if isinstance(value, str):
         return {value[1:]} if value.startswith("@") else set()
     if isinstance(value, Mapping):
-        return {name for v in value.values() for name in _references(v)}
+        return {name for v in value.values() for name in references(v)}
     if isinstance(value, list | tuple):
-        return {name for v in value for name in _references(v)}
+        return {name for v in value for name in references(v)}
     return set()
 
 
-def _replace(value: Any, folders: Mapping[str, str]) -> Any:
+def replace(value: Any, folders: Mapping[str, str]) -> Any:
+    """Replace each ``@name`` by its folder and each ``${NAME}`` by that of the environment.
+
+    Raises:
+        ConfigError: the environment lacks a name.
+    """
     if isinstance(value, str) and value.startswith("@"):
         return folders[value[1:]]
     if isinstance(value, str):
         return re.sub(r"\$\{(\w+)\}", _environment, value)
     if isinstance(value, Mapping):
-        return {k: _replace(v, folders) for k, v in value.items()}
+        return {k: replace(v, folders) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_replace(v, folders) for v in value]
+        return [replace(v, folders) for v in value]
     return value
 
 
-def _fill(value: Any, chosen: Mapping[str, Any]) -> Any:
+def fill(value: Any, chosen: Mapping[str, Any]) -> Any:
+    """Replace each ``$key`` by what was chosen for it."""
     if isinstance(value, str) and value.startswith("$") and value[1:] in chosen:
         return chosen[value[1:]]
     if isinstance(value, Mapping):
-        return {k: _fill(v, chosen) for k, v in value.items()}
+        return {k: fill(v, chosen) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_fill(v, chosen) for v in value]
+        return [fill(v, chosen) for v in value]
     return value
 
 

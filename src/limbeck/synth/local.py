@@ -34,8 +34,7 @@ class LocalTeacher:
         if self._template is not None:
             return self._template.prompt_ids(list(request.messages))
         ids = tokenizer.encode("\n\n".join(m.content for m in request.messages))
-        first = tokenizer.bos_id if tokenizer.bos_id is not None else tokenizer.eos_id
-        return [first, *ids] if tokenizer.begins_with_bos or not ids else ids
+        return tokenizer.with_begin(ids)
 
     async def ask(self, request: Request) -> Answer:
         """Generate the answer.

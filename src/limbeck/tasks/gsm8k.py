@@ -16,7 +16,6 @@ from limbeck.data.tokenizer import Tokenizer
 from limbeck.decode.generate import generate
 from limbeck.decode.settings import Decoding
 from limbeck.errors import DataError
-from limbeck.measure.choice import fit_prompt
 from limbeck.measure.likelihood import nll_sums
 from limbeck.measure.perplexity import NATS_PER_TOKEN
 from limbeck.measure.reasoning import flexible_answer, gold_answer, same_number, strict_answer
@@ -25,6 +24,7 @@ from limbeck.measure.statistic import COUNT, Statistic, ratio
 from limbeck.model.decoder import Decoder
 from limbeck.objectives.next_token import NextToken
 from limbeck.objectives.objective import AnyObjective
+from limbeck.tasks.fitting import Fitting
 from limbeck.tasks.shots import draw_shots
 from limbeck.tasks.task import Measuring, Result, Task
 
@@ -95,10 +95,10 @@ class GSM8K(Task):
         notes = dict(report.describe())
         predictions: dict[str, str] = {}
         if measuring.generate:
-            texts, ended, cut = self._solve(model, tokenizer, rows, measuring, decoding)
+            texts, ended, fitting = self._solve(model, tokenizer, rows, measuring, decoding)
             predictions = {row.id: text for row, text in zip(rows, texts, strict=True)}
             columns |= _scored(texts, gold) | {"ended": np.array(ended, dtype=np.float64)}
-            notes["prompts_cut"] = cut
+            decoding, notes = fitting.decoding, notes | fitting.notes()
         protocol = {
             "context": context,
             "prompt": self.prompt,
@@ -137,8 +137,8 @@ class GSM8K(Task):
 
     def _solve(
         self, model: Decoder, tokenizer: Tokenizer, rows: Rows, measuring: Measuring, decoding: Decoding
-    ) -> tuple[list[str], list[bool], int]:
-        """Generated texts, whether each ended of itself, and how many prompts were cut to fit."""
+    ) -> tuple[list[str], list[bool], Fitting]:
+        """Generated texts, whether each ended of itself, and how prompts and new tokens fit into the context."""
         source = None
         if self.shots and self.examples is not None:
             source = read(self.examples, required=self.required)
@@ -146,14 +146,9 @@ class GSM8K(Task):
         shown = "".join(self.template.render_prompt(r) + self.template.render_answer(r) + "\n\n" for r in drawn)
         template = Template(prompt=shown.replace("{", "{{").replace("}", "}}") + self.prompt, answer=self.answer)
         prompts = [prompt_ids(row, template, tokenizer, bos=self.begin) for row in rows]
-        new = min(decoding.max_new_tokens, model.config.context // 2)
-        room = model.config.context - new
-        begins = int(prompts[0][0] == tokenizer.bos_id)
-        fitted = [fit_prompt(p, room, begins) for p in prompts]
-        fitting = decoding.model_copy(update={"max_new_tokens": new})
-        out = generate(model, tokenizer, fitted, fitting, batch_size=measuring.batch_size)
-        cut = sum(len(p) > room for p in prompts)
-        return [some[0].text for some in out], [some[0].stopped != "length" for some in out], cut
+        fitting = Fitting.of(model, decoding.model_copy(update={"truncate_prompts": True}), prompts)
+        out = generate(model, tokenizer, prompts, fitting.decoding, batch_size=measuring.batch_size)
+        return [some[0].text for some in out], [some[0].stopped != "length" for some in out], fitting
 
 
 def _scored(texts: list[str], gold: list[Decimal]) -> dict[str, np.ndarray]:

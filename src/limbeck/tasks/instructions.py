@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,7 @@ from limbeck.measure.statistic import Statistic, ratio, share
 from limbeck.model.decoder import Decoder
 from limbeck.objectives.next_token import NextToken
 from limbeck.objectives.objective import AnyObjective
+from limbeck.tasks.fitting import Fitting
 from limbeck.tasks.task import Measuring, Result, Task
 
 __all__ = ["Instructions"]
@@ -72,8 +73,9 @@ class Instructions(Task):
         return read_instructions(source, columns=columns or None, limit=limit, dialect=dialect, empty=self.empty)
 
     def equip(self, tokenizer: Tokenizer) -> Tokenizer:
-        """The tokenizer with the chat template that is learned."""
-        return tokenizer.with_chat_template(self._chat(tokenizer).text)
+        """The tokenizer with the chat template that is learned, and its begin token or none."""
+        trained = tokenizer.without_begin() if self.begin is False and tokenizer.begins_with_bos else tokenizer
+        return trained.with_chat_template(self._chat(tokenizer).text)
 
     def _chat(self, tokenizer: Tokenizer) -> ChatTemplate:
         return ChatTemplate.named(self.template, tokenizer, begin=self.begin, end=self.end)
@@ -121,15 +123,20 @@ class Instructions(Task):
         }
         predictions: dict[str, str] = {}
         limit: int | None = None
+        notes: dict[str, Any] = {**report.describe(), "dropped_rows": len(rows.dropped)}
         if measuring.generate:
-            ending = ChatTemplate(template.text, tokenizer)  # one limit, whether or not ends were learned
+            # one limit, whether or not ends were learned
+            ending = ChatTemplate(template.text, tokenizer, begin=self.begin)
             reference = np.array([float(len(_answer_ids(row, ending))) for row in kept])
-            limit = min(math.ceil(2 * np.percentile(reference, 95)), decoding.max_new_tokens, model.config.context // 2)
+            wanted = min(math.ceil(2 * np.percentile(reference, 95)), decoding.max_new_tokens)
             prompts = [template.prompt_ids(turns_of(row)[:-1]) for row in kept]
+            asked = decoding.model_copy(update={"max_new_tokens": wanted, "truncate_prompts": True})
+            fitting = Fitting.of(model, asked, prompts)
+            decoding, notes = fitting.decoding, notes | fitting.notes()
+            limit = decoding.max_new_tokens
             greedy = Decoding(max_new_tokens=limit, truncate_prompts=True)
-            told = decoding.model_copy(update={"max_new_tokens": limit, "truncate_prompts": True})
             columns["reference"] = reference
-            for name, how in (("", told), ("_greedy", greedy)):
+            for name, how in (("", decoding), ("_greedy", greedy)):
                 out = generate(model, tokenizer, prompts, how, batch_size=measuring.batch_size)
                 columns[f"ended{name}"] = np.array([float(some[0].stopped == "end") for some in out])
                 columns[f"written{name}"] = np.array([float(some[0].tokens) for some in out])
@@ -144,7 +151,6 @@ class Instructions(Task):
             "limit_tokens": limit,
             "limit": "twice the 95th percentile of the references' tokens, at most half of the context",
         }
-        notes = {**report.describe(), "dropped_rows": len(rows.dropped)}
         scores = Scores.of([r.id for r in kept], **columns)
         return Result(scores, protocol, _samples(kept, template, predictions), notes, predictions)
 

@@ -72,8 +72,9 @@ class Preferences(Task):
         )
 
     def equip(self, tokenizer: Tokenizer) -> Tokenizer:
-        """The tokenizer with the chat template that is learned."""
-        return tokenizer.with_chat_template(self._chat(tokenizer).text)
+        """The tokenizer with the chat template that is learned, and its begin token or none."""
+        trained = tokenizer.without_begin() if self.begin is False and tokenizer.begins_with_bos else tokenizer
+        return trained.with_chat_template(self._chat(tokenizer).text)
 
     def _chat(self, tokenizer: Tokenizer) -> ChatTemplate:
         return ChatTemplate.named(self.template, tokenizer, begin=self.begin)

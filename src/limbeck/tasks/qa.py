@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -22,6 +22,7 @@ from limbeck.measure.statistic import COUNT, Statistic, mean
 from limbeck.model.decoder import Decoder
 from limbeck.objectives.next_token import NextToken
 from limbeck.objectives.objective import AnyObjective
+from limbeck.tasks.fitting import Fitting
 from limbeck.tasks.task import Measuring, Result, Task
 
 __all__ = ["QuestionAnswering"]
@@ -117,12 +118,12 @@ class QuestionAnswering(Task):
             "tokens": np.array([e.predictions for e in examples], dtype=np.float64),
         }
         predictions: dict[str, str] = {}
+        notes: dict[str, Any] = {**report.describe(), "dropped_rows": len(rows.dropped)}
         if measuring.generate:
-            fitting = decoding.model_copy(
-                update={"max_new_tokens": min(decoding.max_new_tokens, model.config.context // 2)}
-            )
             prompts = [prompt_ids(row, self.template, tokenizer, bos=self.begin) for row in kept]
-            out = generate(model, tokenizer, prompts, fitting, batch_size=measuring.batch_size)
+            fitting = Fitting.of(model, decoding, prompts)
+            decoding, notes = fitting.decoding, notes | fitting.notes()
+            out = generate(model, tokenizer, prompts, decoding, batch_size=measuring.batch_size)
             answers = [self.template.render_answer(row).strip() for row in kept]
             texts = [some[0].text.strip() for some in out]
             predictions = {row.id: text for row, text in zip(kept, texts, strict=True)}
@@ -142,7 +143,6 @@ class QuestionAnswering(Task):
             for row in kept[:_SHOWN]
             if predictions
         ]
-        notes = {**report.describe(), "dropped_rows": len(rows.dropped)}
         return Result(Scores.of([r.id for r in kept], **columns), protocol, shown, notes, predictions)
 
     def score(self, predictions: Mapping[str, str], rows: Rows) -> Result:

@@ -28,6 +28,7 @@ from limbeck.measure.verse import MEMORISED, VERSE, VERSE_PROTOCOL, line_set, me
 from limbeck.model.decoder import Decoder
 from limbeck.objectives.next_token import NextToken
 from limbeck.objectives.objective import AnyObjective
+from limbeck.tasks.fitting import Fitting
 from limbeck.tasks.poems import numbered_poems
 from limbeck.tasks.predictions import read_numbered, write_numbered
 from limbeck.tasks.task import Measuring, Result, Task
@@ -123,7 +124,12 @@ class Sonnets(Task):
         notes = dict(report.describe())
         if measuring.generate:
             started = time.perf_counter()
-            predictions, written = self._continue(model, tokenizer, rows, measuring, decoding)
+            prompts = self._prompts(tokenizer, rows)
+            fitting = Fitting.of(model, decoding, prompts)
+            decoding, notes = fitting.decoding, notes | fitting.notes()
+            out = generate(model, tokenizer, prompts, decoding, batch_size=measuring.batch_size)
+            predictions = {row.id: self._given(row) + some[0].text for row, some in zip(rows, out, strict=True)}
+            written = sum(g.tokens for some in out for g in some)
             seconds = time.perf_counter() - started
             notes["generation"] = {"tokens": written, "seconds": seconds, "tokens_per_second": written / seconds}
             columns |= self.judge(predictions, rows)
@@ -217,16 +223,9 @@ class Sonnets(Task):
     def _given(self, row: Row) -> str:
         return "\n".join(row.text("text").split("\n")[: self.given_lines]) + "\n"
 
-    def _continue(
-        self, model: Decoder, tokenizer: Tokenizer, rows: Rows, measuring: Measuring, decoding: Decoding
-    ) -> tuple[dict[str, str], int]:
-        """Whole poems by id, and the number of tokens that were generated."""
-        head = [tokenizer.bos_id] if self._begin(tokenizer) and tokenizer.bos_id is not None else []
-        given = [self._given(row) for row in rows]
-        prompts = [head + tokenizer.encode(text) for text in given]
-        out = generate(model, tokenizer, prompts, decoding, batch_size=measuring.batch_size)
-        poems = {row.id: text + some[0].text for row, text, some in zip(rows, given, out, strict=True)}
-        return poems, sum(g.tokens for some in out for g in some)
+    def _prompts(self, tokenizer: Tokenizer, rows: Rows) -> list[list[int]]:
+        """Ids of the lines that are given."""
+        return [tokenizer.with_begin(tokenizer.encode(self._given(row)), self._begin(tokenizer)) for row in rows]
 
 
 def _poem(body: str) -> str:

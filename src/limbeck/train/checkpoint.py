@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -17,17 +18,21 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from limbeck import storage
-from limbeck.errors import CheckpointError, ConfigError
+from limbeck.errors import CheckpointError, ConfigError, LimbeckWarning
 from limbeck.train.distributed import world
 from limbeck.train.optim import load_state
 from limbeck.train.precision import TrainedWeights
 from limbeck.train.settings import TrainSettings
 from limbeck.train.state import State
 
-__all__ = ["Checkpoints"]
+__all__ = ["CheckpointWarning", "Checkpoints"]
 
 _CHANGING, _FROZEN = "model.safetensors", "frozen.safetensors"
 _OPTIMIZER, _STATE = "optimizer.safetensors", "state.json"
+
+
+class CheckpointWarning(LimbeckWarning):
+    """A damaged checkpoint was passed over."""
 
 
 class Checkpoints:
@@ -44,6 +49,7 @@ class Checkpoints:
 
     def __init__(self, folder: Path, keep: int = 2) -> None:
         self.folder, self.keep = folder, keep
+        self._frozen: tuple[tuple[int, int], str] | None = None
 
     def path(self, step: int) -> Path:
         """Folder of one step's checkpoint."""
@@ -130,9 +136,39 @@ class Checkpoints:
             _write(folder / _FROZEN, frozen)
         if extra is not None:
             extra(folder)
-        sizes = {p.name: p.stat().st_size for p in sorted(folder.iterdir()) if p.is_file()}
-        text = json.dumps({"state": state.to_json(), "sizes_bytes": sizes}, indent=2, allow_nan=False)
+        files = [p for p in sorted(folder.iterdir()) if p.is_file()]
+        values = {
+            "state": state.to_json(),
+            "sizes_bytes": {p.name: p.stat().st_size for p in files},
+            "sha256": {p.name: self._hash(p) for p in files},
+        }
+        text = json.dumps({**values, "check": _check_of(values)}, indent=2, allow_nan=False)
         (folder / _STATE).write_text(text + "\n", encoding="utf-8")
+
+    def _hash(self, file: Path) -> str:
+        """Sha256 of a file; of the frozen weights, which all checkpoints share, once."""
+        if file.name != _FROZEN:
+            return _sha256(file)
+        about = file.stat()
+        key = (about.st_ino, about.st_size)
+        if self._frozen is None or self._frozen[0] != key:
+            self._frozen = (key, _sha256(file))
+        return self._frozen[1]
+
+    def verify(self, step: int) -> None:
+        """Compare every file of a checkpoint with the hash that was written beside it.
+
+        Raises:
+            CheckpointError: a file is missing, cut, or changed by as little as a bit; names it.
+        """
+        folder = self.path(step)
+        with _naming(folder / _STATE):
+            values = json.loads((folder / _STATE).read_text(encoding="utf-8"))
+            for name, wanted in values.get("sha256", {}).items():  # none in those of earlier versions
+                if _sha256(folder / name) != wanted:
+                    raise CheckpointError(
+                        f"checkpoint file {folder / name} is damaged: its content is not what was written"
+                    )
 
     def _link(self, target: Path) -> bool:
         """Share the frozen weights of the checkpoint before, which never change within a run."""
@@ -173,13 +209,14 @@ class Checkpoints:
             try:
                 if isinstance(state, CheckpointError):
                     raise state
+                self.verify(step)
                 moments = self._load(step, _OPTIMIZER)
                 self.load_weights(step, weights)
                 with _naming(self.path(step) / _OPTIMIZER):
                     load_state(optimizer, weights.trained, moments)
             except CheckpointError as error:
                 first = first or error
-                warnings.warn(f"{error}; going on from the checkpoint before it", stacklevel=2)
+                warnings.warn(f"{error}; going on from the checkpoint before it", CheckpointWarning, stacklevel=2)
             else:
                 return state
         if first is not None:
@@ -207,6 +244,10 @@ class Checkpoints:
         folder = self.path(step)
         with _naming(folder / _STATE):
             values = json.loads((folder / _STATE).read_text(encoding="utf-8"))
+            if "check" in values and values.pop("check") != _check_of(values):
+                raise CheckpointError(
+                    f"checkpoint file {folder / _STATE} is damaged: its content is not what was written"
+                )
             state = State.from_json(json.dumps(values["state"]))
             for name, size in values["sizes_bytes"].items():
                 if not (folder / name).exists():
@@ -217,6 +258,15 @@ class Checkpoints:
         here = settings.model_dump(mode="json") | {"ranks": world().size}
         _check_settings(folder, state.settings, here)
         return state
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _check_of(values: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def _check_settings(folder: Path, there: dict[str, Any], here: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from limbeck.data.readers import Dialect, read
 from limbeck.decode.generate import Generation, OnText, fit_prompts, generate
 from limbeck.decode.settings import Decoding
 from limbeck.decode.speculative import speculate
-from limbeck.errors import ConfigError
+from limbeck.errors import ConfigError, Interrupted
 from limbeck.formats.load import Bundle, load_bundle
 from limbeck.jobs.generation import chat_ids, prompt_ids
 from limbeck.jobs.model_source import NAMES, ModelSource
@@ -24,7 +24,7 @@ from limbeck.jobs.recipe import Display, Recipe, Report
 from limbeck.jobs.source import device_of, dtype_of
 from limbeck.kernels import native
 from limbeck.model.decoder import Decoder
-from limbeck.storage import write_json
+from limbeck.storage import plain, write_json
 
 __all__ = ["Generate"]
 
@@ -70,12 +70,17 @@ class Generate(ModelSource, Recipe):
         if bundle.model.device.type == "cpu":
             native.load()  # compiling the kernels, at their first use, is no part of the time of decoding
         on_text, worth = _writer(session) if stream else None, None
-        started = time.perf_counter()
+        started, kept = time.perf_counter(), list[list[Generation]]()
+        stopped = False
         if draft is None:
-            out = generate(
-                bundle.model, bundle.tokenizer, prompts, decoding, batch_size=self.batch_size,
-                on_text=on_text,
-            )  # fmt: skip
+            try:
+                generate(
+                    bundle.model, bundle.tokenizer, prompts, decoding, batch_size=self.batch_size,
+                    on_text=on_text, kept=kept,
+                )  # fmt: skip
+            except KeyboardInterrupt:
+                stopped = True
+            out = kept
         else:
             out, worth = speculate(
                 bundle.model, draft, bundle.tokenizer, prompts, decoding, proposals=self.proposals,
@@ -96,6 +101,7 @@ class Generate(ModelSource, Recipe):
         }
         if worth is not None:
             values["speculation"] = {**asdict(worth), "acceptance": worth.acceptance}
+        values |= {"interrupted": True} if stopped else {}
         if self.out is not None:
             write_json(Path(self.out) / "generations.json", values)
         if not stream:
@@ -104,6 +110,10 @@ class Generate(ModelSource, Recipe):
         rate = f"{tokens} tokens in {seconds:.2f} s"
         if worth is not None and worth.acceptance is not None:
             rate += f"; {worth.acceptance:.1%} of {worth.proposed} proposals kept, {worth.rounds} forwards of the model"
+        if stopped:
+            count, wanted = sum(map(len, out)), len(prompts) * self.decoding.outputs
+            place = f" in {Path(self.out) / 'generations.json'}" if self.out is not None else ""
+            raise Interrupted(f"stopped: {count} of {wanted} generations were done and are kept{place}", plain(values))
         return Report(values, (RichText(rate, style="dim"),))
 
     def _draft(self, bundle: Bundle) -> Decoder:

@@ -22,6 +22,7 @@ from limbeck.jobs.checks import fired_first
 from limbeck.jobs.model_source import NAMES
 from limbeck.jobs.recipe import Display, Recipe, Report
 from limbeck.jobs.reports.evaluation import measure
+from limbeck.jobs.reports.limits import clamped
 from limbeck.jobs.reports.quantization import Speeds, alternated, quality_lost, show_quantized
 from limbeck.jobs.source import device_of, dtype_of
 from limbeck.kernels.packed import choose
@@ -110,6 +111,7 @@ class Quantize(Recipe):
         rows = self._rows(self.data)
         calibration = None if self.calibration is None else self._rows(self.calibration)
         batches, used = self._batches(calibration, source)
+        session.say(*clamped(self.context if used else None, source.model.config.context, "calibration"))
         session.say(f"quantizing {self.model} by {self.technique.name}")
         model = self._quantized(source, batches)  # before there is a run, so that what does not fit leaves none
         with Run.create(Path(self.out), self) as run:
@@ -179,7 +181,7 @@ class Quantize(Recipe):
             collate([[e] for e in taken[at : at + size]], source.tokenizer.pad_id).to(source.model.device)
             for at in range(0, len(taken), size)
         ]
-        told = {**rows.describe(), "sequences": len(taken), "tokens": tokens}
+        told = {**rows.describe(), "sequences": len(taken), "tokens": tokens, "context": context}
         return batches, told
 
     def _quantized(self, source: Bundle, batches: Sequence[Batch]) -> Decoder:

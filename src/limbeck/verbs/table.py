@@ -22,11 +22,14 @@ RECIPES: dict[str, str] = {
     "audit": "limbeck.verbs.audit:Audit",
     "generate": "limbeck.verbs.generate:Generate",
     "info": "limbeck.verbs.info:Info",
+    "list": "limbeck.verbs.listing:Listing",
     "export": "limbeck.verbs.export:Export",
     "verify": "limbeck.verbs.verify:Verify",
     "compare": "limbeck.verbs.compare:Compare",
     "certify": "limbeck.study.certify:Certify",
+    "fit": "limbeck.study.fit:Fit",
     "study": "limbeck.study.study:Study",
+    "report": "limbeck.study.report:WriteReport",
 }
 """verb -> ``module:Class``: the registration line of a verb, in the order in which the help lists them."""
 

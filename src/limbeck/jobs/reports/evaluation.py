@@ -15,6 +15,7 @@ from limbeck.data.tokenizer import Tokenizer
 from limbeck.decode.settings import Decoding
 from limbeck.jobs.checks import fired_first, show_alarms
 from limbeck.jobs.recipe import facts
+from limbeck.jobs.reports.limits import clamped, cut_alarms, cuts
 from limbeck.measure.probes.table import score_alarms
 from limbeck.measure.stats import interval
 from limbeck.model.decoder import Decoder
@@ -47,7 +48,10 @@ def measure(
     found = task.evaluate(model, tokenizer, rows, measuring, decoding or task.decoding())
     if predictions_file is not None:
         task.write_predictions(found, predictions_file)
-    return told(found, task, part, measuring.level, scores_file)
+    values = told(found, task, part, measuring.level, scores_file)
+    lowered = clamped(measuring.context, found.protocol.get("context"), "the evaluation")
+    values["notes"]["told"] = [*(values["notes"].get("told") or ()), *lowered]
+    return values
 
 
 def told(found: Result, task: Task, part: str, level: float, scores_file: Path | None) -> dict[str, Any]:
@@ -65,6 +69,7 @@ def told(found: Result, task: Task, part: str, level: float, scores_file: Path |
             "items": figure.items,
             "caution": figure.caution,
         }
+    alarms = [*cut_alarms(found.notes, len(found.scores)), *score_alarms(found.scores)]
     if scores_file is not None:
         found.scores.write(scores_file)
         if found.predictions:
@@ -72,10 +77,10 @@ def told(found: Result, task: Task, part: str, level: float, scores_file: Path |
     return {
         "evaluated": part,
         "metrics": metrics,
-        "protocol": dict(found.protocol),
+        "protocol": {**found.protocol, **cuts(found.notes)},
         "notes": dict(found.notes),
         "samples": [list(s) for s in found.samples],
-        "alarms": fired_first([alarm.describe() for alarm in score_alarms(found.scores)]),
+        "alarms": fired_first([alarm.describe() for alarm in alarms]),
         "scores": None if scores_file is None else str(scores_file),
     }
 
