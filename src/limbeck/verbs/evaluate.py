@@ -72,7 +72,7 @@ class Evaluate(ModelSource, ZeroShotRows, Recipe):
     task: AnyTask = Field(Text(), description="kind of work")
     measuring: Measuring = Field(default_factory=Measuring, description="how it is measured")
     decoding: Decoding | None = Field(None, description="how it generates; none: the task's choice")
-    probes: ProbeLevel = Field("quick", description="what is measured beside the task, and rings alarms")
+    probes: ProbeLevel = Field("quick", description="further measurements, and the alarms that they give")
     learned: str | None = Field(
         None,
         description="rows that the model was trained on: leaked evaluation rows and text copied from them ring",
