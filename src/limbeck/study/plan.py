@@ -176,7 +176,9 @@ def _check_grid(arm: str, over: Mapping[str, Any], values: Any) -> None:
     used = _placeholders(values)
     for key, levels in over.items():
         if key not in used:
-            raise ValueError(f"arm '{arm}' varies '{key}', which none of its values reads: write \"${key}\" where it goes")
+            raise ValueError(
+                f"arm '{arm}' varies '{key}', which none of its values reads: write \"${key}\" where it goes"
+            )
         if isinstance(levels, list) and len({str(level) for level in levels}) < len(levels):
             raise ValueError(f"arm '{arm}' gives '{key}' the same value twice: leave one out")
 
