@@ -15,7 +15,7 @@ import yaml
 from limbeck import __version__, cli
 from limbeck.command import verb as verbs
 from limbeck.command.flags import flags_of
-from limbeck.schema import PAGES, SCHEMA, generate, main, page
+from limbeck.schema import PAGES, SCHEMA, generate, index, main, page
 from limbeck.verbs import table
 
 
@@ -248,7 +248,8 @@ def test_the_committed_schema_is_fresh() -> None:
 
 
 def test_the_committed_pages_are_fresh() -> None:
-    wanted = {f"{verb}.md": page(verb, about) for verb, about in generate()["verbs"].items()}
+    verbs = generate()["verbs"]
+    wanted = {"README.md": index(verbs)} | {f"{verb}.md": page(verb, about) for verb, about in verbs.items()}
     assert {p.name: p.read_text(encoding="utf-8") for p in PAGES.glob("*.md")} == wanted, "run `make schema`"
 
 
@@ -259,7 +260,7 @@ def test_make_schema_writes_both(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     (tmp_path / "verbs" / "gone.md").write_text("a verb that is no more")
     main()
     assert (tmp_path / "schema.json").read_text(encoding="utf-8") == SCHEMA.read_text(encoding="utf-8")
-    assert sorted(p.stem for p in (tmp_path / "verbs").iterdir()) == sorted(table.RECIPES)
+    assert sorted(p.stem for p in (tmp_path / "verbs").iterdir()) == sorted(["README", *table.RECIPES])
 
 
 @pytest.mark.parametrize("verb", list(table.RECIPES))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from graphlib import TopologicalSorter
@@ -17,7 +18,7 @@ SOURCE = Path(limbeck.__file__).parent
 FLOORS = [
     {"errors", "old_names"}, {"config"}, {"storage"}, {"run", "losses", "kernels"}, {"data"}, {"model"}, {"techniques"},
     {"formats"}, {"objectives"}, {"decode"}, {"train"}, {"measure"}, {"tasks"}, {"synth"}, {"jobs"}, {"verbs"},
-    {"study"}, {"serve"}, {"command"}, {"integrations", "schema"}, {"given", "results"}, {"handle"}, {"api"},
+    {"study"}, {"command"}, {"integrations", "schema"}, {"given", "results"}, {"handle"}, {"api"},
     {"cli"}, {"__main__"},
 ]  # fmt: skip
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
@@ -68,7 +69,14 @@ def room(name: str) -> str:
 
 
 def test_every_room_has_a_floor() -> None:
-    assert {room(m) for m in MODULES} <= FLOOR.keys()
+    assert {room(m) for m in MODULES} == FLOOR.keys()
+
+
+def test_the_table_of_the_architecture_is_these_floors() -> None:
+    page = (SOURCE.parents[1] / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d+) \| (`[^|]+) \|", page, re.MULTILINE)
+    told = {name: int(floor) for floor, names in rows for name in re.findall(r"`(\w+)(?:\.py|/)`", names)}
+    assert told | {"__main__": len(FLOORS) - 1} == FLOOR
 
 
 def test_no_import_goes_up() -> None:

@@ -37,6 +37,11 @@ EXAMPLES = {
     "export": "limbeck export runs/tiny --to gguf --out tiny.gguf",
     "compare": "limbeck compare runs/a runs/b",
     "study": "limbeck study study.yaml --out runs/study",
+    "certify": "limbeck certify runs/tiny runs/int8 --data test.txt --out runs/certificate",
+    "fit": "limbeck fit search.yaml --trials 12 --out runs/fit",
+    "verify": "limbeck verify runs/tiny tiny.gguf",
+    "synthesize": "limbeck synthesize qa --model runs/tiny --count 100 --out runs/made",
+    "self-distill": "limbeck self-distill --model gpt2 --data pairs.csv --out runs/own",
 }
 """Verb -> a command that shows it; a verb without a line here has none in its help."""
 

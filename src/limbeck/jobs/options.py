@@ -51,7 +51,7 @@ class TrainingOptions(ZeroShotRows, DataSource, Recipe):
         description="training rows that overlap with evaluation rows or repeat: list them, drop them, refuse to run",
         json_schema_extra=_DATA,
     )
-    probes: ProbeLevel = Field("quick", description="what is measured beside the task, and rings alarms")
+    probes: ProbeLevel = Field("quick", description="further measurements, and the alarms that they give")
     general: str | None = Field(
         None, description="held-out general text, on which lost generality is measured too", json_schema_extra=_DATA
     )
