@@ -73,3 +73,24 @@ def test_arms_that_need_each_other_are_an_error() -> None:
     )
     with pytest.raises(ConfigError, match="a -> b -> a"):
         p.order()
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        (
+            {"arms": {"a": {"verb": "finetune", "over": {"rank": [1], "lr": [1, 2]}, "values": {"x": ["$rank"]}}}},
+            r"arm 'a' varies 'lr', which none of its values reads: write \"\$lr\" where it goes",
+        ),
+        (
+            {"arms": {"a": {"verb": "finetune", "over": {"rank": [1, 1]}, "values": {"x": {"y": "$rank"}}}}},
+            "arm 'a' gives 'rank' the same value twice",
+        ),
+        ({"arms": {"a": {"verb": "finetune", "values": {"out": "x"}}}}, "arm 'a' sets 'out'.*give --out to the study"),
+        ({"arms": {"a": {"verb": "finetune"}}, "common": {"seed": 3}}, "common sets 'seed'.*list it under seeds"),
+        ({"arms": {"a": {"verb": "finetune"}}, "compare": [["a", "a"]]}, "compare holds 'a' against itself"),
+    ],
+)
+def test_what_nothing_reads_is_refused(values: dict[str, object], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        build(StudyPlan, values)
