@@ -137,7 +137,7 @@ def resolved(capsys: pytest.CaptureFixture[str], *args: str) -> str:
         (("--width", "64"), ("--hidden-size", "64")),
         (("--architecture.width", "64"), ("--architecture.hidden-size", "64")),
         (("--technique", "qaft", "--qaft.bits", "4"), ("--technique", "qat", "--qat.bits", "4")),
-        (("--technique", "lora,qaft"), ("--technique", "lora,qat")),
+        (("--technique", "qaft,lora"), ("--technique", "qat,lora")),
     ],
 )
 def test_an_old_flag_is_read_with_a_warning(

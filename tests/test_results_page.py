@@ -43,7 +43,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
         {
             "model": "m",
             "data": "d",
-            "techniques": [{"kind": "freeze", "train": ["head"]}, {"kind": "lora", "rank": 2, "targets": ["q", "v"]}],
+            "techniques": [{"kind": "depth", "layers": 2}, {"kind": "lora", "rank": 2, "targets": ["q", "v"]}],
             "train": {"steps": 3, "learning_rate": 1e-3, "schedule": "cosine"},
         },
     ),

@@ -33,7 +33,12 @@ Named = str | os.PathLike[str] | LanguageModel | JobResult
 
 
 def load(
-    name: str | os.PathLike[str], *, adapter: str | None = None, device: str = "auto", dtype: str = "auto"
+    name: str | os.PathLike[str],
+    *,
+    adapter: str | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    keep_codes: bool = False,
 ) -> LanguageModel:
     """Load a model.
 
@@ -42,6 +47,8 @@ def load(
         adapter: a PEFT adapter to put beside the weights.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         dtype: ``auto`` (fp32), ``fp32``, ``bf16``, ``fp16`` or ``fp64``.
+
+        keep_codes: keep the matrices of a GGUF file that are in Q8_0, Q4_0 or Q4_1 as codes, not as floats.
 
     Raises:
         ModelError: the name leads nowhere, or to a model that is not supported.
@@ -52,7 +59,7 @@ def load(
     >>> "".join(model.stream("Once upon a time", max_new_tokens=5)) == text
     True
     """
-    return LanguageModel.load(name, adapter=adapter, device=device, dtype=dtype)
+    return LanguageModel.load(name, adapter=adapter, device=device, dtype=dtype, keep_codes=keep_codes)
 
 
 def pretrain(data: Data, *, out: str | os.PathLike[str] | None = None, **options: Any) -> JobResult:
@@ -234,7 +241,8 @@ def evaluate(
     True
     """
     return job(
-        "evaluate", {**_model(model), "data": data_name(data), "task": _kind(task), "out": _path(out), **options}
+        "evaluate",
+        {**_model(model, codes=True), "data": data_name(data), "task": _kind(task), "out": _path(out), **options},
     )
 
 
@@ -284,7 +292,7 @@ def info(model: Named, **options: Any) -> JobResult:
     >>> limbeck.info("runs/tiny").report["verb"]
     'info'
     """
-    return job("info", {**_model(model), **options})
+    return job("info", {**_model(model, codes=True), **options})
 
 
 def _training(
@@ -301,9 +309,12 @@ def _training(
     }
 
 
-def _model(model: Named) -> dict[str, Any]:
-    beside = model.adapter if isinstance(model, LanguageModel) else None
-    return {"model": model_name(model), **({} if beside is None else {"adapter": beside})}
+def _model(model: Named, codes: bool = False) -> dict[str, Any]:
+    """Return how a verb opens ``model``; ``codes``: the verb can keep a GGUF file's codes."""
+    if not isinstance(model, LanguageModel):
+        return {"model": model_name(model)}
+    given = model.given()
+    return given if codes else {key: value for key, value in given.items() if key != "keep_codes"}
 
 
 def _kind(value: Any) -> Any:

@@ -38,6 +38,7 @@ class LanguageModel:
         bundle: decoder, tokenizer and generation defaults.
         name: the folder, run, Hub id or GGUF file that it was loaded from.
         adapter: the PEFT adapter beside it, or None.
+        keep_codes: the quantized matrices of its GGUF file are held as codes.
 
     >>> import limbeck
     >>> model = limbeck.load("runs/tiny")
@@ -45,17 +46,24 @@ class LanguageModel:
     True
     """
 
-    def __init__(self, bundle: Bundle, name: str, adapter: str | None = None) -> None:
-        self.bundle, self.name, self.adapter = bundle, name, adapter
+    def __init__(self, bundle: Bundle, name: str, adapter: str | None = None, keep_codes: bool = False) -> None:
+        self.bundle, self.name, self.adapter, self.keep_codes = bundle, name, adapter, keep_codes
         self._loaded = self._state()
 
     @classmethod
     def load(
-        cls, name: str | os.PathLike[str], *, adapter: str | None = None, device: str = "auto", dtype: str = "auto"
+        cls,
+        name: str | os.PathLike[str],
+        *,
+        adapter: str | None = None,
+        device: str = "auto",
+        dtype: str = "auto",
+        keep_codes: bool = False,
     ) -> LanguageModel:
         """Load a model; see ``limbeck.load``."""
         named = os.fspath(name)
-        return cls(load_bundle(named, dtype_of(dtype), device_of(device), adapter=adapter), named, adapter)
+        bundle = load_bundle(named, dtype_of(dtype), device_of(device), adapter=adapter, keep_codes=keep_codes)
+        return cls(bundle, named, adapter, keep_codes)
 
     def generate(self, prompt: str | Sequence[str] = "", *, seed: int = 0, **decoding: Any) -> Any:
         """Return what the model writes after a prompt: a text, or a list of texts for a list of prompts.
@@ -112,8 +120,7 @@ class LanguageModel:
         if isinstance(data, str) and not _names_data(data):
             data = [data]
         given = {"probes": "off", "measuring": {"generate": False}, **options}
-        beside = {} if self.adapter is None else {"adapter": self.adapter}
-        values = {"model": model_name(self), **beside, "data": data_name(data), **given}
+        values = {**self.given(), "data": data_name(data), **given}
         found = job("evaluate", {**values, "task": {"kind": "text", "protocol": protocol}}).metrics
         name = next((n for n in found if n.startswith("perplexity")), None)
         if name is not None:
@@ -139,8 +146,10 @@ class LanguageModel:
             to: ``huggingface``, ``peft`` or ``gguf``.
             **options: of the verb ``export``, such as ``type="q8_0"`` for GGUF.
         """
-        given = {} if self.adapter is None else {"adapter": self.adapter}
-        return job("export", {"model": model_name(self), "to": to, "out": os.fspath(out), **given, **options})
+        given = self.given()
+        if to != "gguf":  # other layouts hold floats
+            given.pop("keep_codes", None)
+        return job("export", {**given, "to": to, "out": os.fspath(out), **options})
 
     @property
     def parameters(self) -> int:
@@ -188,6 +197,13 @@ class LanguageModel:
     def _state(self) -> tuple[tuple[int, int], ...]:
         """Which tensors the model has, and how often each was written to."""
         return tuple((id(p), p._version) for p in (*self.bundle.model.parameters(), *self.bundle.model.buffers()))
+
+    def given(self) -> dict[str, Any]:
+        """Return the options by which a verb opens this model as it was opened here."""
+        name = self.saved_name()
+        kept = self.keep_codes and name == self.name  # a copy is a folder, which keeps its codes by itself
+        beside = {} if self.adapter is None else {"adapter": self.adapter}
+        return {"model": name, **beside, **({"keep_codes": True} if kept else {})}
 
     def saved_name(self) -> str:
         """Return a name that a verb loads this model by: its own, or that of a copy where its weights were changed."""

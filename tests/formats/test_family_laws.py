@@ -153,7 +153,8 @@ def test_every_family_quantizes(name: str, tmp_path: Path) -> None:
     made, left = RTN(bits=8).convert(RTN(bits=8).apply(model))
     assert left is not None
     after = made(Batch.of_ids(IDS))
-    assert 0 < (after - before).abs().max() < 0.5 * before.abs().max()
+    error = (after - before).norm() / before.norm()  # 0.01 to 0.10 (gemma3-capped) where activations are rounded too
+    assert 0 < error < 0.15
     save_bundle(made, byte_level(VOCAB), tmp_path / "q", deployed_specs=(left,))
     assert torch.equal(load_bundle(str(tmp_path / "q")).model(Batch.of_ids(IDS)), after)
 

@@ -254,7 +254,7 @@ def exported(model: Decoder, how: str, folder: Path) -> tuple[BundleSide, Bundle
     t, generation = tokenizer(), {"eos_token_id": [0, 5]}
     source = Bundle(model, t, generation, "m")
     if how in ("f32", "f16", "q8_0"):
-        write_gguf(model, t, folder / "m.gguf", kind=how, generation=generation)  # type: ignore[arg-type]
+        write_gguf(model, t.with_ends([0, 5]), folder / "m.gguf", kind=how)  # type: ignore[arg-type]
         return BundleSide(source, "source"), BundleSide(
             load_bundle(str(folder / "m.gguf")), "gguf", coarsest=_KINDS[how]
         )
@@ -316,6 +316,29 @@ def test_transformers_parts_where_a_weight_differs(tmp_path: Path) -> None:
     save_bundle(other.model, other.tokenizer, tmp_path / "m", generation=other.generation, layout="huggingface")
     result = compare(BundleSide(source, "source"), TransformersSide(str(tmp_path / "m")))
     assert [(f.kind, f.where) for f in result.findings] == [("activation", "blocks.1")]
+
+
+class Nudged(BundleSide):
+    """A deployment in bf16 that lifts the token of a rank by a share of the largest logit, from a position on."""
+
+    def __init__(self, bundle: Bundle, rank: int, share: float, first: int) -> None:
+        super().__init__(bundle, "nudged", coarsest="bf16")
+        self.arithmetic, self.rank, self.share, self.first = "bf16", rank, share, first
+
+    def logits(self, ids: torch.Tensor) -> torch.Tensor:
+        out = super().logits(ids)
+        lifted = out.sort(dim=-1, descending=True).indices[:, self.first :, [self.rank]]
+        out[:, self.first :].scatter_add_(-1, lifted, (self.share * out.abs().max()).expand(lifted.shape))
+        return out
+
+
+def test_greedy_choices_within_the_bound_of_the_coarser_side_are_ties() -> None:
+    source = bundle_of(model_of(7))
+    result = compare(BundleSide(source, "source"), Nudged(source, 1, 0.05, 0))
+    assert result.equal and result.greedy_agreed == result.greedy_tokens, result.findings
+    assert result.top_agreement < 0.8  # ties there are
+    result = compare(BundleSide(source, "source"), Nudged(source, -1, 3.0, 16))  # beyond the prompts
+    assert [f.kind for f in result.findings] == ["greedy"] and result.greedy_agreed < result.greedy_tokens
 
 
 def test_flips_are_counted() -> None:

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from limbeck.config import build
 from limbeck.errors import ConfigError
+from limbeck.jobs.recipe import Display
 from limbeck.study.plan import StudyPlan
+from limbeck.study.study import run_plan
 
 
 def plan(**arms: object) -> StudyPlan:
@@ -73,3 +77,30 @@ def test_arms_that_need_each_other_are_an_error() -> None:
     )
     with pytest.raises(ConfigError, match="a -> b -> a"):
         p.order()
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        (
+            {"arms": {"a": {"verb": "finetune", "over": {"rank": [1], "lr": [1, 2]}, "values": {"x": ["$rank"]}}}},
+            r"arm 'a' varies 'lr', which none of its values reads: write \"\$lr\" where it goes",
+        ),
+        (
+            {"arms": {"a": {"verb": "finetune", "over": {"rank": [1, 1]}, "values": {"x": {"y": "$rank"}}}}},
+            "arm 'a' gives 'rank' the same value twice",
+        ),
+        ({"arms": {"a": {"verb": "finetune", "values": {"out": "x"}}}}, "arm 'a' sets 'out'.*give --out to the study"),
+        ({"arms": {"a": {"verb": "finetune"}}, "common": {"seed": 3}}, "common sets 'seed'.*list it under seeds"),
+        ({"arms": {"a": {"verb": "finetune"}}, "compare": [["a", "a"]]}, "compare holds 'a' against itself"),
+    ],
+)
+def test_what_nothing_reads_is_refused(values: dict[str, object], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        build(StudyPlan, values)
+
+
+def test_a_common_value_that_no_verb_reads_is_refused(tmp_path: Path) -> None:
+    values = {"arms": {"a": {"verb": "finetune", "values": {"model": "m", "data": "d"}}}, "common": {"contxt": 8}}
+    with pytest.raises(ConfigError, match="common sets 'contxt', which no arm's verb reads; did you mean 'context'"):
+        run_plan(build(StudyPlan, values), tmp_path, Display.silent())

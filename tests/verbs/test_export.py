@@ -14,6 +14,7 @@ from limbeck.formats.load import load_bundle
 from limbeck.formats.stored import stored_dtypes
 from limbeck.jobs.export.nearness import agreement
 from limbeck.jobs.recipe import Display
+from limbeck.storage import write_json
 from limbeck.verbs import export
 from limbeck.verbs.export import Export
 from tests.reference.small_model import MODERN, saved
@@ -94,6 +95,34 @@ def test_a_wrong_file_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         lambda name, *rest, **named: real(name if name == str(source) else str(other), *rest, **named),
     )
     with pytest.raises(RunError, match="differs from"):
+        Export(model=str(source), out=str(tmp_path / "hf")).run(Display.silent())
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    ({"eos_token_id": [0, 9]}, "does not stop at [5] and"),
+    ({"eos_token_id": [0, 5]}, ""),
+])  # fmt: skip
+def test_what_the_folder_does_not_stop_at_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, object], words: str
+) -> None:
+    source = saved(tmp_path / "m")
+    write_json(source / "generation_config.json", {"eos_token_id": [0, 5]})
+    real = export.save_bundle
+    monkeypatch.setattr(
+        export, "save_bundle", lambda *a, generation, **named: real(*a, generation={**generation, **change}, **named)
+    )
+    told = Export(model=str(source), out=str(tmp_path / "hf")).run(Display.silent()).values["told"]
+    assert len(told) == bool(words) and words in " ".join(told)
+
+
+def test_a_folder_with_another_template_is_no_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, real = saved(tmp_path / "m"), export.save_bundle
+    monkeypatch.setattr(
+        export,
+        "save_bundle",
+        lambda model, tokenizer, *rest, **named: real(model, tokenizer.with_chat_template("x"), *rest, **named),
+    )
+    with pytest.raises(RunError, match=r"is not the source \(.* has no chat template"):
         Export(model=str(source), out=str(tmp_path / "hf")).run(Display.silent())
 
 

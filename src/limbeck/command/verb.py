@@ -184,8 +184,8 @@ class Verbs(click.Group):
         super().__init__(
             "limbeck",
             help="Adapts and shrinks GPT-class language models and shows what each saving costs.",
-            epilog="A model is named by a folder, a run or a Hub id; data by a path, toy:NAME or a Hub id. "
-            "limbeck VERB --help lists the flags of a verb.",
+            epilog="A model is named by a folder, a run, a .gguf file or a Hub id; data by a path, toy:NAME or a Hub "
+            "id. limbeck VERB --help lists the flags of a verb.",
             params=[click.Option(["--version"], is_flag=True, is_eager=True, expose_value=False, callback=_version)],
             context_settings={
                 "help_option_names": ["--help", "-h"],

@@ -202,11 +202,11 @@ def write_gguf(
     Args:
         model: finished; weights on a grid that GGUF has (Q8_0, Q4_0, Q4_1 and what a block of those can say) keep their
             codes bit for bit under that type.
-        tokenizer: its tokenizer.
+        tokenizer: its tokenizer; every end id of it goes into the file.
         file: where to.
         kind: type of the matrices; ``auto``: of its own for a weight on such a grid, F16 for every other.
         name: of the model, for people.
-        generation: values of generation_config.json: every end id goes into the file; the rest has no place in it.
+        generation: values of generation_config.json, which have no place in the file; its end ids are the tokenizer's.
 
     Raises:
         ModelError: GGUF cannot say the model or its tokenizer.

@@ -249,14 +249,12 @@ def add_vocabulary(
     writer.add_add_eos_token(False)
     if tokenizer.chat_template is not None:
         writer.add_chat_template(tokenizer.chat_template)
-    return (*_add_ends(writer, tokenizer, generation), *_unsaid(generation))
+    return (*_add_ends(writer, tokenizer), *_unsaid(generation))
 
 
-def _add_ends(writer: gguf.GGUFWriter, tokenizer: Tokenizer, generation: Mapping[str, Any]) -> tuple[str, ...]:
+def _add_ends(writer: gguf.GGUFWriter, tokenizer: Tokenizer) -> tuple[str, ...]:
     """Write up to three end ids: llama.cpp stops at the end of a text, of a turn and of a message."""
-    said = generation.get("eos_token_id")
-    wanted = [tokenizer.eos_id, *(said if isinstance(said, list) else [said] if isinstance(said, int) else [])]
-    ends = list(dict.fromkeys(wanted))
+    ends = tokenizer.end_ids
     for add, i in zip((writer.add_eos_token_id, writer.add_eot_token_id, writer.add_eom_token_id), ends, strict=False):
         add(i)
     over = ", ".join(str(i) for i in ends[3:])

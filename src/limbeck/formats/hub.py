@@ -74,7 +74,9 @@ def _folder(name: str) -> Path:
         ModelError: no file system has such a name.
     """
     if not name.strip():
-        raise ModelError("a model has an empty name: name a folder, a run or a Hub id (is a shell variable unset?)")
+        raise ModelError(
+            "a model has an empty name: name a folder, a run, a .gguf file or a Hub id (is a shell variable unset?)"
+        )
     try:
         folder = Path(name).expanduser()
         folder.is_dir()

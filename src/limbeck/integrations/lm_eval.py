@@ -49,7 +49,7 @@ class LimbeckLM(LM):  # type: ignore[misc]  # lm-eval has no types
         """Load a model.
 
         Args:
-            pretrained: a folder, a run or a Hub id.
+            pretrained: a folder, a run, a .gguf file or a Hub id.
             adapter: a PEFT adapter to put beside it.
             dtype: auto (fp32), fp32, bf16, fp16 or fp64.
             device: auto, cpu, cuda or cuda:N; without CUDA the CPU, since lm-eval names cuda:0 where nobody did.

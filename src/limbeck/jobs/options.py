@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, JsonValue
+from pydantic import Field, JsonValue, field_validator
 
 from limbeck.config import dump
 from limbeck.data.batch import Example
@@ -23,6 +23,7 @@ from limbeck.run import Run
 from limbeck.tasks.table import AnyTask
 from limbeck.tasks.task import Measuring
 from limbeck.tasks.text import Text
+from limbeck.techniques.pairs import check_pairs
 from limbeck.techniques.table import AnyTechnique
 from limbeck.train.settings import TrainSettings
 
@@ -57,6 +58,12 @@ class TrainingOptions(ZeroShotRows, DataSource, Recipe):
     dry_run: bool = Field(
         False, description="show tokenised examples, memory and time, and stop", json_schema_extra={"section": "common"}
     )
+
+    @field_validator("techniques")
+    @classmethod
+    def _compose(cls, techniques: tuple[AnyTechnique, ...]) -> tuple[AnyTechnique, ...]:
+        check_pairs(techniques)
+        return techniques
 
     def settings(self, monitored: bool) -> TrainSettings:
         """Settings of the loop: ``dtype`` names the precision; without validation rows there is nothing to monitor.

@@ -34,7 +34,9 @@ _WEIGHTS = {"fp64": 0.0, "fp32": 1e-6, "fp16": 1e-3, "bf16": 6e-3, "int8": 0.02,
 _LOGITS = {"fp64": 1e-4, "fp32": 1e-4, "fp16": 1e-2, "bf16": 0.06}
 _CACHE = {"fp16": 2e-2, "bf16": 0.1}  # relative difference of a deployment's cached and full forward, else:
 _CACHE_FP32 = 1e-3
-_TIE = 1e-3  # of the two highest logits, relative to the highest, below which either may be chosen
+_TIE = (
+    1e-3  # relative to the largest logit: a choice this far below the best is a tie; twice the bound where that is more
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +130,8 @@ def compare(
         message = f"logits differ by {difference:.2g} of the largest; the first difference is at {where} ({share:.2g})"
         found.append(Difference("activation", where, message))
     found += _caches(source, target, ids[:1, : min(ids.shape[1], 24)])
-    tokens, agreed = _greedy(source, target, ids[:2, : max(1, ids.shape[1] // 2)], new_tokens)
+    tie = max(_TIE, 2 * (bound or 0))  # the best may be too low and another too high, each by the bound
+    tokens, agreed = _greedy(source, target, ids[:2, : max(1, ids.shape[1] // 2)], new_tokens, tie)
     if bound is not None and agreed < tokens and not found:
         found.append(Difference("greedy", f"token {agreed}", "greedy continuations part where there is no tie"))
     changed = flips(before[:, :-1, :rows], after[:, :-1, :rows], ids[:, 1:])
@@ -333,15 +336,16 @@ def _caches(source: Side, target: Side, ids: Tensor) -> Iterator[Difference]:
             yield Difference("cache", "cache", message)
 
 
-def _greedy(source: Side, target: Side, prompts: Tensor, new_tokens: int) -> tuple[int, int]:
-    """Continue prompts greedily on the source; count how far the target chooses alike, ties aside."""
+def _greedy(source: Side, target: Side, prompts: Tensor, new_tokens: int, tie: float) -> tuple[int, int]:
+    """Continue prompts greedily on the source; count how far the target chooses alike, or a token that is tied."""
     ids = prompts
     for _ in range(new_tokens):
         ids = torch.cat((ids, source.logits(ids)[:, -1].argmax(-1, keepdim=True)), dim=1)
     at = prompts.shape[1] - 1
     a, b = source.logits(ids)[:, at:-1], target.logits(ids)[:, at:-1]
-    best = a.topk(2, dim=-1).values
-    tied = (best[..., 0] - best[..., 1]).abs() <= _TIE * best[..., 0].abs()
-    same = (a.argmax(-1) == b.argmax(-1)) | tied
+    rows = min(a.shape[-1], b.shape[-1])  # a side may pad its vocabulary
+    chosen = b[..., :rows].argmax(-1, keepdim=True)
+    below = a.max(-1).values - a.gather(-1, chosen)[..., 0]
+    same = below <= tie * a.abs().max()
     agreed = same.long().cumprod(dim=1).sum()
     return same.numel(), int(agreed)

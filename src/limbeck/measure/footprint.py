@@ -47,6 +47,7 @@ def footprint(
     dtype: torch.dtype = torch.float32,
     *,
     adapter: str | Path | None = None,
+    keep_codes: bool = False,
     protocol: SpeedProtocol = _SMALL,
 ) -> Footprint:
     """Load ``model`` and generate with it in a fresh process on the CPU, as many threads as here.
@@ -55,9 +56,10 @@ def footprint(
     does not count. What other models left in this process's allocator, which would hide a peak, does not either.
 
     Args:
-        model: a folder, a run or a Hub id.
+        model: a folder, a run, a .gguf file or a Hub id.
         dtype: as for ``load_bundle``.
         adapter: a PEFT adapter beside it.
+        keep_codes: as for ``load_bundle``.
         protocol: what is generated; shortened to the model's context.
 
     Raises:
@@ -67,6 +69,7 @@ def footprint(
         "model": str(model),
         "dtype": str(dtype).removeprefix("torch."),
         "adapter": None if adapter is None else str(adapter),
+        "keep_codes": keep_codes,
         "threads": torch.get_num_threads(),
         "protocol": protocol.model_dump(mode="json"),
     }
@@ -90,7 +93,8 @@ def main(asked: str) -> Footprint:
     protocol = SpeedProtocol.model_validate(given["protocol"])
     _warm_up(protocol)
     with peak_memory() as loading:
-        bundle = load_bundle(given["model"], getattr(torch, given["dtype"]), adapter=given["adapter"])
+        dtype = getattr(torch, given["dtype"])
+        bundle = load_bundle(given["model"], dtype, adapter=given["adapter"], keep_codes=given["keep_codes"])
     with peak_memory() as using:
         speed(bundle.model, protocol)
     base = loading.before_bytes

@@ -84,6 +84,7 @@ class StudyPlan(Config):
             if not isinstance(over, Mapping) or not over:
                 arms[name] = arm
                 continue
+            _check_grid(name, over, arm.get("values", {}))
             for combination in product(*over.values()):
                 chosen = dict(zip(over, combination, strict=True))
                 tag = ",".join(f"{k}={v}" for k, v in chosen.items())
@@ -107,6 +108,17 @@ class StudyPlan(Config):
         for name in (*self.show, *(n for pair in self.compare for n in pair)):
             if name not in self.arms:
                 raise ValueError(f"no arm is called '{name}'{nearest(name, self.arms)}")
+        return self
+
+    @model_validator(mode="after")
+    def _read(self) -> StudyPlan:
+        for where, values in (("common", self.common), *((f"arm '{n}'", arm.values) for n, arm in self.arms.items())):
+            for key, instead in (("out", "give --out to the study"), ("seed", "list it under seeds")):
+                if key in values:
+                    raise ValueError(f"{where} sets '{key}', which the study itself sets for every run: {instead}")
+        for pair in self.compare:
+            if pair[0] == pair[1]:
+                raise ValueError(f"compare holds '{pair[0]}' against itself: name two arms")
         return self
 
     @model_validator(mode="after")
@@ -153,6 +165,33 @@ class StudyPlan(Config):
         common = {k: v for k, v in self.common.items() if k in known}
         filled = replace(merge(common, self.arms[name].values), folders)
         return dict(filled)
+
+
+def _check_grid(arm: str, over: Mapping[str, Any], values: Any) -> None:
+    """Refuse a key of ``over`` that no value reads, and levels that come twice.
+
+    Raises:
+        ValueError: names the arm and the key.
+    """
+    used = _placeholders(values)
+    for key, levels in over.items():
+        if key not in used:
+            raise ValueError(
+                f"arm '{arm}' varies '{key}', which none of its values reads: write \"${key}\" where it goes"
+            )
+        if isinstance(levels, list) and len({str(level) for level in levels}) < len(levels):
+            raise ValueError(f"arm '{arm}' gives '{key}' the same value twice: leave one out")
+
+
+def _placeholders(value: Any) -> set[str]:
+    """Return the keys of all ``$key`` anywhere in ``value``."""
+    if isinstance(value, str):
+        return {value[1:]} if value.startswith("$") else set()
+    if isinstance(value, Mapping):
+        return {key for v in value.values() for key in _placeholders(v)}
+    if isinstance(value, list | tuple):
+        return {key for v in value for key in _placeholders(v)}
+    return set()
 
 
 def references(value: Any) -> set[str]:

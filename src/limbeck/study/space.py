@@ -50,7 +50,7 @@ class SearchPlan(Config):
     """What ``limbeck fit`` searches."""
 
     title: str = ""
-    base: str = Field(description="the model to start from: a folder, a run or a Hub id")
+    base: str = Field(description="the model to start from: a folder, a run, a .gguf file or a Hub id")
     common: dict[str, Any] = Field(default_factory=dict, description="values of every verb that has the key")
     pipelines: dict[str, tuple[ChainStep, ...]] = Field(
         min_length=1, description="chains of verbs; the search chooses one"

@@ -189,6 +189,10 @@ def run_plan(
 
 def _planned(plan: StudyPlan, folder: Path, store: Path | None) -> dict[str, dict[int, Recipe]]:
     """Every run of the study, checked whole, in an order in which needs come first."""
+    known = {key for arm in plan.arms.values() for key in recipe(arm.verb).model_fields}
+    for key in plan.common:
+        if key not in known:
+            raise ConfigError(f"common sets '{key}', which no arm's verb reads{nearest(key, known)}: leave it out")
     folders: dict[int, dict[str, str]] = {seed: {} for seed in plan.seeds}
     return {name: _recipes(plan, name, folder, folders, store) for name in plan.order()}
 

@@ -15,6 +15,7 @@ from limbeck.data.tokenizer import check_alike
 from limbeck.decode.settings import Decoding
 from limbeck.errors import ConfigError
 from limbeck.formats.load import Bundle, load_bundle
+from limbeck.jobs.model_source import NAMES
 from limbeck.jobs.source import Parts
 from limbeck.jobs.start import Source
 from limbeck.jobs.training import AnyStream, Encoded, Start, TrainingJob
@@ -49,10 +50,8 @@ class Distill(TrainingJob):
     verb: ClassVar[str] = "distill"
     summary: ClassVar[str] = "train a student from a teacher's distributions and the task's answers"
 
-    teacher: str = Field(description="teacher: a folder, a run or a Hub id", json_schema_extra=_MODEL)
-    model: str | None = Field(
-        None, description="student to start from: a folder, a run or a Hub id", json_schema_extra=_MODEL
-    )
+    teacher: str = Field(description=f"teacher: {NAMES}", json_schema_extra=_MODEL)
+    model: str | None = Field(None, description=f"student to start from: {NAMES}", json_schema_extra=_MODEL)
     architecture: Architecture | None = Field(
         None, description="a fresh student instead; its context is the teacher's unless given"
     )

@@ -13,6 +13,7 @@ from limbeck.data.batch import Example
 from limbeck.data.pairs import collate_pairs, pair_of
 from limbeck.errors import ConfigError
 from limbeck.formats.load import load_bundle
+from limbeck.jobs.model_source import NAMES
 from limbeck.jobs.source import Parts
 from limbeck.jobs.training import Encoded, Start, TrainingJob
 from limbeck.losses.preference import PreferenceLoss
@@ -54,7 +55,7 @@ class DPO(TrainingJob):
     verb: ClassVar[str] = "dpo"
     summary: ClassVar[str] = "train a model to prefer chosen answers over rejected ones"
 
-    model: str = Field(description="model to start from: a folder, a run or a Hub id", json_schema_extra=_MODEL)
+    model: str = Field(description=f"model to start from: {NAMES}", json_schema_extra=_MODEL)
     adapter: str | None = Field(
         None, description="PEFT adapter to put beside it, which alone is trained further", json_schema_extra=_MODEL
     )

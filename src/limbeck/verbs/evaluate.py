@@ -18,6 +18,7 @@ from limbeck.errors import ConfigError
 from limbeck.formats.load import Bundle, load_bundle
 from limbeck.jobs.checks import Checks, ProbeLevel, audited, encoded, fired_first, leak_alarms
 from limbeck.jobs.harness import Asked, harness_values, run_harness
+from limbeck.jobs.model_source import ModelSource
 from limbeck.jobs.recipe import Display, Recipe, Report
 from limbeck.jobs.reports.evaluation import measure, show_report
 from limbeck.jobs.source import Parts, device_of, dtype_of
@@ -40,14 +41,12 @@ _OWN_WAY = (
 )  # fmt: skip
 
 
-class Evaluate(ZeroShotRows, Recipe):
+class Evaluate(ModelSource, ZeroShotRows, Recipe):
     """Measure a model: figures with intervals, their protocol, per-item scores, cost."""
 
     verb: ClassVar[str] = "evaluate"
     summary: ClassVar[str] = "measure a model on a task, with intervals and per-item scores"
 
-    model: str = Field(description="a folder, a run or a Hub id", json_schema_extra={"positional": True})
-    adapter: str | None = Field(None, description="PEFT adapter to put beside it: a folder or a Hub id")
     data: str | None = Field(
         None, description="rows: a path, toy:NAME or a Hub id; none: with a harness alone", json_schema_extra=_DATA
     )
@@ -156,7 +155,7 @@ class Evaluate(ZeroShotRows, Recipe):
             rows = split_rows(rows, self.split_by or self.task.split_by, shares)[self.part]
         known = self._known(rows)
         session.say(*rows.notes, f"measuring {self.model} on {len(rows)} rows of {self.data}")
-        bundle = load_bundle(self.model, dtype_of(self.dtype), device_of(self.device), adapter=self.adapter)
+        bundle = self.load(self.dtype, self.device)
         values: dict[str, Any] = {
             "verb": self.verb,
             "model": self.model,
@@ -193,7 +192,7 @@ class Evaluate(ZeroShotRows, Recipe):
             return report
 
     def _asked(self, values: dict[str, Any], session: Display, scores: Path | None) -> Report:
-        bundle = load_bundle(self.model, dtype_of(self.dtype), device_of(self.device), adapter=self.adapter)
+        bundle = self.load(self.dtype, self.device)
         asked = Asked(
             tasks=self.harness, path=self.harness_path, data=self.harness_data, shots=self.harness_shots,
             chat=self.harness_chat, limit=self.limit, seed=self.seed, measuring=self.measuring, quiet=session.quiet,
@@ -207,7 +206,10 @@ class Evaluate(ZeroShotRows, Recipe):
         return Report(values, show_report(values))
 
     def _cost(self, bundle: Bundle) -> Cost:
-        peak = asdict(footprint(self.model, dtype_of(self.dtype), adapter=self.adapter)) if self.memory else None
+        peak = None
+        if self.memory:
+            dtype, kept = dtype_of(self.dtype), self.keep_codes
+            peak = asdict(footprint(self.model, dtype, adapter=self.adapter, keep_codes=kept))
         return cost(bundle.model, bundle.folder, beside=bundle.adapter, peak=peak)
 
     def _check_predictions(self) -> None:

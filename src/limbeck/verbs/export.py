@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
+from rich.text import Text
 
 from limbeck.errors import ConfigError, RunError
 from limbeck.formats.families.table import family_of
@@ -14,7 +15,8 @@ from limbeck.formats.folder import check_replaceable
 from limbeck.formats.load import load_bundle, locate, save_bundle
 from limbeck.formats.stored import stored_dtype
 from limbeck.jobs.export.adapter import adapter_dtype, base_name, merged, write_adapter
-from limbeck.jobs.export.nearness import Agreement, agreement, logits, probe
+from limbeck.jobs.export.nearness import Agreement, agreement, logits, probe, settings_lost
+from limbeck.jobs.model_source import ModelSource
 from limbeck.jobs.recipe import Display, Recipe, Report, facts
 from limbeck.jobs.source import device_of, dtype_of
 from limbeck.model.decoder import Decoder
@@ -25,7 +27,7 @@ __all__ = ["Export"]
 _WRITTEN = ("adapter_config.json", "model.gguf")  # one of them is in a folder that holds an adapter or a GGUF file
 
 
-class Export(Recipe):
+class Export(ModelSource, Recipe):
     """Write a model in a layout that other programs open, then load it back and compare its logits with the source's.
 
     The weights keep the dtype they are stored in unless ``--dtype`` says otherwise. An adapter beside the weights is
@@ -36,8 +38,6 @@ class Export(Recipe):
     verb: ClassVar[str] = "export"
     summary: ClassVar[str] = "write a model for other programs, and check that it is the same"
 
-    model: str = Field(description="a folder, a run or a Hub id", json_schema_extra={"positional": True})
-    adapter: str | None = Field(None, description="PEFT adapter to put beside it: a folder or a Hub id")
     to: Literal["huggingface", "peft", "gguf"] = Field(
         "huggingface",
         description="layout: huggingface is what transformers opens; peft: the model's adapter alone, for its base; "
@@ -82,6 +82,8 @@ class Export(Recipe):
             raise ConfigError("'base' is named in a PEFT adapter: it needs --to peft")
         if self.to == "gguf":
             return self._gguf()
+        if self.keep_codes:
+            raise ConfigError(f"the layout {self.to} holds floats, not codes: leave keep_codes out, or export to gguf")
         if self.type != "auto":
             raise ConfigError("'type' is of GGUF files: it needs --to gguf (other layouts take --dtype)")
         self.claim()
@@ -97,7 +99,8 @@ class Export(Recipe):
             write_adapter(source, self.model, base, folder)
             written = load_bundle(base, wide, device, adapter=str(folder))
             found = agreement(before, logits(written.model, batch))
-            return self._report(folder, source.model, adapter_dtype(source.model), found, batch.ids.numel())
+            told = settings_lost(source, written, str(folder))
+            return self._report(folder, source.model, adapter_dtype(source.model), found, batch.ids.numel(), told)
         beside, source = bool(source.deployed_specs), merged(source, self.model)
         save_bundle(
             source.model.to(dtype), source.tokenizer, folder,
@@ -110,16 +113,22 @@ class Export(Recipe):
                 f"what was written to {folder} differs from {self.model} by {found['relative_difference']:.2g} of its "
                 "largest logit: do not use it, and report this"
             )
-        return self._report(folder, source.model, dtype, found, batch.ids.numel())
+        told = settings_lost(source, written, str(folder))
+        return self._report(folder, source.model, dtype, found, batch.ids.numel(), told)
 
     def _gguf(self) -> Report:
         if self.dtype != "auto":
             raise ConfigError("a GGUF file's matrices take --type (f32, f16, q8_0, q4_0, q4_1): leave --dtype out")
         from limbeck.jobs.export.gguf import export_gguf  # here, as the gguf package takes a while to import
 
-        return export_gguf(self.model, self.adapter, Path(self.out).expanduser(), self.type, self.overwrite, self.seed)
+        out = Path(self.out).expanduser()
+        return export_gguf(
+            self.model, self.adapter, out, self.type, self.overwrite, self.seed, keep_codes=self.keep_codes
+        )
 
-    def _report(self, folder: Path, model: Decoder, dtype: torch.dtype, found: Agreement, tokens: int) -> Report:
+    def _report(
+        self, folder: Path, model: Decoder, dtype: torch.dtype, found: Agreement, tokens: int, told: list[str]
+    ) -> Report:
         files = {p.name: p.stat().st_size for p in sorted(folder.iterdir())}
         values: dict[str, Any] = {
             "verb": self.verb,
@@ -131,6 +140,7 @@ class Export(Recipe):
             "parameters": model.count_parameters(),
             "files_bytes": files,
             "bytes": sum(files.values()),
+            "told": told,
             "agreement": {"probe_tokens": tokens, **found},
         }
         rows = [
@@ -140,4 +150,5 @@ class Export(Recipe):
             ("logits", f"largest difference {found['max_difference']:.3g} over {tokens} tokens"),
             ("top token", f"{found['top_agreement']:.2%} agree; KL {found['kl_nats']:.3g} nats"),
         ]
-        return Report(values, (facts(f"exported {self.model}", rows),))
+        notes = [Text(sentence, style="yellow") for sentence in told]
+        return Report(values, (facts(f"exported {self.model}", rows), *notes))

@@ -8,6 +8,7 @@ import torch
 from pydantic import Field
 
 from limbeck.formats.load import load_bundle
+from limbeck.jobs.model_source import NAMES
 from limbeck.jobs.source import Parts
 from limbeck.jobs.training import Encoded, Start, TrainingJob
 from limbeck.model.decoder import Decoder
@@ -23,9 +24,7 @@ class Finetune(TrainingJob):
     verb: ClassVar[str] = "finetune"
     summary: ClassVar[str] = "train a model on a task, whole or through techniques such as LoRA"
 
-    model: str = Field(
-        description="model to start from: a folder, a run or a Hub id", json_schema_extra={"section": "model"}
-    )
+    model: str = Field(description=f"model to start from: {NAMES}", json_schema_extra={"section": "model"})
     adapter: str | None = Field(
         None,
         description="PEFT adapter to put beside it, which alone is trained further",

@@ -19,6 +19,7 @@ from limbeck.decode.speculative import speculate
 from limbeck.errors import ConfigError, Interrupted
 from limbeck.formats.load import Bundle, load_bundle
 from limbeck.jobs.generation import chat_ids, prompt_ids
+from limbeck.jobs.model_source import NAMES, ModelSource
 from limbeck.jobs.recipe import Display, Recipe, Report
 from limbeck.jobs.source import device_of, dtype_of
 from limbeck.kernels import native
@@ -28,18 +29,16 @@ from limbeck.storage import plain, write_json
 __all__ = ["Generate"]
 
 
-class Generate(Recipe):
+class Generate(ModelSource, Recipe):
     """Continue one prompt, or every row of a file."""
 
     verb: ClassVar[str] = "generate"
     summary: ClassVar[str] = "continue prompts with a model"
     files: ClassVar[tuple[str, ...] | None] = ("generations.json",)
 
-    model: str = Field(description="a folder, a run or a Hub id", json_schema_extra={"positional": True})
     prompt: str = Field(
         "", description="text to continue; empty: from the begin token", json_schema_extra={"positional": True}
     )
-    adapter: str | None = Field(None, description="PEFT adapter to put beside it: a folder or a Hub id")
     prompts: str | None = Field(None, description="file of prompts instead: a path or toy:NAME")
     field: str = Field("text", description="field of the prompts' rows that is the prompt")
     dialect: Dialect = Field(default_factory=Dialect, description="delimiter and quotes of a file that is a table")
@@ -49,9 +48,7 @@ class Generate(Recipe):
     system: str = Field(
         "", description="what the system says before the prompt, with chat", json_schema_extra={"verbatim": True}
     )
-    draft: str | None = Field(
-        None, description="small model of the same tokenizer that proposes tokens: a folder, a run or a Hub id"
-    )
+    draft: str | None = Field(None, description=f"small model of the same tokenizer that proposes tokens: {NAMES}")
     proposals: int = Field(4, ge=1, le=15, description="most tokens that the draft proposes at once")
     decoding: Decoding = Field(default_factory=Decoding, description="how new tokens are chosen")
 
@@ -61,7 +58,7 @@ class Generate(Recipe):
         Raises:
             LimbeckError: the model cannot be loaded, or a prompt does not fit.
         """
-        bundle = load_bundle(self.model, dtype_of(self.dtype), device_of(self.device), adapter=self.adapter)
+        bundle = self.load(self.dtype, self.device)
         names, texts = self._texts()
         prompts = self._prompts(bundle, texts)
         decoding = self.decoding.seeded(self.seed)

@@ -12,11 +12,11 @@ from rich.console import RenderableType
 from limbeck.data.chat import ChatTemplate
 from limbeck.formats.families.table import family_of
 from limbeck.formats.hub import resolve
-from limbeck.formats.load import Bundle, load_bundle
+from limbeck.formats.load import Bundle
 from limbeck.formats.stored import stored_dtypes
+from limbeck.jobs.model_source import ModelSource
 from limbeck.jobs.recipe import Display, Recipe, Report, facts
 from limbeck.jobs.reports.chat import describe_chat, show_chat
-from limbeck.jobs.source import device_of, dtype_of
 from limbeck.measure.cost import disk_bytes, folder_bytes
 from limbeck.model.pattern_cost import pattern_costs
 from limbeck.model.patterns import picture
@@ -28,8 +28,8 @@ _MB = 1e6
 _LEGEND = ("a row", "queries from first to last; a column: keys; # most are seen, + some, . none")
 
 
-class Info(Recipe):
-    """Describe a model (a folder, a run or a Hub id): its shape, size, cost a token, tokenizer and settings.
+class Info(ModelSource, Recipe):
+    """Describe a model (a folder, a run, a .gguf file or a Hub id): shape, size, cost a token, tokenizer and settings.
 
     Of a run also its recipe, how far it is, its best evaluation and its report.
     """
@@ -37,9 +37,6 @@ class Info(Recipe):
     verb: ClassVar[str] = "info"
     summary: ClassVar[str] = "describe a model or a run"
     files: ClassVar[tuple[str, ...] | None] = ("info.json",)
-
-    model: str = Field(description="a folder, a run or a Hub id", json_schema_extra={"positional": True})
-    adapter: str | None = Field(None, description="PEFT adapter to put beside it: a folder or a Hub id")
 
     chat: str | None = Field(
         None,
@@ -66,7 +63,7 @@ class Info(Recipe):
             values["run"] = _run(run)
             body.append(facts(f"run {self.model}", _run_rows(values["run"])))
         if run is None or (run.model / "config.json").is_file():
-            bundle = load_bundle(self.model, dtype_of(self.dtype), device_of(self.device), adapter=self.adapter)
+            bundle = self.load(self.dtype, self.device)
             values["model"] = _model(bundle, self.length)
             body.append(facts(f"model {self.model}", _model_rows(values["model"])))
             body += _pictures(bundle, self.length)

@@ -19,6 +19,7 @@ from limbeck.errors import ConfigError
 from limbeck.formats.load import Bundle, load_bundle, save_bundle
 from limbeck.formats.stored import stored_dtype, stored_dtypes
 from limbeck.jobs.checks import fired_first
+from limbeck.jobs.model_source import NAMES
 from limbeck.jobs.recipe import Display, Recipe, Report
 from limbeck.jobs.reports.evaluation import measure
 from limbeck.jobs.reports.limits import clamped
@@ -58,7 +59,7 @@ class Quantize(Recipe):
     verb: ClassVar[str] = "quantize"
     summary: ClassVar[str] = "quantize a model, and measure what it loses and saves"
 
-    model: str = Field(description="a folder, a run or a Hub id", json_schema_extra={"positional": True})
+    model: str = Field(description=NAMES, json_schema_extra={"positional": True})
     data: str = Field(description="rows to measure on: a path, toy:NAME or a Hub id", json_schema_extra=_DATA)
     calibration: str | None = Field(
         None, description="rows that gptq and mixed look at; not those measured on", json_schema_extra=_DATA

@@ -15,6 +15,7 @@ from rich.text import Text
 from limbeck.config import dump
 from limbeck.errors import ConfigError, DataError
 from limbeck.formats.load import load_bundle, save_bundle
+from limbeck.jobs.model_source import NAMES
 from limbeck.jobs.recipe import Display, Recipe, Report
 from limbeck.jobs.source import DataSource, device_of
 from limbeck.run import Run
@@ -39,7 +40,7 @@ class SelfDistill(DataSource, Recipe):
     verb: ClassVar[str] = "self-distill"
     summary: ClassVar[str] = "let a model make its own paraphrase pairs, and compare with plain fine-tuning"
 
-    model: str = Field(description="model to start from: a folder, a run or a Hub id", json_schema_extra=_MODEL)
+    model: str = Field(description=f"model to start from: {NAMES}", json_schema_extra=_MODEL)
     task: Paraphrase = Field(default_factory=Paraphrase, description="the classifier's task")
     batch_size: int = Field(16, ge=1, description="rows of an optimizer step", json_schema_extra={"section": "data"})
     distilling: SelfDistilling = Field(default_factory=SelfDistilling, description="rounds, arms and seeds")

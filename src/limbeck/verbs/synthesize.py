@@ -56,7 +56,7 @@ class Synthesize(Recipe):
     )
     count: int = Field(100, ge=1, description="requests in all; may grow from one session to the next")
     model: str | None = Field(
-        None, description="teacher: its name at the endpoint; without one a folder, a run or a Hub id",
+        None, description="teacher: its name at the endpoint; without one a folder, a run, a .gguf file or a Hub id",
         json_schema_extra=_TEACHER,
     )  # fmt: skip
     endpoint: str | None = Field(

@@ -90,8 +90,19 @@ def test_what_is_there_is_not_replaced_unasked(tmp_path: Path) -> None:
     assert exported(source, file, type="f32", overwrite=True)["types"].keys() == {"F32"}
 
 
+def test_kept_codes_are_exported_as_they_are(tmp_path: Path) -> None:
+    source = saved(tmp_path / "m", hidden_size=64, ffn_width=96, **MODERN)
+    exported(source, tmp_path / "a.gguf", type="q4_0")
+    kept = exported(tmp_path / "a.gguf", tmp_path / "b.gguf", keep_codes=True)
+    assert kept["types"].keys() == {"F32", "Q4_0"} and kept["agreement"]["max_weight_error"] == 0
+    assert len(kept["copied"]) == kept["types"]["Q4_0"]
+    assert exported(tmp_path / "a.gguf", tmp_path / "c.gguf")["types"].keys() == {"F32", "F16"}
+
+
 def test_options_of_other_layouts_are_refused(tmp_path: Path) -> None:
     source = saved(tmp_path / "m")
+    with pytest.raises(ConfigError, match="the layout huggingface holds floats, not codes"):
+        exported(source, tmp_path / "a", to="huggingface", keep_codes=True)
     with pytest.raises(ConfigError, match="take --type"):
         exported(source, tmp_path / "a", dtype="bf16")
     with pytest.raises(ConfigError, match="it needs --to gguf"):

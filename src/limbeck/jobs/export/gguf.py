@@ -14,17 +14,24 @@ from limbeck.formats.gguf import GGUFReport, Type, weight_error, write_gguf
 from limbeck.formats.gguf_read import read_gguf
 from limbeck.formats.load import Bundle, load_bundle
 from limbeck.jobs.export.adapter import merged
-from limbeck.jobs.export.nearness import Agreement, agreement, logits, probe
+from limbeck.jobs.export.nearness import Agreement, agreement, logits, probe, settings_lost
 from limbeck.jobs.export.nearness_llama import llama_cpp_logits, llama_cpp_version
 from limbeck.jobs.recipe import Report, facts
 from limbeck.kernels.packed import dispatch
-from limbeck.measure.equivalence import compare_settings
-from limbeck.measure.sides import BundleSide
 
 __all__ = ["export_gguf"]
 
 
-def export_gguf(model: str, adapter: str | None, out: Path, kind: Type, overwrite: bool, seed: int) -> Report:
+def export_gguf(
+    model: str,
+    adapter: str | None,
+    out: Path,
+    kind: Type,
+    overwrite: bool,
+    seed: int,
+    *,
+    keep_codes: bool = False,
+) -> Report:
     """Write ``out`` (or ``model.gguf`` in it), read it back through the gguf package, and compare.
 
     The report tells whose agreement is whose: of our decoder on the file's numbers, and of llama.cpp itself, which also
@@ -40,7 +47,7 @@ def export_gguf(model: str, adapter: str | None, out: Path, kind: Type, overwrit
     file = out if out.suffix == ".gguf" else out / "model.gguf"
     if not overwrite and (file.exists() or (file != out and out.is_dir() and any(out.iterdir()))):
         raise ConfigError(f"{out} is not empty: give another --out, or --overwrite to replace the model in it")
-    source = merged(load_bundle(model, adapter=adapter), model)
+    source = merged(load_bundle(model, adapter=adapter, keep_codes=keep_codes), model)
     written = write_gguf(
         source.model, source.tokenizer, file, kind=kind, name=Path(model).name, generation=source.generation
     )
@@ -53,7 +60,8 @@ def export_gguf(model: str, adapter: str | None, out: Path, kind: Type, overwrit
     error = weight_error(source.model, back)
     if written.exact and (error > 0 or found["relative_difference"] > 1e-5):
         raise RunError(f"{file} differs from {model} by {error:.2g} in a weight: do not use it, and report this")
-    told = [*_told(written), *_parted(source, Bundle(back, read.tokenizer, read.generation, str(file)), file)]
+    opened = Bundle(back, read.tokenizer, read.generation, str(file))
+    told = [*_told(written), *settings_lost(source, opened, str(file))]
     program = llama_cpp_version()
     theirs = None if program is None else agreement(wanted, llama_cpp_logits(file, batch))
     types = Counter(written.types.values())
@@ -94,19 +102,6 @@ def export_gguf(model: str, adapter: str | None, out: Path, kind: Type, overwrit
     ]
     notes: list[RenderableType] = [Text(sentence, style="yellow") for sentence in told]
     return Report(values, (facts(f"exported {model}", rows), *notes))
-
-
-def _parted(source: Bundle, written: Bundle, file: Path) -> list[str]:
-    """Compare tokens, chat template, stop tokens and settings with the source's; return what is not kept.
-
-    Raises:
-        RunError: the file encodes texts otherwise, or describes another decoder.
-    """
-    found = compare_settings(BundleSide(source, "the source"), BundleSide(written, str(file)))
-    for finding in found:
-        if finding.kind in ("tokenizer", "begin", "template", "field"):
-            raise RunError(f"{file} is not the source ({finding.message}): do not use it, and report this")
-    return [finding.message for finding in found]
 
 
 def _near(found: Agreement, tokens: int) -> str:

@@ -1,4 +1,4 @@
-"""How near the logits of a model that was written are to those of its source."""
+"""How near a model that was written is to its source: logits, and everything that is not a number."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ import torch
 from torch import Tensor
 
 from limbeck.data.batch import Batch
+from limbeck.errors import RunError
+from limbeck.formats.load import Bundle
+from limbeck.measure.equivalence import compare_settings
+from limbeck.measure.sides import BundleSide
 from limbeck.model.decoder import Decoder
 
-__all__ = ["Agreement", "agreement", "logits", "probe"]
+__all__ = ["Agreement", "agreement", "logits", "probe", "settings_lost"]
 
 Agreement = dict[str, float]
 
@@ -44,3 +48,24 @@ def agreement(before: Tensor, after: Tensor) -> Agreement:
         "top_agreement": float((a.argmax(-1) == b.argmax(-1)).double().mean()),
         "kl_nats": float((p.exp() * (p - q)).sum(-1).mean().clamp_min(0)),
     }
+
+
+def settings_lost(source: Bundle, written: Bundle, where: str) -> list[str]:
+    """Compare tokens, chat template, stop tokens and settings with the source's.
+
+    Args:
+        source: what was exported.
+        written: the same, loaded back.
+        where: the file or folder that was written.
+
+    Returns:
+        What the layout could not keep, a sentence each.
+
+    Raises:
+        RunError: what was written encodes texts otherwise, or describes another decoder.
+    """
+    found = compare_settings(BundleSide(source, "the source"), BundleSide(written, where))
+    for finding in found:
+        if finding.kind in ("tokenizer", "begin", "template", "field"):
+            raise RunError(f"{where} is not the source ({finding.message}): do not use it, and report this")
+    return [finding.message for finding in found]
