@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from limbeck.techniques.qat import QAT
     from limbeck.techniques.rtn import RTN
 
-# Threads wait for each other some microseconds, not milliseconds, before they give their core away: with other work on
-# the cores the default costs nine tenths of the speed (docs/lab-notes.md). Read when OpenMP is loaded, with torch.
+# Threads wait for each other some microseconds, not milliseconds, before they give their core away: in one run on
+# busy cores the default took ten times as long (docs/lab-notes.md). Read when OpenMP is loaded, with torch.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
