@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from limbeck import run as room
 from limbeck.config import Config
-from limbeck.errors import ConfigError, DataError, RunError
+from limbeck.errors import BusyError, ConfigError, DataError
 from limbeck.run import Run, same_but_time
 
 
@@ -90,7 +90,7 @@ def test_another_process_may_not_write_the_same_run(tmp_path: Path) -> None:
         code += "from pathlib import Path; from tests.test_run import Recipe; from limbeck.run import Run\n"
         code += f"Run.create(Path({str(tmp_path)!r}), Recipe())"
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert RunError.__name__ in done.stderr and "another process is writing" in done.stderr
+    assert BusyError.__name__ in done.stderr and "another process is writing" in done.stderr
 
 
 def test_metrics_are_lines_and_events(tmp_path: Path) -> None:

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import csv
 import hashlib
+import io
 import json
 import os
 import random
@@ -181,6 +183,19 @@ def _run(argv: Sequence[str]) -> int:
     return pid
 
 
+def _speaks_of_speed(value: Any) -> bool:
+    """Whether a sentence of a report holds a measured speed, which no two runs share."""
+    return isinstance(value, str) and (" ms a token" in value or " times slower" in value)
+
+
+def _rows_without_times(text: str, folder: str) -> list[dict[str, str]]:
+    """Rows of a study's CSV without columns of times and speeds."""
+    return [
+        {k: v.replace(folder, ".") for k, v in row.items() if not any(part in k for part in _TIMES)}
+        for row in csv.DictReader(io.StringIO(text))
+    ]
+
+
 def _plain(value: Any, folder: str) -> Any:
     """A report without what differs from run to run: times, speeds, sessions, and the folder's name."""
     if isinstance(value, dict):
@@ -188,9 +203,9 @@ def _plain(value: Any, folder: str) -> Any:
         kept = {k: value[k] for k in names}
         return {k.replace(folder, "."): _plain(v, folder) for k, v in kept.items()}
     if isinstance(value, list):
-        return [_plain(v, folder) for v in value]
+        return [_plain(v, folder) for v in value if not _speaks_of_speed(v)]
     if isinstance(value, str):
-        return "a speed" if " ms a token" in value else value.replace(folder, ".")
+        return value.replace(folder, ".")
     return value
 
 
@@ -199,9 +214,11 @@ def digest(folder: Path) -> dict[str, str]:
     out = {}
     for file in sorted(p for p in folder.rglob("*") if p.is_file()):
         name = str(file.relative_to(folder))
-        if "tensorboard" in name or name.endswith((".lock", ".html", ".md")) or Path(name).name == "provenance.json":
+        if "tensorboard" in name or name.endswith((".lock", ".html", ".md", ".parquet", "provenance.json")):
             continue
         raw = file.read_bytes()
+        if file.suffix == ".csv":
+            raw = json.dumps(_rows_without_times(raw.decode(), str(folder))).encode()
         if file.suffix in (".json", ".jsonl", ".yaml"):
             texts = raw.decode().splitlines() if file.suffix == ".jsonl" else [raw.decode()]
             if file.suffix == ".yaml":

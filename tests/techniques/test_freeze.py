@@ -100,7 +100,7 @@ def test_what_the_model_has_not_is_refused_before_anything_changes(freeze, messa
     [
         ({"train": "half", "count": 2}, "count belongs to train=last_layer"),
         ({"train": []}, "names no parameter"),
-        ({"count": 0}, "greater than or equal to 1"),
+        ({"count": 0}, "at least 1"),
     ],
 )
 def test_bad_settings_are_config_errors(values, message):

@@ -289,11 +289,11 @@ def test_a_second_lora_is_refused_on_other_layers_too(second):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"rank": 0}, "greater than or equal to 1"),
-        ({"alpha": 0}, "greater than 0"),
-        ({"dropout": 1.0}, "less than 1"),
-        ({"targets": ()}, "at least 1"),
-        ({"ranks": {"q": 0}}, "greater than or equal to 1"),
+        ({"rank": 0}, "at least 1"),
+        ({"alpha": 0}, "above 0"),
+        ({"dropout": 1.0}, "below 1"),
+        ({"targets": ()}, "1 or more"),
+        ({"ranks": {"q": 0}}, "at least 1"),
         ({"rang": 4}, "did you mean 'rank'"),
     ],
 )

@@ -24,7 +24,7 @@ def test_the_kind_chooses_the_class():
         ({"kind": "lorra"}, "not 'lorra'; did you mean 'lora'"),
         ({"rank": 3}, "needs a 'kind'"),
         ({"kind": "lora", "rnk": 3}, "did you mean 'rank'"),
-        ({"kind": "lora", "rank": 0}, "greater than or equal to 1"),
+        ({"kind": "lora", "rank": 0}, "at least 1"),
     ],
 )
 def test_what_names_no_technique_is_a_config_error(entry, message):

@@ -39,6 +39,11 @@ def converted(flag: Flag, texts: Sequence[str]) -> Any:
     return _item(flag, texts[-1])
 
 
+def _quoted(text: str) -> str:
+    """Quote what was typed for a message of one line: characters that do not print are escaped."""
+    return f"'{text}'" if text.isprintable() else repr(text)
+
+
 def _item(flag: Flag, text: str) -> Any:
     """Read one scalar: a choice, or the narrowest of the flag's types that fits."""
     if flag.choices:
@@ -47,7 +52,7 @@ def _item(flag: Flag, text: str) -> Any:
             if text.replace("_", "-") == shown(choice).replace("_", "-"):
                 return choice
         known = [shown(c) for c in flag.choices]
-        raise ConfigError(f"{_called(flag)} is one of {', '.join(known)}, not '{text}'{nearest(text, known)}")
+        raise ConfigError(f"{_called(flag)} is one of {', '.join(known)}, not {_quoted(text)}{nearest(text, known)}")
     if "boolean" in flag.types and text.lower() in _WORDS:
         return _WORDS[text.lower()]
     for name, kind in (("integer", int), ("number", float)):
@@ -60,13 +65,13 @@ def _item(flag: Flag, text: str) -> Any:
         return text
     words = {"integer": "a whole number", "number": "a number", "boolean": "true or false"}
     wanted = " or ".join(word for kind, word in words.items() if kind in flag.types)
-    raise ConfigError(f"{_called(flag)} takes {wanted}{' or none' if flag.nullable else ''}, not '{text}'")
+    raise ConfigError(f"{_called(flag)} takes {wanted}{' or none' if flag.nullable else ''}, not {_quoted(text)}")
 
 
 def _pair(flag: Flag, text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key:
-        raise ConfigError(f"{_called(flag)} takes KEY=VALUE, not '{text}'")
+        raise ConfigError(f"{_called(flag)} takes KEY=VALUE, not {_quoted(text)}")
     return key, _item(flag, value)
 
 

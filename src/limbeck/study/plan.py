@@ -179,7 +179,9 @@ def _check_grid(arm: str, over: Mapping[str, Any], values: Any) -> None:
             raise ValueError(
                 f"arm '{arm}' varies '{key}', which none of its values reads: write \"${key}\" where it goes"
             )
-        if isinstance(levels, list) and len({str(level) for level in levels}) < len(levels):
+        if not isinstance(levels, list):
+            raise ValueError(f"arm '{arm}' varies '{key}' over {levels!r}: give a list of values")
+        if len({str(level) for level in levels}) < len(levels):
             raise ValueError(f"arm '{arm}' gives '{key}' the same value twice: leave one out")
 
 
