@@ -69,5 +69,12 @@ def test_limits_leave_honest_templates_alone() -> None:
     said = ChatTemplate(text, byte_level())
     assert said.render(TALK).startswith("1. User: hi---01\n2. Assistant: ho")
     many = TALK * 2000
-    sandbox().begin()
     assert said.render(many).count("User") == 2000
+
+
+def test_each_rendering_has_its_own_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    template = sandbox().from_string("{% for m in messages %}{{ m }}{% endfor %}")
+    assert template.render(messages=["a"]) == "a"
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + 3600)
+    assert template.render(messages=["b"]) == "b"

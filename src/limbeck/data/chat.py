@@ -122,9 +122,8 @@ class ChatTemplate:
     def __init__(self, text: str, tokenizer: Tokenizer, *, begin: bool | None = None, end: bool = True) -> None:
         self.text, self.tokenizer, self.end = text, tokenizer, end
         self._begins = (tokenizer.begins_with_bos if begin is None else begin) and tokenizer.bos_id is not None
-        self._environment = sandbox()
         try:
-            self._jinja = self._environment.from_string(text)
+            self._jinja = sandbox().from_string(text)
         except jinja2.TemplateSyntaxError as error:
             raise ConfigError(f"the chat template is no Jinja: line {error.lineno}: {_line(error.message)}") from None
         except (jinja2.TemplateError, RecursionError, SyntaxError, ValueError, TypeError) as error:
@@ -284,7 +283,6 @@ class ChatTemplate:
 
     def _lay_out(self, held: list[dict[str, str]], answer: bool) -> str:
         t = self.tokenizer
-        self._environment.begin()
         try:
             text = self._jinja.render(
                 messages=held,

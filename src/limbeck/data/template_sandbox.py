@@ -41,10 +41,11 @@ class GenerationTag(Extension):
 class LimitedEnvironment(ImmutableSandboxedEnvironment):
     """Jinja's immutable sandbox in which no template runs for more than a few seconds, or makes text without end.
 
-    ``begin`` starts the count of one rendering. What goes beyond a limit raises ``jinja2.TemplateRuntimeError``.
+    Each rendering starts its own count. What goes beyond a limit raises ``jinja2.TemplateRuntimeError``.
     """
 
     intercepted_binops = frozenset({"*", "**", "+", "%"})
+    template_class: type[jinja2.Template]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -106,6 +107,20 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
         for parent in [template, *template.find_all(nodes.Node)]:
             _replace_joins(parent)
         return template
+
+
+class _LimitedTemplate(jinja2.Template):
+    """A template that starts its environment's count at each rendering."""
+
+    def render(self, *args: Any, **kwargs: Any) -> str:
+        """Return the text laid out, as Jinja does."""
+        environment = self.environment
+        assert isinstance(environment, LimitedEnvironment)
+        environment.begin()
+        return super().render(*args, **kwargs)
+
+
+LimitedEnvironment.template_class = _LimitedTemplate
 
 
 def _replace_joins(parent: nodes.Node) -> None:

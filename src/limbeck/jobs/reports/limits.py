@@ -37,15 +37,13 @@ def cuts(notes: Mapping[str, Any]) -> dict[str, int]:
 
 
 def cut_alarms(notes: Mapping[str, Any], items: int) -> list[Alarm]:
-    """Hold the shares of rows and prompts cut, and of new tokens not written, against a tenth."""
+    """Hold the shares of rows and prompts cut, and of new tokens not written, where there are any, against a tenth."""
     rows, prompts = notes.get("rows") or items, notes.get("prompts", 0)
     found = []
-    if "truncated" in notes:
-        cut = _rows_cut(notes)
+    if cut := _rows_cut(notes):
         sentence = f"{cut} of {rows} rows were longer than the context and cut or left out"
         found.append(_alarm("cut-items", cut / max(rows, 1), sentence))
-    if prompts:
-        cut = notes["prompts_cut"]
+    if prompts and (cut := notes["prompts_cut"]):
         sentence = f"{cut} of {prompts} prompts lost their beginning to fit into the context with the new tokens"
         found.append(_alarm("cut-prompts", cut / prompts, sentence))
     if "new_tokens_asked" in notes:
