@@ -272,7 +272,7 @@ class _Call:
     ) -> None:
         library = compiled(q)
         assert library is not None
-        self.library, self.threads = library, torch.get_num_threads()
+        self.native, self.threads = library, torch.get_num_threads()
         # kept as long as the description points into them
         self.q, self.k, self.v = _ready(q), _ready(k), _ready(v)
         self.s = None if s is None else _ready(s)
@@ -299,7 +299,7 @@ class _Call:
         out = self._like(self.q, not self.whole)
         sums = (torch.empty if self.whole else torch.zeros)(self.q.shape[:3], dtype=torch.float32)
         self.problem.out, self.problem.sums = out.data_ptr(), sums.data_ptr()
-        self.library.limbeck_sparse(self.problem, self.count, self.documents, self.room.data_ptr(), self.threads)
+        self.native.limbeck_sparse(self.problem, self.count, self.documents, self.room.data_ptr(), self.threads)
         return out, sums
 
     def backward(
@@ -315,7 +315,7 @@ class _Call:
             *grad.stride()[:3], grad.data_ptr(), None if grad_sums is None else grad_sums.data_ptr(),
             dq.data_ptr(), dk.data_ptr(), dv.data_ptr(), None if ds is None else ds.data_ptr(),
         )  # fmt: skip
-        self.library.limbeck_sparse_backward(
+        self.native.limbeck_sparse_backward(
             self.problem, wanted, self.count, self.documents, self.room.data_ptr(), self.threads
         )
         return dq, dk, dv, ds

@@ -46,7 +46,7 @@ class SpeedProtocol(Config):
     prompt_tokens: int = Field(64, ge=1, description="tokens of the prompt that is prefilled")
     new_tokens: int = Field(32, ge=2, description="tokens decoded one at a time after it")
     batch_size: int = Field(1, ge=1, description="sequences at once")
-    repeats: int = Field(5, ge=1, description="timed runs; the median is told")
+    repeats: int = Field(5, ge=1, description="timed runs; the median is reported")
     warm_up: int = Field(1, ge=0, description="runs before, not timed")
 
     def fitted(self, context: int) -> SpeedProtocol:
