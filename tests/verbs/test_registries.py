@@ -24,7 +24,9 @@ def with_line(name, old, new):
 """
 """Loads a table with one line more, before anything imports it."""
 
-TECHNIQUE = TABLES + """
+TECHNIQUE = (
+    TABLES
+    + """
 from limbeck.techniques.quantized import Quantizer, deployed_spec_of, round_all
 
 class Added(Quantizer):
@@ -46,8 +48,11 @@ class Added(Quantizer):
 
 with_line("limbeck.techniques.table", "    RTN.name: RTN,", "    RTN.name: RTN,\\n    Added.name: Added,")
 """
+)
 
-TASK = TABLES + """
+TASK = (
+    TABLES
+    + """
 from limbeck.tasks.text import Text
 
 class Added(Text):
@@ -59,6 +64,7 @@ class Added(Text):
 with_line("limbeck.tasks.table", "    QuestionAnswering.name: QuestionAnswering,",
           "    QuestionAnswering.name: QuestionAnswering,\\n    Added.name: Added,")
 """
+)
 
 COMMANDS = """
 import contextlib, io, json
