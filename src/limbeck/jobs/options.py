@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field, JsonValue, field_validator
 
@@ -34,6 +34,8 @@ _DATA: dict[str, JsonValue] = {"section": "data"}
 
 class TrainingOptions(ZeroShotRows, DataSource, Recipe):
     """Task, batches, techniques, training and measuring; what is read off them alone."""
+
+    on_ranks: ClassVar[bool] = True
 
     task: AnyTask = Field(Text(), description="kind of work")
     context: int | None = Field(
