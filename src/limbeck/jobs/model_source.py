@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 from pydantic import Field
 
 from limbeck.config import Config
 from limbeck.formats.load import Bundle, load_bundle
 from limbeck.jobs.source import device_of, dtype_of
+from limbeck.measure.cost import Cost, cost
+from limbeck.measure.footprint import footprint
 
 __all__ = ["NAMES", "ModelSource"]
 
@@ -36,3 +40,11 @@ class ModelSource(Config):
         return load_bundle(
             self.model, dtype_of(dtype), device_of(device), adapter=self.adapter, keep_codes=self.keep_codes
         )
+
+    def cost(self, bundle: Bundle, dtype: str, memory: bool) -> Cost:
+        """Return what the loaded ``bundle`` costs; with ``memory`` also its peak memory, in a process of its own."""
+        peak = None
+        if memory:
+            kept = self.keep_codes
+            peak = asdict(footprint(self.model, dtype_of(dtype), adapter=self.adapter, keep_codes=kept))
+        return cost(bundle.model, bundle.folder, beside=bundle.adapter, peak=peak)
