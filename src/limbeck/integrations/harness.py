@@ -106,8 +106,7 @@ def _loaded(asked: Asked) -> Mapping[str, Any]:
     except Exception as error:  # those of YAML files, of data sets and of the Hub share no class
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(
-            f"lm-eval cannot load {', '.join(asked.tasks)}: {reason}; rows of your own are named by "
-            "--rows TASK=FILE"
+            f"lm-eval cannot load {', '.join(asked.tasks)}: {reason}; rows of your own are named by --rows TASK=FILE"
         ) from None
 
 
