@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from limbeck.jobs.options import TrainingOptions
 from limbeck.jobs.prepared import DataSteps, Prepared, rows_in_memory
 from limbeck.jobs.recipe import Display
 from limbeck.jobs.source import Parts
-from limbeck.jobs.start import Start, loaded
+from limbeck.jobs.start import Start
 from limbeck.jobs.training import TrainingJob, task_objective
 from limbeck.objectives.objective import AnyObjective
 from limbeck.verbs.finetune import Finetune
@@ -48,7 +47,7 @@ def test_a_job_runs_on_the_functions_that_it_is_handed(tmp_path: Path) -> None:
 
     def start(parts: Parts, device: torch.device) -> Start:
         called.append(f"start on {len(parts.train)} rows")
-        return loaded(chosen.model, None, parts, device)
+        return chosen.start(parts, device)
 
     def objective(prepared: Prepared) -> AnyObjective:
         called.append(f"objective in {prepared.opened.path.name}")
@@ -72,7 +71,7 @@ def test_in_a_dry_run_there_is_no_folder_to_write_to(tmp_path: Path) -> None:
         seen.append(prepared)
         return task_objective(prepared)
 
-    job = TrainingJob(chosen, partial(loaded, chosen.model, None), rows_in_memory(chosen), objective, planned_rate=1e9)
+    job = TrainingJob(chosen, chosen.start, rows_in_memory(chosen), objective, planned_rate=1e9)
     report = job.run(Display.silent())
     assert report.values["expected"]["planned_rate"] == 1e9 and seen[0].run is None
     with pytest.raises(RuntimeError, match="not open"):
@@ -92,9 +91,7 @@ def test_a_stream_of_its_own_examples_replaces_the_data(tmp_path: Path) -> None:
         sizes.append(len(data.train))
         return steps.stream(data, start)
 
-    job = TrainingJob(
-        chosen, partial(loaded, chosen.model, None), dataclasses.replace(steps, stream=stream), examples=fewer
-    )
+    job = TrainingJob(chosen, chosen.start, dataclasses.replace(steps, stream=stream), examples=fewer)
     job.run(Display.silent())
     assert len(sizes) == 2 and sizes[1] == 4 < sizes[0]
 

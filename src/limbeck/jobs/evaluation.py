@@ -9,22 +9,20 @@ from pydantic import Field, JsonValue
 
 from limbeck.data.audit.report import AuditReport
 from limbeck.data.batch import Example
-from limbeck.data.readers import Dialect, Rows
+from limbeck.data.readers import Rows
 from limbeck.data.splits import split_rows
 from limbeck.data.tokenizer import check_alike
-from limbeck.decode.settings import Decoding
 from limbeck.errors import ConfigError
 from limbeck.formats.load import Bundle, load_bundle
 from limbeck.jobs.checks import Checks, ProbeLevel, audited, encoded, fired_first, leak_alarms
+from limbeck.jobs.measured_task import MeasuredTask
 from limbeck.jobs.model_source import ModelSource
 from limbeck.jobs.recipe import Display, Recipe, Report
 from limbeck.jobs.reports.evaluation import measure, show_report
-from limbeck.jobs.source import Parts, device_of, dtype_of
+from limbeck.jobs.source import Parts, Reading, device_of, dtype_of
 from limbeck.jobs.zero_shot import ZeroShotRows
 from limbeck.run import Run
 from limbeck.storage import plain
-from limbeck.tasks.table import AnyTask
-from limbeck.tasks.task import Measuring
 from limbeck.tasks.text import Text
 
 __all__ = ["EvaluationOptions", "evaluation"]
@@ -32,7 +30,7 @@ __all__ = ["EvaluationOptions", "evaluation"]
 _DATA: dict[str, JsonValue] = {"section": "data"}
 
 
-class EvaluationOptions(ModelSource, ZeroShotRows, Recipe):
+class EvaluationOptions(MeasuredTask, Reading, ModelSource, ZeroShotRows, Recipe):
     """A model, the rows and the task that it is measured on, and how."""
 
     data: str | None = Field(
@@ -43,23 +41,10 @@ class EvaluationOptions(ModelSource, ZeroShotRows, Recipe):
         description="the whole, or the part that training with the same fractions calls so",
         json_schema_extra=_DATA,
     )
-    columns: dict[str, str] = Field(
-        default_factory=dict, description="our field = their column", json_schema_extra=_DATA
-    )
-    separator: str = Field(
-        "<|endoftext|>", description="line between documents of a text file", json_schema_extra=_DATA
-    )
-    dialect: Dialect = Field(
-        default_factory=Dialect, description="delimiter and quotes of tables of text", json_schema_extra=_DATA
-    )
     split_by: str | None = Field(None, description="field by which parts are made", json_schema_extra=_DATA)
     fractions: tuple[float, float, float] = Field(
         (0.7, 0.15, 0.15), description="train, valid and test shares", json_schema_extra=_DATA
     )
-    limit: int | None = Field(None, ge=1, description="read only so many rows", json_schema_extra=_DATA)
-    task: AnyTask = Field(Text(), description="kind of work")
-    measuring: Measuring = Field(default_factory=Measuring, description="how it is measured")
-    decoding: Decoding | None = Field(None, description="how it generates; none: the task's choice")
     probes: ProbeLevel = Field("quick", description="further measurements, and the alarms that they give")
     learned: str | None = Field(
         None,
@@ -87,9 +72,7 @@ def evaluation(options: EvaluationOptions, display: Display) -> Report:
     """
     assert options.data is not None, "checked when the recipe was built"
     _check_predictions(options)
-    rows = options.task.read(
-        options.data, columns=options.columns, limit=options.limit, separator=options.separator, dialect=options.dialect
-    )
+    rows = options.rows(options.data, options.task)
     if options.part != "all":
         shares = {k: f for k, f in zip(("train", "valid", "test"), options.fractions, strict=True) if f > 0}
         if options.part not in shares:
@@ -139,9 +122,7 @@ def _known(options: EvaluationOptions, rows: Rows) -> tuple[Rows | None, AuditRe
     """
     if options.learned is None:
         return None, None
-    learned = options.task.read(
-        options.learned, columns=options.columns, limit=None, separator=options.separator, dialect=options.dialect
-    )
+    learned = options.rows(options.learned, options.task, whole=True)
     _, found = audited(Parts(learned, None, rows), options.overlap, options.task)
     return learned, found
 
@@ -161,7 +142,7 @@ def _checks(
         general = encoded(text, read_text, bundle.tokenizer, context, options.probes)
     if learned is not None and options.probes != "off":
         train = options.task.encode(learned, bundle.tokenizer, context)[0]
-    decoding, batch_size = options.decoding or options.task.decoding(), options.measuring.batch_size
+    decoding, batch_size = options.generates(), options.measuring.batch_size
     return Checks.of(
         options.probes, bundle.tokenizer, examples, decoding,
         base=base, train=train, general=general, batch_size=batch_size, seed=options.seed,
@@ -178,7 +159,7 @@ def _measured(
     scores: Path | None,
 ) -> Report:
     """Measure the loaded model: figures, alarms, audit, cost."""
-    decoding = (options.decoding or options.task.decoding()).seeded(options.seed)
+    decoding = options.generates(options.seed)
     values |= measure(
         bundle.model, bundle.tokenizer, options.task, rows, options.part, options.measuring, decoding, scores,
         None if options.predictions is None else Path(options.predictions),

@@ -1,21 +1,47 @@
-"""Which model a verb opens, and how: fields of every verb that runs one model as it is."""
+"""Which model a verb opens, and how: fields of every verb that runs one model as it is, or trains it further."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 
-from pydantic import Field
+import torch
+from pydantic import Field, JsonValue
 
 from limbeck.config import Config
 from limbeck.formats.load import Bundle, load_bundle
-from limbeck.jobs.source import device_of, dtype_of
+from limbeck.jobs.source import Parts, device_of, dtype_of
+from limbeck.jobs.start import Start
 from limbeck.measure.cost import Cost, cost
 from limbeck.measure.footprint import footprint
 
-__all__ = ["NAMES", "ModelSource"]
+__all__ = ["NAMES", "ModelSource", "StartingModel"]
 
 NAMES = "a folder, a run, a .gguf file or a Hub id"
 """What a model's name may be."""
+
+
+_MODEL: dict[str, JsonValue] = {"section": "model"}
+
+
+class StartingModel(Config):
+    """The model that a training starts from, and an adapter beside it."""
+
+    model: str = Field(description=f"model to start from: {NAMES}", json_schema_extra=_MODEL)
+    adapter: str | None = Field(
+        None, description="PEFT adapter to put beside it, which alone is trained further", json_schema_extra=_MODEL
+    )
+
+    def start(self, parts: Parts, device: torch.device) -> Start:
+        """Load it, whatever the rows.
+
+        Raises:
+            LimbeckError: as ``limbeck.formats.load.load_bundle``.
+        """
+        bundle = load_bundle(self.model, device=device, adapter=self.adapter)
+        facts = {} if bundle.adapter is None else {"adapter": str(bundle.adapter)}
+        return Start(
+            bundle.model, bundle.tokenizer, bundle.generation, self.model, facts, deployed_specs=bundle.deployed_specs
+        )
 
 
 class ModelSource(Config):

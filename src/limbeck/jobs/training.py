@@ -239,7 +239,7 @@ def _measured(prepared: Prepared) -> dict[str, Any]:
         rows,
         name,
         options.measuring,
-        (options.decoding or options.task.decoding()).seeded(options.seed),
+        options.generates(options.seed),
         prepared.opened.scores / f"{name}.jsonl",
     )
     values["notes"]["told"] += lowered + unlike(context, values, bool(prepared.data.valid))
@@ -253,7 +253,7 @@ def _checks(options: TrainingOptions, start: Start, data: Encoded, found: AuditR
         level,
         start.tokenizer,
         data.valid or data.train,
-        options.decoding or options.task.decoding(),
+        options.generates(),
         base=base,
         train=data.train,
         general=options.general_text(level, start.tokenizer, data.context),
