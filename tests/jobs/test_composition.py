@@ -13,7 +13,7 @@ import torch
 import limbeck
 from limbeck.config import Config, build
 from limbeck.jobs.options import TrainingOptions
-from limbeck.jobs.prepared import DataSteps, Prepared, rows_in_memory
+from limbeck.jobs.prepared import DataSteps, PreparedTraining, rows_in_memory
 from limbeck.jobs.recipe import Display
 from limbeck.jobs.source import Parts
 from limbeck.jobs.start import Start
@@ -37,7 +37,7 @@ def options(tmp_path: Path, **over: Any) -> Finetune:
 
 
 def test_the_job_and_what_it_prepared_are_frozen_values() -> None:
-    for kind in (TrainingJob, Prepared, DataSteps):
+    for kind in (TrainingJob, PreparedTraining, DataSteps):
         assert dataclasses.is_dataclass(kind) and kind.__dataclass_params__.frozen  # type: ignore[attr-defined]
         assert not issubclass(kind, Config) and kind.__subclasses__() == []
 
@@ -49,11 +49,11 @@ def test_a_job_runs_on_the_functions_that_it_is_handed(tmp_path: Path) -> None:
         called.append(f"start on {len(parts.train)} rows")
         return chosen.start(parts, device)
 
-    def objective(prepared: Prepared) -> AnyObjective:
+    def objective(prepared: PreparedTraining) -> AnyObjective:
         called.append(f"objective in {prepared.opened.path.name}")
         return task_objective(prepared)
 
-    def extras(prepared: Prepared, learned: AnyObjective) -> dict[str, Any]:
+    def extras(prepared: PreparedTraining, learned: AnyObjective) -> dict[str, Any]:
         called.append("extras")
         return {"own": prepared.model.count_parameters(), "training mode": prepared.model.training}
 
@@ -65,9 +65,9 @@ def test_a_job_runs_on_the_functions_that_it_is_handed(tmp_path: Path) -> None:
 
 
 def test_in_a_dry_run_there_is_no_folder_to_write_to(tmp_path: Path) -> None:
-    chosen, seen = options(tmp_path, dry_run=True), list[Prepared]()
+    chosen, seen = options(tmp_path, dry_run=True), list[PreparedTraining]()
 
-    def objective(prepared: Prepared) -> AnyObjective:
+    def objective(prepared: PreparedTraining) -> AnyObjective:
         seen.append(prepared)
         return task_objective(prepared)
 
@@ -84,7 +84,7 @@ def test_a_stream_of_its_own_examples_replaces_the_data(tmp_path: Path) -> None:
     steps = rows_in_memory(chosen)
     sizes: list[int] = []
 
-    def fewer(prepared: Prepared) -> Any:
+    def fewer(prepared: PreparedTraining) -> Any:
         return dataclasses.replace(prepared.data, train=prepared.data.train[:4])
 
     def stream(data: Any, start: Start) -> Any:

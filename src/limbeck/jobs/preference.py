@@ -14,7 +14,7 @@ from limbeck.data.pairs import collate_pairs, pair_of
 from limbeck.errors import ConfigError
 from limbeck.jobs.model_source import StartingModel
 from limbeck.jobs.options import TrainingOptions
-from limbeck.jobs.prepared import Prepared, rows_in_memory
+from limbeck.jobs.prepared import PreparedTraining, rows_in_memory
 from limbeck.jobs.source import Parts
 from limbeck.jobs.start import Start
 from limbeck.jobs.training import TrainingJob
@@ -101,12 +101,12 @@ def _start(options: PreferenceOptions, parts: Parts, device: torch.device) -> St
     return start
 
 
-def _watch_what_is_learned(prepared: Prepared, objective: AnyObjective) -> AnyObjective:
+def _watch_what_is_learned(prepared: PreparedTraining, objective: AnyObjective) -> AnyObjective:
     """The same objective, with its margins and accuracies."""
     return objective
 
 
-def _objective(options: PreferenceOptions, prepared: Prepared) -> AnyObjective:
+def _objective(options: PreferenceOptions, prepared: PreparedTraining) -> AnyObjective:
     """``Preference`` against the model as it is now, before the first step."""
     return Preference(
         reference=_reference(options, prepared),
@@ -134,7 +134,7 @@ def _reference_kind(options: PreferenceOptions, model: Decoder) -> str:
     return options.reference
 
 
-def _reference(options: PreferenceOptions, prepared: Prepared) -> Reference:
+def _reference(options: PreferenceOptions, prepared: PreparedTraining) -> Reference:
     model, run = prepared.model, prepared.run
     kind = _reference_kind(options, model)
     if kind == "adapter_off":
@@ -148,7 +148,7 @@ def _reference(options: PreferenceOptions, prepared: Prepared) -> Reference:
     return read_reference(file, name, (pair_of(e).key for e in pairs))
 
 
-def _told(options: PreferenceOptions, prepared: Prepared, objective: AnyObjective) -> Mapping[str, Any]:
+def _told(options: PreferenceOptions, prepared: PreparedTraining, objective: AnyObjective) -> Mapping[str, Any]:
     """What was learned, and against what."""
     assert isinstance(objective, Preference)
     return {"preference": {"loss": options.loss, "beta": options.beta, "reference": objective.reference.kind}}
