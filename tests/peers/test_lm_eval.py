@@ -215,9 +215,7 @@ def test_a_chat_template_is_put_around_prompts(place: Path, tmp_path: Path) -> N
         "{% if add_generation_prompt %}<answer>{% endif %}"
     )
     data = {"limbeck_sst2": "test.tsv", "limbeck_sst2_examples": "train.tsv"}
-    values = evaluate(
-        place, "limbeck_sst2", data=data, model=str(tmp_path / "chat"), chat=True, shots=1
-    )
+    values = evaluate(place, "limbeck_sst2", data=data, model=str(tmp_path / "chat"), chat=True, shots=1)
     prompt = values["samples"][0][0]
     assert prompt.count("<user>Review: ") == 2 and prompt.count("<assistant>") == 1 and prompt.endswith("<answer>")
     assert values["protocol"]["chat_template"] is True
