@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,10 @@ import torch
 import limbeck
 from limbeck.config import Config, build
 from limbeck.jobs.options import TrainingOptions
-from limbeck.jobs.prepared import DataSteps, Prepared, rows_in_memory
+from limbeck.jobs.prepared import DataSteps, PreparedTraining, rows_in_memory
 from limbeck.jobs.recipe import Display
 from limbeck.jobs.source import Parts
-from limbeck.jobs.start import Start, loaded
+from limbeck.jobs.start import Start
 from limbeck.jobs.training import TrainingJob, task_objective
 from limbeck.objectives.objective import AnyObjective
 from limbeck.verbs.finetune import Finetune
@@ -38,7 +37,7 @@ def options(tmp_path: Path, **over: Any) -> Finetune:
 
 
 def test_the_job_and_what_it_prepared_are_frozen_values() -> None:
-    for kind in (TrainingJob, Prepared, DataSteps):
+    for kind in (TrainingJob, PreparedTraining, DataSteps):
         assert dataclasses.is_dataclass(kind) and kind.__dataclass_params__.frozen  # type: ignore[attr-defined]
         assert not issubclass(kind, Config) and kind.__subclasses__() == []
 
@@ -48,13 +47,13 @@ def test_a_job_runs_on_the_functions_that_it_is_handed(tmp_path: Path) -> None:
 
     def start(parts: Parts, device: torch.device) -> Start:
         called.append(f"start on {len(parts.train)} rows")
-        return loaded(chosen.model, None, parts, device)
+        return chosen.start(parts, device)
 
-    def objective(prepared: Prepared) -> AnyObjective:
+    def objective(prepared: PreparedTraining) -> AnyObjective:
         called.append(f"objective in {prepared.opened.path.name}")
         return task_objective(prepared)
 
-    def extras(prepared: Prepared, learned: AnyObjective) -> dict[str, Any]:
+    def extras(prepared: PreparedTraining, learned: AnyObjective) -> dict[str, Any]:
         called.append("extras")
         return {"own": prepared.model.count_parameters(), "training mode": prepared.model.training}
 
@@ -66,13 +65,13 @@ def test_a_job_runs_on_the_functions_that_it_is_handed(tmp_path: Path) -> None:
 
 
 def test_in_a_dry_run_there_is_no_folder_to_write_to(tmp_path: Path) -> None:
-    chosen, seen = options(tmp_path, dry_run=True), list[Prepared]()
+    chosen, seen = options(tmp_path, dry_run=True), list[PreparedTraining]()
 
-    def objective(prepared: Prepared) -> AnyObjective:
+    def objective(prepared: PreparedTraining) -> AnyObjective:
         seen.append(prepared)
         return task_objective(prepared)
 
-    job = TrainingJob(chosen, partial(loaded, chosen.model, None), rows_in_memory(chosen), objective, planned_rate=1e9)
+    job = TrainingJob(chosen, chosen.start, rows_in_memory(chosen), objective, planned_rate=1e9)
     report = job.run(Display.silent())
     assert report.values["expected"]["planned_rate"] == 1e9 and seen[0].run is None
     with pytest.raises(RuntimeError, match="not open"):
@@ -85,16 +84,14 @@ def test_a_stream_of_its_own_examples_replaces_the_data(tmp_path: Path) -> None:
     steps = rows_in_memory(chosen)
     sizes: list[int] = []
 
-    def fewer(prepared: Prepared) -> Any:
+    def fewer(prepared: PreparedTraining) -> Any:
         return dataclasses.replace(prepared.data, train=prepared.data.train[:4])
 
     def stream(data: Any, start: Start) -> Any:
         sizes.append(len(data.train))
         return steps.stream(data, start)
 
-    job = TrainingJob(
-        chosen, partial(loaded, chosen.model, None), dataclasses.replace(steps, stream=stream), examples=fewer
-    )
+    job = TrainingJob(chosen, chosen.start, dataclasses.replace(steps, stream=stream), examples=fewer)
     job.run(Display.silent())
     assert len(sizes) == 2 and sizes[1] == 4 < sizes[0]
 

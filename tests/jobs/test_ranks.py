@@ -19,9 +19,10 @@ from limbeck.data.batch import Batch
 from limbeck.formats.load import load_bundle
 from limbeck.jobs import estimate as plan
 from limbeck.jobs import pretraining
-from limbeck.run import Run, same_but_time
+from limbeck.run import Run
 from limbeck.train.distributed import World
 from limbeck.verbs.pretrain import Pretrain
+from tests.reference.metrics import same_but_time
 from tests.reference.tiny_runs import ARCHITECTURE, run
 
 PRETRAIN: dict[str, Any] = {

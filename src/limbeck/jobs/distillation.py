@@ -19,7 +19,7 @@ from limbeck.errors import ConfigError
 from limbeck.formats.load import Bundle, load_bundle
 from limbeck.jobs.model_source import NAMES
 from limbeck.jobs.options import TrainingOptions
-from limbeck.jobs.prepared import Prepared, rows_in_memory
+from limbeck.jobs.prepared import PreparedTraining, rows_in_memory
 from limbeck.jobs.source import Parts
 from limbeck.jobs.start import Encoded, Start
 from limbeck.jobs.training import AnyStream, TrainingJob
@@ -174,7 +174,7 @@ def _student(options: DistillationOptions, teacher: Bundle, device: torch.device
     return Bundle(model, teacher.tokenizer, generation, "teacher", None, teacher.deployed_specs), source
 
 
-def _objective(options: DistillationOptions, prepared: Prepared) -> AnyObjective:
+def _objective(options: DistillationOptions, prepared: PreparedTraining) -> AnyObjective:
     """``Distill`` on a live teacher, or on one written to disk first."""
     start = prepared.start
     assert start.teacher is not None
@@ -206,7 +206,7 @@ def _objective(options: DistillationOptions, prepared: Prepared) -> AnyObjective
     )
 
 
-def _examples(options: DistillationOptions, prepared: Prepared) -> Encoded:
+def _examples(options: DistillationOptions, prepared: PreparedTraining) -> Encoded:
     """The examples to learn from: of the data, or with the answers that the teacher writes, kept in the run."""
     data, start = prepared.data, prepared.start
     if options.answers == "data":
@@ -221,7 +221,7 @@ def _examples(options: DistillationOptions, prepared: Prepared) -> Encoded:
     return replace(data, train=train)
 
 
-def _live(options: DistillationOptions, prepared: Prepared) -> AnyStream:
+def _live(options: DistillationOptions, prepared: PreparedTraining) -> AnyStream:
     """The data's micro-batches, or some that the student answers itself."""
     if not options.on_policy.on:
         return prepared.stream
@@ -255,7 +255,7 @@ def _cache(options: DistillationOptions, run: Run) -> Path:
     return Path(options.teacher_cache) if options.teacher_cache is not None else run.path / "teacher"
 
 
-def _on_disk(options: DistillationOptions, bundle: Bundle, prepared: Prepared) -> Teacher:
+def _on_disk(options: DistillationOptions, bundle: Bundle, prepared: PreparedTraining) -> Teacher:
     """Write the teacher's top tokens once, or find them written."""
     folder, key = _cache(options, prepared.opened), _key(options, prepared.start, prepared.parts, prepared.data.context)
     device = bundle.model.device
@@ -265,7 +265,7 @@ def _on_disk(options: DistillationOptions, bundle: Bundle, prepared: Prepared) -
     return CachedTeacher(folder, key)
 
 
-def _extras(options: DistillationOptions, prepared: Prepared, objective: AnyObjective) -> Mapping[str, Any]:
+def _extras(options: DistillationOptions, prepared: PreparedTraining, objective: AnyObjective) -> Mapping[str, Any]:
     """What the teacher on disk costs: the student's difference in loss from the live one, and bytes."""
     if not (options.teacher_top_k and options.beta):
         return {}

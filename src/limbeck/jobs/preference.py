@@ -12,11 +12,11 @@ from pydantic import Field, JsonValue, model_validator
 
 from limbeck.data.pairs import collate_pairs, pair_of
 from limbeck.errors import ConfigError
-from limbeck.jobs.model_source import NAMES
+from limbeck.jobs.model_source import StartingModel
 from limbeck.jobs.options import TrainingOptions
-from limbeck.jobs.prepared import Prepared, rows_in_memory
+from limbeck.jobs.prepared import PreparedTraining, rows_in_memory
 from limbeck.jobs.source import Parts
-from limbeck.jobs.start import Start, loaded
+from limbeck.jobs.start import Start
 from limbeck.jobs.training import TrainingJob
 from limbeck.losses.preference import PreferenceLoss
 from limbeck.model.decoder import Decoder
@@ -33,7 +33,6 @@ from limbeck.train.settings import TrainSettings
 __all__ = ["PreferenceOptions", "PreferenceSettings", "preference_training"]
 
 _PREFERENCE: dict[str, JsonValue] = {"section": "preference"}
-_MODEL: dict[str, JsonValue] = {"section": "model"}
 
 
 class PreferenceSettings(TrainSettings):
@@ -46,13 +45,9 @@ class PreferenceSettings(TrainSettings):
     monitor: str = Field("valid/preference", description="metric that says which weights are best; empty: the last are")
 
 
-class PreferenceOptions(TrainingOptions):
+class PreferenceOptions(StartingModel, TrainingOptions):
     """A model, its reference, and the loss that compares them."""
 
-    model: str = Field(description=f"model to start from: {NAMES}", json_schema_extra=_MODEL)
-    adapter: str | None = Field(
-        None, description="PEFT adapter to put beside it, which alone is trained further", json_schema_extra=_MODEL
-    )
     task: AnyTask = Field(Preferences(), description="kind of work")
     train: PreferenceSettings = Field(default_factory=PreferenceSettings, description="the training itself")
     loss: PreferenceLoss = Field(
@@ -100,18 +95,18 @@ def preference_training(options: PreferenceOptions) -> TrainingJob:
 
 
 def _start(options: PreferenceOptions, parts: Parts, device: torch.device) -> Start:
-    start = loaded(options.model, options.adapter, parts, device)
+    start = options.start(parts, device)
     if not options.dropout:
         start.model.switch_off_dropout()
     return start
 
 
-def _watch_what_is_learned(prepared: Prepared, objective: AnyObjective) -> AnyObjective:
+def _watch_what_is_learned(prepared: PreparedTraining, objective: AnyObjective) -> AnyObjective:
     """The same objective, with its margins and accuracies."""
     return objective
 
 
-def _objective(options: PreferenceOptions, prepared: Prepared) -> AnyObjective:
+def _objective(options: PreferenceOptions, prepared: PreparedTraining) -> AnyObjective:
     """``Preference`` against the model as it is now, before the first step."""
     return Preference(
         reference=_reference(options, prepared),
@@ -139,7 +134,7 @@ def _reference_kind(options: PreferenceOptions, model: Decoder) -> str:
     return options.reference
 
 
-def _reference(options: PreferenceOptions, prepared: Prepared) -> Reference:
+def _reference(options: PreferenceOptions, prepared: PreparedTraining) -> Reference:
     model, run = prepared.model, prepared.run
     kind = _reference_kind(options, model)
     if kind == "adapter_off":
@@ -153,7 +148,7 @@ def _reference(options: PreferenceOptions, prepared: Prepared) -> Reference:
     return read_reference(file, name, (pair_of(e).key for e in pairs))
 
 
-def _told(options: PreferenceOptions, prepared: Prepared, objective: AnyObjective) -> Mapping[str, Any]:
+def _told(options: PreferenceOptions, prepared: PreparedTraining, objective: AnyObjective) -> Mapping[str, Any]:
     """What was learned, and against what."""
     assert isinstance(objective, Preference)
     return {"preference": {"loss": options.loss, "beta": options.beta, "reference": objective.reference.kind}}

@@ -21,7 +21,7 @@ from limbeck.model.decoder import Decoder
 from limbeck.run import Run
 from limbeck.train.settings import TrainSettings
 
-__all__ = ["DataSteps", "Prepared", "encode_parts", "rows_in_memory"]
+__all__ = ["DataSteps", "PreparedTraining", "encode_parts", "rows_in_memory"]
 
 Say = Callable[[str], None]
 
@@ -46,7 +46,7 @@ class DataSteps:
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
+class PreparedTraining:
     """A training before its first step.
 
     Attributes:

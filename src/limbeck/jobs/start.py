@@ -6,19 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
 from limbeck.data.batch import Example
 from limbeck.data.batches import Batches
 from limbeck.data.mixture import Mixture
 from limbeck.data.prompts import EncodingReport
 from limbeck.data.tokenizer import Tokenizer
-from limbeck.formats.load import Bundle, load_bundle
-from limbeck.jobs.source import Parts
+from limbeck.formats.load import Bundle
 from limbeck.model.decoder import Decoder
 from limbeck.techniques.technique import Technique, train_only
 
-__all__ = ["Encoded", "Source", "Start", "loaded"]
+__all__ = ["Encoded", "Source", "Start"]
 
 Source = Batches | Mixture
 """What micro-batches are drawn from: examples in memory, or shards on disk."""
@@ -88,14 +85,3 @@ class Encoded:
             ("valid", self.valid, 0.0),
             *((f"valid/{name}", some, self.bytes_per_token[name]) for name, some in parts.items()),
         ]
-
-
-def loaded(model: str, adapter: str | None, parts: Parts, device: torch.device) -> Start:
-    """Load a model, with a PEFT adapter beside it where one is named, to train it further on any rows.
-
-    Raises:
-        LimbeckError: as ``limbeck.formats.load.load_bundle``.
-    """
-    bundle = load_bundle(model, device=device, adapter=adapter)
-    facts = {} if bundle.adapter is None else {"adapter": str(bundle.adapter)}
-    return Start(bundle.model, bundle.tokenizer, bundle.generation, model, facts, deployed_specs=bundle.deployed_specs)

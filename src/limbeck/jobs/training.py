@@ -18,7 +18,7 @@ from limbeck.formats.load import save_bundle
 from limbeck.jobs.checks import Checks, ProbeLevel
 from limbeck.jobs.estimate import FirstMinute, announce, dry_run, needs
 from limbeck.jobs.options import TrainingOptions
-from limbeck.jobs.prepared import DataSteps, Prepared
+from limbeck.jobs.prepared import DataSteps, PreparedTraining
 from limbeck.jobs.recipe import Display, Report
 from limbeck.jobs.reports.evaluation import measure, show_report
 from limbeck.jobs.reports.limits import clamped, unlike
@@ -42,24 +42,24 @@ AnyStream = Stream[Any]
 """What a training draws micro-batches from."""
 
 
-def task_objective(prepared: Prepared) -> AnyObjective:
+def task_objective(prepared: PreparedTraining) -> AnyObjective:
     """Return the task's own objective: what is learned without a teacher, and what is watched on validation rows."""
     return prepared.options.task.objective()
 
 
-def _watch_the_task(prepared: Prepared, objective: AnyObjective) -> AnyObjective:
+def _watch_the_task(prepared: PreparedTraining, objective: AnyObjective) -> AnyObjective:
     return task_objective(prepared)
 
 
-def _examples_of_the_data(prepared: Prepared) -> Encoded:
+def _examples_of_the_data(prepared: PreparedTraining) -> Encoded:
     return prepared.data
 
 
-def _stream_of_the_data(prepared: Prepared) -> AnyStream:
+def _stream_of_the_data(prepared: PreparedTraining) -> AnyStream:
     return prepared.stream
 
 
-def _nothing_more(prepared: Prepared, objective: AnyObjective) -> Mapping[str, Any]:
+def _nothing_more(prepared: PreparedTraining, objective: AnyObjective) -> Mapping[str, Any]:
     return {}
 
 
@@ -89,11 +89,11 @@ class TrainingJob:
     options: TrainingOptions
     start: Callable[[Parts, torch.device], Start]
     data: DataSteps
-    objective: Callable[[Prepared], AnyObjective] = task_objective
-    watched: Callable[[Prepared, AnyObjective], AnyObjective] = _watch_the_task
-    examples: Callable[[Prepared], Encoded] = _examples_of_the_data
-    live: Callable[[Prepared], AnyStream] = _stream_of_the_data
-    extras: Callable[[Prepared, AnyObjective], Mapping[str, Any]] = _nothing_more
+    objective: Callable[[PreparedTraining], AnyObjective] = task_objective
+    watched: Callable[[PreparedTraining, AnyObjective], AnyObjective] = _watch_the_task
+    examples: Callable[[PreparedTraining], Encoded] = _examples_of_the_data
+    live: Callable[[PreparedTraining], AnyStream] = _stream_of_the_data
+    extras: Callable[[PreparedTraining, AnyObjective], Mapping[str, Any]] = _nothing_more
     limit: Callable[[Decoder, torch.device], float] = _unknown_limit
     planned_rate: float | None = None
 
@@ -132,7 +132,7 @@ class TrainingJob:
         """The run folder: rank 0 makes and locks it, the others look into it."""
         return here.first(lambda: Run.create(self.options.folder, self.options)) or Run.open(self.options.folder)
 
-    def _prepare(self, display: Display, here: World) -> Prepared:
+    def _prepare(self, display: Display, here: World) -> PreparedTraining:
         options = self.options
         torch.manual_seed(options.seed)
         device = device_of(options.device)
@@ -147,9 +147,9 @@ class TrainingJob:
         calibration = fixed_batches(looked_at, size, data.context, start.tokenizer.pad_id, collate)
         model = apply_all(options.techniques, options.task.prepare(start.model), calibration)
         stream = self.data.stream(data, start)
-        return Prepared(options, model, start, parts, data, stream, checks, settings, device, display)
+        return PreparedTraining(options, model, start, parts, data, stream, checks, settings, device, display)
 
-    def _planned(self, prepared: Prepared) -> Report:
+    def _planned(self, prepared: PreparedTraining) -> Report:
         """Show examples, memory and time; nothing is written."""
         stream, rows = prepared.stream, prepared.parts.train
         shown = stream.at(0)
@@ -158,14 +158,14 @@ class TrainingJob:
             [row.id for row in rows], batch_size=self.options.batch_size, rate=self.planned_rate,
         )  # fmt: skip
 
-    def _with_examples(self, prepared: Prepared, here: World) -> Prepared:
+    def _with_examples(self, prepared: PreparedTraining, here: World) -> PreparedTraining:
         """Take the examples to learn from, and a stream of them where they are not the data's."""
         data = here.in_turn(lambda: self.examples(prepared))
         if data is prepared.data:
             return prepared
         return replace(prepared, data=data, stream=self.data.stream(data, prepared.start))
 
-    def _train(self, prepared: Prepared, objective: AnyObjective) -> TrainResult:
+    def _train(self, prepared: PreparedTraining, objective: AnyObjective) -> TrainResult:
         options, settings, device = self.options, prepared.settings, prepared.device
         watched = self.watched(prepared, objective)
         held_out = [
@@ -193,7 +193,7 @@ class TrainingJob:
                 utilisation=limit,
             )
 
-    def _conclude(self, prepared: Prepared, objective: AnyObjective, result: TrainResult) -> Report:
+    def _conclude(self, prepared: PreparedTraining, objective: AnyObjective, result: TrainResult) -> Report:
         """Convert and save the model, measure it on the part that the report is about, and report."""
         options, start, data, run = self.options, prepared.start, prepared.data, prepared.opened
         trainable = prepared.model.count_parameters(trainable=True)
@@ -224,7 +224,7 @@ class TrainingJob:
         return Report(values, show_report(values))
 
 
-def _measured(prepared: Prepared) -> dict[str, Any]:
+def _measured(prepared: PreparedTraining) -> dict[str, Any]:
     """Figures on the part that the report is about, where there is one, and what must be said of lengths."""
     options, context = prepared.options, prepared.data.context
     lowered = clamped(options.context, context, "training")
@@ -239,7 +239,7 @@ def _measured(prepared: Prepared) -> dict[str, Any]:
         rows,
         name,
         options.measuring,
-        (options.decoding or options.task.decoding()).seeded(options.seed),
+        options.generates(options.seed),
         prepared.opened.scores / f"{name}.jsonl",
     )
     values["notes"]["told"] += lowered + unlike(context, values, bool(prepared.data.valid))
@@ -253,7 +253,7 @@ def _checks(options: TrainingOptions, start: Start, data: Encoded, found: AuditR
         level,
         start.tokenizer,
         data.valid or data.train,
-        options.decoding or options.task.decoding(),
+        options.generates(),
         base=base,
         train=data.train,
         general=options.general_text(level, start.tokenizer, data.context),
