@@ -12,7 +12,18 @@ from limbeck.errors import TechniqueError
 from limbeck.model.decoder import Block, Decoder
 from limbeck.model.linear import Linear
 
-__all__ = ["Reader", "blocks", "check_plain", "fold_norm", "has_bias", "readers", "set_weight", "shift_of", "untie", "wide"]
+__all__ = [
+    "Reader",
+    "blocks",
+    "check_plain",
+    "fold_norm",
+    "has_bias",
+    "readers",
+    "set_weight",
+    "shift_of",
+    "untie",
+    "wide",
+]
 
 _LARGEST_SHIFT = 1e3  # of a norm's bias over its gain: beyond, fp32 loses what the logits need
 

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field, JsonValue
@@ -38,10 +38,10 @@ from limbeck.storage import plain
 from limbeck.tasks.table import AnyTask
 from limbeck.tasks.task import Measuring
 from limbeck.tasks.text import Text
-from limbeck.techniques.gptq import GPTQ
-from limbeck.techniques.mixed import Mixed
 from limbeck.techniques.quantized import refuse_quantized
+from limbeck.techniques.rotate import Rotate
 from limbeck.techniques.rtn import RTN
+from limbeck.techniques.table import AnyPostTraining
 from limbeck.techniques.technique import apply_all, convert_all
 
 __all__ = ["Quantize"]
@@ -62,7 +62,7 @@ class Quantize(Recipe):
     model: str = Field(description=NAMES, json_schema_extra={"positional": True})
     data: str = Field(description="rows to measure on: a path, toy:NAME or a Hub id", json_schema_extra=_DATA)
     calibration: str | None = Field(
-        None, description="rows that gptq and mixed look at; not those measured on", json_schema_extra=_DATA
+        None, description="rows that the technique looks at; not those measured on", json_schema_extra=_DATA
     )
     calibration_tokens: int = Field(
         65_536, ge=1, description="take no more tokens of it than this", json_schema_extra=_DATA
@@ -80,9 +80,8 @@ class Quantize(Recipe):
         default_factory=Dialect, description="delimiter and quotes of tables of text", json_schema_extra=_DATA
     )
     limit: int | None = Field(None, ge=1, description="read only so many rows of each", json_schema_extra=_DATA)
-    technique: Annotated[RTN | GPTQ | Mixed, Field(discriminator="kind")] = Field(
-        default_factory=RTN, description="how to quantize"
-    )
+    rotate: Rotate | None = Field(None, description="rotate the weights first, which changes no logit; none: do not")
+    technique: AnyPostTraining = Field(default_factory=RTN, description="how to quantize")
     task: AnyTask = Field(default_factory=Text, description="kind of work that is measured")
     measuring: Measuring = Field(default_factory=Measuring, description="how it is measured")
     decoding: Decoding | None = Field(None, description="how it generates; none: the task's choice")
@@ -126,6 +125,7 @@ class Quantize(Recipe):
                 "verb": self.verb,
                 "run": str(run.path),
                 "model": self.model,
+                "rotate": self.rotate,
                 "technique": self.technique,
                 "deployed_specs": list(made.deployed_specs),
                 "data": {"all": rows.describe()},
@@ -187,7 +187,8 @@ class Quantize(Recipe):
     def _quantized(self, source: Bundle, batches: Sequence[Batch]) -> Decoder:
         """Quantize ``source``, in place; what stays as it is keeps the dtype that it was stored in."""
         torch.manual_seed(self.seed)
-        model = apply_all((self.technique,), source.model, batches)
+        before = () if self.rotate is None else (self.rotate,)
+        model = apply_all((*before, self.technique), source.model, batches)
         assert source.folder is not None  # what was loaded lies somewhere
         return model.to(stored_dtype(source.folder) if self.dtype == "auto" else self._dtype())
 
