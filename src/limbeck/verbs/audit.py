@@ -28,8 +28,8 @@ _SHOWN = 10
 class Audit(Reading, Recipe):
     """Look for evaluation text in training text: copies, shared fields, shared runs of words, near-duplicates, verse.
 
-    With ``out`` the findings are written to ``findings.jsonl``, the summary to ``audit.json`` and, when told to drop,
-    the rows that are left to ``kept.jsonl``.
+    With ``out`` the findings are written to ``findings.jsonl``, the summary to ``audit.json`` and, with ``on``
+    ``drop``, the rows that are left to ``kept.jsonl``.
     """
 
     verb: ClassVar[str] = "audit"
@@ -46,7 +46,9 @@ class Audit(Reading, Recipe):
     )
     on: Literal["list", "drop", "refuse"] = Field("list", description="what to do with overlapping training rows")
     task: AnyTask | None = Field(None, description="read as this kind of work does; none: any table or text")
-    compare: AuditSettings = Field(default_factory=AuditSettings, description="what is looked for")
+    compare: AuditSettings = Field(
+        default_factory=AuditSettings, description="kinds of overlap to look for, and thresholds"
+    )
 
     @model_validator(mode="after")
     def _something_to_do(self) -> Audit:

@@ -47,7 +47,7 @@ _DATA: dict[str, JsonValue] = {"section": "data"}
 
 
 class Quantize(MeasuredTask, Reading, NamedRows, Recipe):
-    """Quantize a model after training, save it, and measure it beside the original.
+    """Quantize a model after training, save it, and compare it with the original.
 
     Figures of the task with intervals and a paired verdict, KL to the original and top-token agreement, bytes of the
     files of both, speed of both.
