@@ -18,7 +18,7 @@ from limbeck.model.decoder import Decoder
 from limbeck.techniques.grid import Grid, Scales, encode, measure, nearest_codes, numbers_of, search, spread, stored
 from limbeck.techniques.quantized import WeightMatrix, install
 
-__all__ = ["GPTQSettings", "inverse_factor", "quantize_by_inputs", "solve"]
+__all__ = ["GPTQSettings", "first_inputs", "inverse_factor", "quantize_by_inputs", "solve"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +129,7 @@ def quantize_by_inputs(
 
 def _walk(model: Decoder, linear: list[WeightMatrix], calibration: Sequence[Batch], settings: GPTQSettings) -> None:
     reals = [b.real for b in calibration]
-    inputs = [_entry(model, batch) for batch in calibration]
+    inputs = [first_inputs(model, batch) for batch in calibration]
     for i, block in enumerate(model.blocks):
         for matrix in (m for m in linear if m.name.startswith(f"blocks.{i}.")):
             _solve_one(model, matrix, reals, lambda k, block=block, inputs=inputs: block(*inputs[k]), settings)  # type: ignore[misc]
@@ -145,7 +145,7 @@ def _solve_one(
     install(model, [matrix], lambda _: codes)
 
 
-def _entry(model: Decoder, batch: Batch) -> tuple[Tensor, AttentionContext]:
+def first_inputs(model: Decoder, batch: Batch) -> tuple[Tensor, AttentionContext]:
     """What the first block is called with for ``batch``."""
     held: list[tuple[Tensor, AttentionContext]] = []
 
