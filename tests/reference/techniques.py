@@ -58,6 +58,7 @@ EXAMPLES: dict[str, list[Technique]] = {
     "rtn": [
         RTN(bits=4),
         RTN(bits=8, embeddings=False, clip="search"),
+        RTN(grid=Grid(format="nf4"), overrides={"up": Grid(format="int3"), "out": Grid(format="int6")}),
         RTN(grid=Grid(format="q4_1"), overrides={"up": None, "qkv": Grid(format="fp8_e4m3")}),
     ],
     "awq": [AWQ(bits=4), AWQ(grid=Grid(format="int4", symmetric=False), steps=3, overrides={"up": None})],
