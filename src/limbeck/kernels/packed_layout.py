@@ -73,7 +73,7 @@ SECOND_SPAN = 256
 
 @cache
 def dynamic_map() -> Tensor:
-    """(256,) float32 ascending numbers -0.99.. to 1: a sign, an exponent of ten by its leading zeros, a linear rest.
+    """Return (256,) float32 ascending numbers -0.99.. to 1: a sign, an exponent of ten by its leading zeros, a linear rest.
 
     Dettmers et al. 2022, "8-bit Optimizers via Block-wise Quantization", section 1.3, as bitsandbytes lays it out.
     """
@@ -99,7 +99,7 @@ def unpack_int4(codes: Tensor, columns: int) -> Tensor:
 
 
 def pack(codes: Tensor, kind: str) -> Tensor:
-    """Codes (R, C) as they are stored: narrow ones, from 0, share bytes; others stay."""
+    """Lay codes (R, C) out as they are stored: narrow ones, from 0, share bytes; others stay."""
     if kind not in NARROW:
         return codes
     bits = NARROW[kind]
@@ -172,7 +172,7 @@ class Layout:
         return 1 + ceil(count / SECOND_SPAN) if self.scale_dtype == DOUBLE else 0
 
     def empty(self, device: torch.device | str) -> Codes:
-        """Codes of this layout with nothing in them, to load into; on "meta" without memory."""
+        """Return codes of this layout with nothing in them, to load into; on "meta" without memory."""
         codes = torch.empty(self.code_shape, dtype=CODE_DTYPES[self.kind], device=device)
         if self.scale_dtype is None:
             return Codes(self, codes)
@@ -192,7 +192,7 @@ class Codes:
     second: Tensor | None = None
 
     def decode(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """(R, C) numbers in ``dtype``; the arithmetic is fp32, fp64 for fp64, and rounds once at the end."""
+        """Return (R, C) numbers in ``dtype``; the arithmetic is fp32, fp64 for fp64, and rounds once at the end."""
         wide = torch.float64 if dtype == torch.float64 else torch.float32
         numbers = self.integers().to(wide)
         scales = self.scale_numbers()
@@ -204,7 +204,7 @@ class Codes:
         return numbers.to(dtype)
 
     def integers(self) -> Tensor:
-        """(R, C) numbers by which scales are multiplied, unpacked: int8 for integers, fp32 for nf4, else as stored."""
+        """Return (R, C) numbers that scales multiply, unpacked: int8 for integers, fp32 for nf4, else as stored."""
         kind = self.layout.kind
         if kind not in NARROW:
             return self.codes
@@ -215,7 +215,7 @@ class Codes:
         return codes if self.layout.offset else codes - 2 ** (NARROW[kind] - 1)
 
     def scale_numbers(self) -> Tensor | None:
-        """Scales as numbers, of the shape in which they are stored: fp32 where those are codes."""
+        """Return the scales as numbers, of the shape in which they are stored: fp32 where those are codes."""
         if self.scales is None or self.second is None:
             return self.scales
         numbers = dynamic_map().to(self.scales.device)[self.scales.int()].flatten()
@@ -230,7 +230,7 @@ class Codes:
         return x.repeat_interleave(span, dim=1)[:, :columns]
 
     def take(self, index: Tensor | slice) -> Codes:
-        """Some rows, in the order of ``index`` (N,) or of a slice, as codes of their own."""
+        """Return some rows, in the order of ``index`` (N,) or of a slice, as codes of their own."""
         codes = self.codes.view(torch.uint8)[index].view(self.codes.dtype)  # float8 has no gather of its own
         layout, scales = replace(self.layout, rows=codes.shape[0]), self.scale_numbers()
         if self.second is not None:  # scales of scales span rows

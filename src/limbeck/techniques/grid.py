@@ -143,7 +143,7 @@ class Grid(Config):
         return 2 ** (NARROW[self.kind] - 1) if self.kind in NARROW else 0
 
     def layout(self, rows: int, columns: int) -> Layout:
-        """The neutral layout of a (rows, columns) matrix on this grid; ``layout.bytes`` is its exact size."""
+        """Return the neutral layout of a (rows, columns) matrix on this grid; ``layout.bytes`` is its exact size."""
         if self.granularity == "none":
             return Layout(self.kind, rows, columns)
         span = {"tensor": 0, "channel": columns, "group": self.group_size}[self.granularity]
@@ -168,7 +168,8 @@ class Scales(NamedTuple):
 
 
 def measure(weight: Tensor, grid: Grid, ratio: Tensor | float = 1.0) -> Scales:
-    """Scales by the extreme values of each group of ``weight`` (R, C), shrunk by ``ratio`` (clipping what lies beyond).
+    """Return scales by the extreme values of each group of ``weight`` (R, C), shrunk by ``ratio`` (clipping what lies
+    beyond).
 
     Raises:
         TechniqueError: the weight, or a scale in fp16, is not finite.
@@ -198,7 +199,7 @@ def measure(weight: Tensor, grid: Grid, ratio: Tensor | float = 1.0) -> Scales:
 
 
 def _compressed(scales: Tensor) -> tuple[Tensor, Tensor]:
-    """Scales (R, G) as codes of ``dynamic_map`` (R, G) and what they are relative to, as in bitsandbytes' weights.
+    """Return scales (R, G) as codes of ``dynamic_map`` (R, G) and what they are relative to, as in bitsandbytes' weights.
 
     The mean is taken off; each 256 of the rest, row by row, are divided by the largest of them.
     """
@@ -244,7 +245,7 @@ def _magnitude(groups: Tensor, grid: Grid) -> Tensor:
 
 
 def _signed_extreme(groups: Tensor) -> Tensor:
-    """The first value of largest magnitude of each group, with its sign."""
+    """Return the first value of largest magnitude of each group, with its sign."""
     size = groups.abs()
     place = torch.arange(groups.shape[-1], device=groups.device)
     first = torch.where(size == size.amax(-1, keepdim=True), place, groups.shape[-1]).amin(-1, keepdim=True)
@@ -262,7 +263,8 @@ def _groups(weight: Tensor, layout: Layout) -> Tensor:
 
 
 def nearest_codes(weight: Tensor, scales: Scales, grid: Grid, ggml: bool = False) -> Tensor:
-    """Codes of ``weight`` (R, N) whose every column has the scale at its place in ``scales``, broadcastable to (R, N).
+    """Return codes of ``weight`` (R, N) whose every column has the scale at its place in ``scales``, broadcastable to
+    (R, N).
 
     Args:
         weight: in the dtype of ``scales.step``.
@@ -303,24 +305,24 @@ def _ggml_codes(weight: Tensor, scales: Scales, grid: Grid) -> Tensor:
 
 
 def spread(x: Tensor, layout: Layout) -> Tensor:
-    """One value a column: (R, G) -> (R, C), or broadcastable to it where rows or matrices share a scale."""
+    """Spread scales (R, G) to one value a column, (R, C), or broadcastable to it where rows share a scale."""
     if layout.span == 0 or layout.span >= layout.columns:
         return x
     return x.repeat_interleave(layout.span, dim=1)[:, : layout.columns]
 
 
 def stored(scales: Tensor, zeros: Tensor | None, dtype: torch.dtype) -> Scales:
-    """Scales that were chosen already, to round by them as they are stored."""
+    """Return scales that were chosen already, to round by them as they are stored."""
     return Scales(scales, zeros, scales.to(dtype), None if zeros is None else zeros.to(dtype))
 
 
 def as_kept(scales: Scales, dtype: torch.dtype) -> Scales:
-    """``measure``'s scales, to round by them as they are stored."""
+    """Return ``measure``'s scales, to round by them as they are stored."""
     return scales if scales.second is not None else stored(scales.scales, scales.zeros, dtype)
 
 
 def numbers_of(codes: Tensor, scales: Scales, grid: Grid) -> Tensor:
-    """Numbers that ``nearest_codes``'s codes stand for, in the dtype of ``scales.step``; as ``Codes.decode`` gives."""
+    """Return the numbers of ``nearest_codes``'s codes in the dtype of ``scales.step``, as ``Codes.decode`` does."""
     if grid.kind == "nf4":
         return torch.tensor(NF4, device=codes.device).to(scales.step.dtype)[codes.int()] * scales.step
     numbers = codes.to(scales.step.dtype)
@@ -330,7 +332,7 @@ def numbers_of(codes: Tensor, scales: Scales, grid: Grid) -> Tensor:
 
 
 def _wide(scales: Scales, layout: Layout) -> Scales:
-    """The same with one step and low a column."""
+    """Return the same with one step and low a column."""
     low = None if scales.low is None else spread(scales.low, layout)
     return Scales(scales.scales, scales.zeros, spread(scales.step, layout), low, scales.second)
 
@@ -343,7 +345,7 @@ def codes_of(weight: Tensor, grid: Grid, scales: Scales) -> Codes:
 
 
 def search(weight: Tensor, grid: Grid) -> Scales:
-    """Scales of each group's range times that ratio, of 25 between 1 and 0.4, which has the least squared error."""
+    """Return scales of each group's range times the ratio, of 25 between 1 and 0.4, of least squared error."""
     layout = grid.layout(*weight.shape)
     best = measure(weight, grid)
     ratio = torch.ones_like(best.step)
@@ -359,7 +361,7 @@ def search(weight: Tensor, grid: Grid) -> Scales:
 
 
 def _sums(x: Tensor, layout: Layout) -> Tensor:
-    """Sums of ``x`` (R, C) over what shares a scale: the shape of the scales."""
+    """Return sums of ``x`` (R, C) over what shares a scale: the shape of the scales."""
     if layout.span == 0:
         return x.sum().view(1, 1)
     missing = -layout.columns % layout.span
