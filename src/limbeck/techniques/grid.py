@@ -199,7 +199,7 @@ def measure(weight: Tensor, grid: Grid, ratio: Tensor | float = 1.0) -> Scales:
 
 
 def _compressed(scales: Tensor) -> tuple[Tensor, Tensor]:
-    """Return scales (R, G) as codes of ``dynamic_map`` (R, G) and what they are relative to, as in bitsandbytes' weights.
+    """Return scales (R, G) as codes of ``dynamic_map`` and what those are relative to, as in bitsandbytes' weights.
 
     The mean is taken off; each 256 of the rest, row by row, are divided by the largest of them.
     """

@@ -216,7 +216,7 @@ _EXTREMES: Mapping[str, tuple[float, float]] = {
 
 
 def _extremes(grid: Grid, offset: bool) -> tuple[float, float]:
-    """Return the least and the largest code by which a scale is multiplied: narrow ones count from 0 where there is an offset."""
+    """Return the extreme codes by which a scale is multiplied: narrow ones count from 0 where there is an offset."""
     if grid.kind in _EXTREMES:
         return _EXTREMES[grid.kind]
     least = 0 if offset else -grid.middle
