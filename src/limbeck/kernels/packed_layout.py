@@ -73,7 +73,7 @@ SECOND_SPAN = 256
 
 @cache
 def dynamic_map() -> Tensor:
-    """Return (256,) ascending fp32 numbers, -0.99.. to 1: a sign, an exponent of ten by its leading zeros, a linear rest.
+    """Return (256,) ascending numbers, fp32, to 1: a sign, an exponent of ten by its leading zeros, a linear rest.
 
     Dettmers et al. 2022, "8-bit Optimizers via Block-wise Quantization", section 1.3, as bitsandbytes lays it out.
     """

@@ -93,7 +93,7 @@ def has_bias(layer: nn.Linear) -> bool:
 
 
 def shift_of(reader: Reader) -> Tensor | None:
-    """Return the bias / gain that stays in the norm once the reader has its gain; None where the reader's bias takes it.
+    """Return the bias / gain that stays in the norm once its reader has the gain; None where that takes it.
 
     Raises:
         TechniqueError: a gain is too small for its bias.
