@@ -123,7 +123,8 @@ def unpack(codes: Tensor, columns: int, kind: str) -> Tensor:
     first = torch.arange(columns, device=codes.device) * bits
     padded = torch.nn.functional.pad(codes, (0, 1)).to(torch.int16)
     pair = padded[:, first // 8] | (padded[:, first // 8 + 1] << 8)
-    return ((pair >> (first % 8).to(torch.int16)) & (2**bits - 1)).to(torch.uint8)
+    cut: Tensor = (pair >> (first % 8).to(torch.int16)) & (2**bits - 1)
+    return cut.to(torch.uint8)
 
 
 @dataclass(frozen=True, slots=True)
