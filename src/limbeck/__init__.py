@@ -12,15 +12,23 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from limbeck.api import (
         audit,
+        certify,
         compare,
         distill,
         dpo,
         evaluate,
         finetune,
+        fit,
         info,
         load,
         pretrain,
         quantize,
+        report,
+        score,
+        self_distill,
+        study,
+        synthesize,
+        verify,
     )
     from limbeck.errors import LimbeckError
     from limbeck.handle import LanguageModel, job
@@ -51,16 +59,24 @@ __all__ = [
     "Mixed",
     "JobResult",
     "audit",
+    "certify",
     "compare",
     "distill",
     "dpo",
     "evaluate",
     "finetune",
+    "fit",
     "info",
     "job",
     "load",
     "pretrain",
     "quantize",
+    "report",
+    "score",
+    "self_distill",
+    "study",
+    "synthesize",
+    "verify",
 ]
 
 __version__ = "0.1.0"
@@ -85,6 +101,8 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'limbeck' has no attribute '{name}'")
+    if name == "study":  # the room of that name, which can be called: importing it binds this name to it in any case
+        return import_module("limbeck.study")
     found = getattr(import_module(f"limbeck.{_HOMES.get(name, 'api')}"), name)
     globals()[name] = found
     return found
