@@ -172,7 +172,7 @@ def test_finetune_compare_export_and_the_page(here: Path) -> None:
 
 
 def test_pages_of_other_results(here: Path) -> None:
-    """A comparison's page is written beside comparison.json, where the same call finds both again; markup is escaped."""
+    """A comparison's page is written beside comparison.json, where the same call finds both; markup is escaped."""
     for name in ("a", "b"):
         limbeck.evaluate("runs/tiny", "toy:stories", limit=4, out=f"runs/{name}", **QUICK)
     for _ in range(2):

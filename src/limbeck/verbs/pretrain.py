@@ -35,8 +35,8 @@ from limbeck.model.decoder import Decoder
 from limbeck.model.presets import Architecture
 from limbeck.objectives.objective import AnyObjective
 from limbeck.run import Run
+from limbeck.tasks.table import TASKS
 from limbeck.tasks.task import Task
-from limbeck.tasks.text import Text
 from limbeck.train.distributed import world
 from limbeck.train.settings import TrainSettings
 
@@ -94,8 +94,9 @@ class Pretrain(TrainingJob):
             if self.tokens is not None:
                 raise ValueError("tokens needs corpora: give steps or epochs beside 'data'")
             return self
-        if not isinstance(self.task, Text):
-            raise ValueError("corpora are for task 'text': give 'data' for any other")
+        if not self.task.from_corpora:
+            names = ", ".join(f"'{name}'" for name, kind in TASKS.items() if kind.from_corpora)
+            raise ValueError(f"corpora are for task {names}: give 'data' for any other")
         if self.dialect != Dialect():
             raise ValueError("corpora have dialects of their own: move 'delimiter' and 'quotes' into each corpus")
         if self.audit == "drop":
@@ -180,22 +181,18 @@ class Pretrain(TrainingJob):
         data = super()._encode(parts, start)
         if not self.corpora or parts.valid is None:
             return data
-        begin = self._text.begins(start.tokenizer)
+        begin, _ = self.task.document_marks(start.tokenizer)
         names = [n for n, c in self.corpora.items() if c.valid is not None]
         sizes = {name: bytes_per_token(parts.valid, data.valid, name, begin) for name in names}
         return Encoded(data.train, data.valid, data.report, data.context, sizes)
-
-    @property
-    def _text(self) -> Text:
-        assert isinstance(self.task, Text)
-        return self.task
 
     def _stream(self, examples: Sequence[Example], start: Start, context: int) -> Source:
         if not self.corpora:
             return super()._stream(examples, start, context)
         folder = Path(self.shards)
+        begin, end = self.task.document_marks(start.tokenizer)
         options: dict[str, Any] = {
-            "begin": self._text.begins(start.tokenizer), "end": self._text.end, "processes": self.processes,
+            "begin": begin, "end": end, "processes": self.processes,
             "separator": self.separator, "limit": self.limit,
         }  # fmt: skip
 

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field, JsonValue
@@ -38,10 +38,9 @@ from limbeck.storage import plain
 from limbeck.tasks.table import AnyTask
 from limbeck.tasks.task import Measuring
 from limbeck.tasks.text import Text
-from limbeck.techniques.gptq import GPTQ
-from limbeck.techniques.mixed import Mixed
 from limbeck.techniques.quantized import refuse_quantized
 from limbeck.techniques.rtn import RTN
+from limbeck.techniques.table import AnyPostTraining
 from limbeck.techniques.technique import apply_all, convert_all
 
 __all__ = ["Quantize"]
@@ -67,7 +66,7 @@ class Quantize(Recipe):
         json_schema_extra=_DATA,
     )  # fmt: skip
     calibration: str | None = Field(
-        None, description="rows that gptq and mixed look at; not those measured on", json_schema_extra=_DATA
+        None, description="rows that the technique looks at; not those measured on", json_schema_extra=_DATA
     )
     calibration_tokens: int = Field(
         65_536, ge=1, description="take no more tokens of it than this", json_schema_extra=_DATA
@@ -85,9 +84,7 @@ class Quantize(Recipe):
         default_factory=Dialect, description="delimiter and quotes of tables of text", json_schema_extra=_DATA
     )
     limit: int | None = Field(None, ge=1, description="read only so many rows of each", json_schema_extra=_DATA)
-    technique: Annotated[RTN | GPTQ | Mixed, Field(discriminator="kind")] = Field(
-        default_factory=RTN, description="how to quantize"
-    )
+    technique: AnyPostTraining = Field(default_factory=RTN, description="how to quantize")
     task: AnyTask = Field(default_factory=Text, description="kind of work that is measured")
     measuring: Measuring = Field(default_factory=Measuring, description="how it is measured")
     decoding: Decoding | None = Field(None, description="how it generates; none: the task's choice")
