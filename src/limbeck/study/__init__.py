@@ -1,7 +1,7 @@
 """Run every arm of a study under every seed and compare them: ``limbeck.study(plan, out=None, **options)``.
 
-This room holds the studies, and can be called, because Python binds the name ``limbeck.study`` to it; the function is
-``limbeck.api.study``, which says what its arguments are.
+This room holds the studies, and can be called, because Python binds the name ``limbeck.study`` to it;
+``limbeck.api.evidence.study`` says what the arguments are.
 
 >>> import limbeck
 >>> values = {"model": "runs/tiny", "data": "toy:stories", "limit": 4, "probes": "off"}
@@ -22,8 +22,8 @@ class _Room(ModuleType):
     """A package that can be called as the function of its name."""
 
     def __call__(self, plan: Any, **options: Any) -> Any:
-        """Run a study; see ``limbeck.api.study``, which is above this room and so is reached by name."""
-        return import_module("limbeck.api").study(plan, **options)
+        """Run a study; see ``limbeck.api.evidence.study``, which is above this room and so is reached by name."""
+        return import_module("limbeck.api.evidence").study(plan, **options)
 
 
 sys.modules[__name__].__class__ = _Room
