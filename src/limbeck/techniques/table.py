@@ -12,11 +12,12 @@ from limbeck.techniques.gptq import GPTQ
 from limbeck.techniques.lora import LoRA
 from limbeck.techniques.mixed import Mixed
 from limbeck.techniques.qat import QAT
+from limbeck.techniques.rotate import Rotate
 from limbeck.techniques.rtn import RTN
 from limbeck.techniques.sparse_attention import SparseAttention
 from limbeck.techniques.technique import Technique
 
-__all__ = ["TECHNIQUES", "AnyTechnique", "describe"]
+__all__ = ["POST_TRAINING", "TECHNIQUES", "AnyPostTraining", "AnyTechnique", "describe"]
 
 TECHNIQUES: dict[str, type[Technique]] = {
     Depth.name: Depth,
@@ -25,15 +26,21 @@ TECHNIQUES: dict[str, type[Technique]] = {
     LoRA.name: LoRA,
     Mixed.name: Mixed,
     QAT.name: QAT,
+    Rotate.name: Rotate,
     RTN.name: RTN,
     SparseAttention.name: SparseAttention,
 }
 """Name -> class."""
 
+POST_TRAINING: dict[str, type[Technique]] = {name: kind for name, kind in TECHNIQUES.items() if kind.post_training}
+"""Those of ``TECHNIQUES`` that need no training."""
+
 if TYPE_CHECKING:
     AnyTechnique = Technique
+    AnyPostTraining = Technique
 else:
     AnyTechnique = Annotated[Union[tuple(TECHNIQUES.values())], Field(discriminator="kind")]  # noqa: UP007
+    AnyPostTraining = Annotated[Union[tuple(POST_TRAINING.values())], Field(discriminator="kind")]  # noqa: UP007
 
 
 def describe() -> dict[str, str]:
