@@ -38,7 +38,7 @@ class AuditingOptions(Reading, Recipe):
     )
     on: Literal["list", "drop", "refuse"] = Field("list", description="what to do with overlapping training rows")
     task: AnyTask | None = Field(None, description="read as this kind of work does; none: any table or text")
-    compare: AuditSettings = Field(default_factory=AuditSettings, description="what is looked for")
+    compare: AuditSettings = Field(default_factory=AuditSettings, description="kinds of overlap and their thresholds")
 
     @model_validator(mode="after")
     def _something_to_do(self) -> AuditingOptions:
