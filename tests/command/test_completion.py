@@ -67,10 +67,12 @@ def test_scripts_of_the_shells(limbeck: Limbeck) -> None:
 
 
 def test_completion_imports_no_torch() -> None:
-    code = "import sys; from limbeck import cli; cli.main([]); print({'torch', 'pydantic'} & set(sys.modules))"
     asked = {"_LIMBECK_COMPLETE": "bash_complete", "COMP_WORDS": "limbeck finetune --ta", "COMP_CWORD": "2"}
-    code = code.replace("cli.main([])", "sys.stderr.write(str(cli.main([])))").replace("print(", "sys.stderr.write(str(")
+    code = (
+        "import sys; from limbeck import cli; code = cli.main([]);"
+        "sys.stderr.write(f'{code}{set(sys.modules) & {\"torch\", \"pydantic\"}}')"
+    )
     done = subprocess.run(
-        [sys.executable, "-c", code + ")"], capture_output=True, text=True, env={**os.environ, **asked}
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **asked}
     )
     assert done.stdout == "plain,--task\n" and done.stderr == "0set()", done.stdout + done.stderr

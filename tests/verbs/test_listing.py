@@ -30,7 +30,7 @@ def test_families_verbs_and_figures() -> None:
 
 
 def named_figures() -> set[str]:
-    """Names that ``Statistic``, ``ratio``, ``mean`` and ``share`` are given anywhere; what differs in one is ``...``."""
+    """Names that ``Statistic``, ``ratio``, ``mean`` and ``share`` are given; what differs is ``x``."""
     out = set()
     for file in Path(limbeck.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
