@@ -223,8 +223,8 @@ class Verbs(click.Group):
             "limbeck",
             help="Adapts and shrinks GPT-class language models and shows what each saving costs.",
             epilog="A model is named by a folder, a run, a .gguf file or a Hub id; data by a path, toy:NAME or a Hub "
-            "id. limbeck VERB --help lists the flags of a verb, limbeck VERB --print-example prints a YAML file for it. "
-            'For completion in bash: eval "$(limbeck --print-completion bash)"; zsh and fish work too.',
+            "id. limbeck VERB --help lists the flags of a verb, limbeck VERB --print-example prints a YAML "
+            'file for it. For completion in bash: eval "$(limbeck --print-completion bash)"; zsh and fish work too.',
             params=[
                 click.Option(["--version"], is_flag=True, is_eager=True, expose_value=False, callback=_version),
                 click.Option(

@@ -300,7 +300,8 @@ def _more(c: Comparison, margin: float | None) -> str:
 
 def _table(names: tuple[str, str], found: Mapping[str, Comparison]) -> Table:
     note = "* of the first figure alone; of the further ones after Holm" if len(found) > 1 else None
-    table = Table(title=f"{names[0]} against {names[1]} (difference: {names[1]} - {names[0]})", title_justify="left", caption=note, caption_justify="left")
+    title = f"{names[0]} against {names[1]} (difference: {names[1]} - {names[0]})"
+    table = Table(title=title, title_justify="left", caption=note, caption_justify="left")
     for heading in ("figure", names[0], names[1], "difference", "interval", "p*", "items", "better"):
         table.add_column(heading, justify="left" if heading in ("figure", "better") else "right", overflow="fold")
     for name, c in found.items():
