@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from limbeck.errors import LimbeckError
     from limbeck.handle import LanguageModel, job
     from limbeck.results import JobResult, Metric
+    from limbeck.techniques.awq import AWQ
     from limbeck.techniques.depth import Depth
     from limbeck.techniques.freeze import Freeze
     from limbeck.techniques.gptq import GPTQ
@@ -30,6 +31,7 @@ if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 __all__ = [
+    "AWQ",
     "GPTQ",
     "QAT",
     "RTN",
@@ -66,6 +68,7 @@ __all__ = [
 __version__ = "0.1.0"
 
 _HOMES = {
+    "AWQ": "techniques.awq",
     "GPTQ": "techniques.gptq",
     "QAT": "techniques.qat",
     "Rotate": "techniques.rotate",
