@@ -76,7 +76,7 @@ def page(before: Path, now: Path, commit: str) -> str:
     one, two = rooms(before), rooms(now)
     parts = [
         "# Counts",
-        f"Written by `python scripts/counts.py {commit}`: at commit {commit}, before Limbeck was a library with an API,\n"
+        f"Written by `python scripts/counts.py {commit}`: at commit {commit}, before Limbeck had a Python API,\n"
         "and at the commit of this page.",
         "## Files and lines by room",
         _table(("room", "files before", "lines before", "files now", "lines now"), _rooms(one, two)),

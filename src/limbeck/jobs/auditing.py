@@ -72,7 +72,7 @@ def auditing(options: AuditingOptions, display: Display) -> Report:
 
 
 def show_audit(found: Found) -> tuple[RenderableType, ...]:
-    """An audit for people: a table of counts, what shares most, and sentences."""
+    """Return an audit for people: a table of counts, what shares most, and sentences."""
     body: list[RenderableType] = []
     counts = found.counts
     if counts:

@@ -66,7 +66,7 @@ def _target(options: VerificationOptions) -> Side:
 
 
 def _paragraphs(file: Path) -> list[str]:
-    """The first two paragraphs of at least 200 characters.
+    """Return the first two paragraphs of at least 200 characters.
 
     Raises:
         ConfigError: the file cannot be read, or has none.
