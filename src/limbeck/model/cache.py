@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,7 +13,7 @@ from limbeck.data.batch import Batch
 from limbeck.model.config import DecoderConfig
 from limbeck.model.patterns import AnyPattern, Causal
 
-__all__ = ["KVCache", "KVKind", "Slots"]
+__all__ = ["CachePool", "KVCache", "KVKind", "Slots"]
 
 KVKind = Literal["model", "int8"]
 """What keys and values are kept in: the model's own dtype, or int8 with one fp32 scale a token and head."""
@@ -208,6 +209,86 @@ class KVCache:
             self._held[pattern] = held.masked_fill(held >= lengths[:, None], -1)
         self.lengths = lengths
         self.longest = int(lengths.max())
+
+
+class CachePool:
+    """Room for ``rows`` sequences that come and go, allocated once; ``cache`` is what those that are there hold.
+
+    The rows in use are always the first ones, so that ``cache`` is a view of the room and a step reads no other: one
+    that joins takes the row behind the last, and where one leaves the last row moves into its place.
+
+    Attributes:
+        rows: most sequences.
+        cache: of the sequences that are there; the same object throughout, at the same addresses.
+    """
+
+    def __init__(
+        self,
+        config: DecoderConfig,
+        rows: int,
+        capacity: int,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        kind: KVKind = "model",
+    ) -> None:
+        self.rows = rows
+        self.cache = KVCache(config, rows, capacity, dtype, device, kind)
+        self.bytes = self.cache.bytes
+        self._room = copy.copy(self.cache)
+        self.cache.lengths = self.cache.lengths[:0]
+        self.cache._held = {pattern: held[:0] for pattern, held in self._room._held.items()}
+        self._show(0)
+
+    @property
+    def used(self) -> int:
+        """Number of sequences that are there."""
+        return self.cache.lengths.shape[0]
+
+    def begin(self) -> KVCache:
+        """Return an empty cache of one sequence over the row behind the last; ``join`` makes it one of the pool's.
+
+        Raises:
+            ValueError: every row is taken.
+        """
+        if self.used == self.rows:
+            raise ValueError(f"all {self.rows} rows of the cache pool are taken")
+        row = copy.copy(self._room)
+        _take(self._room, row, slice(self.used, self.used + 1))
+        row._held = {pattern: held[:1].clone() for pattern, held in self._room._held.items()}  # -1: all empty
+        row.lengths, row.longest = self._room.lengths[:1].clone(), 0
+        return row
+
+    def join(self, row: KVCache) -> None:
+        """Make a sequence of ``begin``, which has read its prompt, the last of the pool."""
+        cache = self.cache
+        cache.lengths = torch.cat((cache.lengths, row.lengths))
+        cache._held = {pattern: torch.cat((held, row._held[pattern])) for pattern, held in cache._held.items()}
+        self._show(self.used)
+
+    def leave(self, row: int) -> None:
+        """Free a row; the last sequence moves into its place."""
+        cache, last = self.cache, self.used - 1
+        if row != last:
+            for state in (cache.keys, cache.values, cache.key_scales, cache.value_scales):
+                for x in state:
+                    x[row] = x[last]
+            cache.lengths[row] = cache.lengths[last]
+            for held in cache._held.values():
+                held[row] = held[last]
+        cache.lengths = cache.lengths[:last]
+        cache._held = {pattern: held[:last] for pattern, held in cache._held.items()}
+        self._show(last)
+
+    def _show(self, rows: int) -> None:
+        _take(self._room, self.cache, slice(0, rows))
+        self.cache.longest = int(self.cache.lengths.max()) if rows else 0
+
+
+def _take(room: KVCache, into: KVCache, rows: slice) -> None:
+    """Make the keys and values of ``into`` views of these rows of ``room``."""
+    into.keys, into.values = [k[rows] for k in room.keys], [v[rows] for v in room.values]
+    into.key_scales = [s[rows] for s in room.key_scales]
+    into.value_scales = [s[rows] for s in room.value_scales]
 
 
 def _to_int8(x: Tensor) -> tuple[Tensor, Tensor]:
