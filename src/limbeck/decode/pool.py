@@ -64,7 +64,7 @@ class DecodingPool:
     def join_reading(self, prompt: Sequence[int], read: Callable[[Tensor, nn.Module], R]) -> R:
         """As ``join``, but return what ``read`` makes of the hidden states (1, T, C) and the head."""
         row: KVCache = self._pool.begin()
-        found = self.model(self._batch(prompt), read=read, cache=row)
+        found: R = self.model(self._batch(prompt), read=read, cache=row)
         self._pool.join(row)
         return found
 
