@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from limbeck.config import build, dump
+from limbeck.config import build
 from limbeck.given import Data, data_name
 from limbeck.handle import LanguageModel, job, model_name, nested
+from limbeck.jobs.recipe import default_folder
 from limbeck.results import JobResult
 from limbeck.techniques.technique import Technique
 from limbeck.verbs.table import recipe
@@ -328,5 +327,4 @@ def _path(path: str | os.PathLike[str] | None) -> str | None:
 
 def _folder(verb: str, values: Mapping[str, Any]) -> str:
     """Return a run folder named after the options, so that the same call finds its own run again."""
-    made = build(recipe(verb), {**nested(verb, values), "out": "run"}, f"the options of {verb}")
-    return str(Path("runs") / f"{verb}-{hashlib.sha256(dump(made).encode()).hexdigest()[:8]}")
+    return str(default_folder(build(recipe(verb), {**nested(verb, values), "out": "run"}, f"the options of {verb}")))

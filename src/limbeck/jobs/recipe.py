@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import sys
@@ -17,11 +18,11 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from limbeck.config import Config
+from limbeck.config import Config, dump
 from limbeck.run import Run
 from limbeck.storage import check_folder, plain, write_json
 
-__all__ = ["Dtype", "Recipe", "Report", "Display", "facts"]
+__all__ = ["Dtype", "Recipe", "Report", "Display", "default_folder", "facts"]
 
 Dtype = Literal["auto", "fp32", "bf16", "fp16", "fp64"]
 
@@ -145,6 +146,11 @@ class Recipe(Config):
         Raises:
             LimbeckError: one sentence; its ``exit_code`` becomes the command's.
         """
+
+
+def default_folder(recipe: Recipe) -> Path:
+    """Return the run folder of a recipe without ``out``, named after its values: the same command finds it again."""
+    return Path("runs") / f"{recipe.verb}-{hashlib.sha256(dump(recipe).encode()).hexdigest()[:8]}"
 
 
 def facts(title: str, rows: Iterable[tuple[str, object]]) -> Table:

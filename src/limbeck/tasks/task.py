@@ -63,11 +63,13 @@ class Task(Config):
         name: how it is called on the command line; each subclass also has it as the literal field ``kind``.
         required: the fields that every row must have.
         split_by: the field whose equal values must land in one part of a split.
+        from_corpora: it learns plain documents, so that it can learn from corpora on disk.
     """
 
     name: ClassVar[str]
     required: ClassVar[tuple[str, ...]]
     split_by: ClassVar[str | None] = None
+    from_corpora: ClassVar[bool] = False
 
     def read(
         self,
@@ -129,6 +131,13 @@ class Task(Config):
         Raises:
             NothingToLearnError: a row (or every row) has no target left.
         """
+
+    def document_marks(self, tokenizer: Tokenizer) -> tuple[bool, bool]:
+        """Return whether documents of a corpus get the begin token, and whether they get the end token.
+
+        A task with ``from_corpora`` implements it.
+        """
+        raise TypeError(f"task '{self.name}' learns from no corpora on disk")
 
     @abstractmethod
     def objective(self) -> AnyObjective:

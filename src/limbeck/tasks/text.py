@@ -32,6 +32,7 @@ class Text(Task):
 
     name: ClassVar[str] = "text"
     required: ClassVar[tuple[str, ...]] = ("text",)
+    from_corpora: ClassVar[bool] = True
 
     kind: Literal["text"] = "text"
     protocol: ProtocolName | None = Field(
@@ -60,6 +61,10 @@ class Text(Task):
     def begins(self, tokenizer: Tokenizer) -> bool:
         """Whether the begin token stands before each document."""
         return tokenizer.bos_id is not None if self.begin is None else self.begin
+
+    def document_marks(self, tokenizer: Tokenizer) -> tuple[bool, bool]:
+        """The begin token as ``begins`` says, the end token as ``end``."""
+        return self.begins(tokenizer), self.end
 
     def encode(self, rows: Rows, tokenizer: Tokenizer, context: int) -> tuple[list[Example], EncodingReport]:
         """Cut documents into chunks of the context; empty ones are counted."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import combinations
 
+from limbeck.techniques.table import TECHNIQUES
 from limbeck.techniques.technique import Technique
 
 __all__ = ["REFUSED", "check_pairs"]
 
-_QUANTIZERS = ("rtn", "gptq", "qat", "mixed")
+_QUANTIZERS = tuple(name for name, kind in TECHNIQUES.items() if kind.rounds)
 _TRAINED = "each decides alone which parameters are trained, so that the later one would cancel the earlier: choose one"
 _LATE = "it would work on what the adapters or the frozen parts were chosen for: give it first"
 _TWICE = "the later one would replace the earlier: give one"

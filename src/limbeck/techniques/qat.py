@@ -37,6 +37,7 @@ class QAT(Quantizer):
     """
 
     name: ClassVar[str] = "qat"
+    post_training: ClassVar[bool] = False
 
     kind: Literal["qat"] = "qat"
     learned_scales: bool = Field(False, description="train the scales (LSQ) instead of taking them from the weights")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -48,6 +48,9 @@ class Quantizer(Technique):
     Linear layers, the token embedding and the head are quantized; a tied head shares the embedding's codes. Learned
     positions stay as they are (under 1 % of a model, and GGUF keeps them too) unless an override names them.
     """
+
+    rounds: ClassVar[bool] = True
+    post_training: ClassVar[bool] = True
 
     bits: Literal[4, 8] | None = Field(
         None, description="short for a grid: 4 is int4 in groups of 32, 8 is int8 by channel"

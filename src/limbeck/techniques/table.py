@@ -16,7 +16,7 @@ from limbeck.techniques.rtn import RTN
 from limbeck.techniques.sparse_attention import SparseAttention
 from limbeck.techniques.technique import Technique
 
-__all__ = ["TECHNIQUES", "AnyTechnique", "describe"]
+__all__ = ["POST_TRAINING", "TECHNIQUES", "AnyPostTraining", "AnyTechnique", "describe"]
 
 TECHNIQUES: dict[str, type[Technique]] = {
     Depth.name: Depth,
@@ -30,10 +30,15 @@ TECHNIQUES: dict[str, type[Technique]] = {
 }
 """Name -> class."""
 
+POST_TRAINING: dict[str, type[Technique]] = {name: kind for name, kind in TECHNIQUES.items() if kind.post_training}
+"""Those of ``TECHNIQUES`` that need no training."""
+
 if TYPE_CHECKING:
     AnyTechnique = Technique
+    AnyPostTraining = Technique
 else:
     AnyTechnique = Annotated[Union[tuple(TECHNIQUES.values())], Field(discriminator="kind")]  # noqa: UP007
+    AnyPostTraining = Annotated[Union[tuple(POST_TRAINING.values())], Field(discriminator="kind")]  # noqa: UP007
 
 
 def describe() -> dict[str, str]:

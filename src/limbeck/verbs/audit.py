@@ -14,8 +14,8 @@ from rich.text import Text
 from limbeck.data.audit.find import KINDS
 from limbeck.data.audit.report import WITHIN, AuditSettings, audit
 from limbeck.data.audit.report import AuditReport as Found
-from limbeck.data.readers import Dialect, Rows, read
 from limbeck.jobs.recipe import Display, Recipe, Report, facts
+from limbeck.jobs.source import Reading
 from limbeck.storage import plain, write_text
 from limbeck.tasks.table import AnyTask
 
@@ -25,7 +25,7 @@ _DATA: dict[str, JsonValue] = {"section": "data"}
 _SHOWN = 10
 
 
-class Audit(Recipe):
+class Audit(Reading, Recipe):
     """Look for evaluation text in training text: copies, shared fields, shared runs of words, near-duplicates, verse.
 
     With ``out`` the findings are written to ``findings.jsonl``, the summary to ``audit.json`` and, when told to drop,
@@ -44,16 +44,6 @@ class Audit(Recipe):
     fields: tuple[str, ...] = Field(
         (), description="fields to compare; none: those that hold text", json_schema_extra=_DATA
     )
-    columns: dict[str, str] = Field(
-        default_factory=dict, description="our field = their column", json_schema_extra=_DATA
-    )
-    separator: str = Field(
-        "<|endoftext|>", description="line between documents of a text file", json_schema_extra=_DATA
-    )
-    dialect: Dialect = Field(
-        default_factory=Dialect, description="delimiter and quotes of tables of text", json_schema_extra=_DATA
-    )
-    limit: int | None = Field(None, ge=1, description="read only so many rows of each source", json_schema_extra=_DATA)
     on: Literal["list", "drop", "refuse"] = Field("list", description="what to do with overlapping training rows")
     task: AnyTask | None = Field(None, description="read as this kind of work does; none: any table or text")
     compare: AuditSettings = Field(default_factory=AuditSettings, description="what is looked for")
@@ -70,8 +60,8 @@ class Audit(Recipe):
         Raises:
             DataError: a source cannot be read, or overlaps are refused.
         """
-        train = self._read(self.train)
-        against = {source: self._read(source) for source in self.against}
+        train = self.rows(self.train, self.task)
+        against = {source: self.rows(source, self.task) for source in self.against}
         session.say(*train.notes, f"auditing {len(train)} rows of {self.train}")
         found = audit(train, against, within=self.within, fields=self.fields, settings=self.compare)
         if self.out is not None:
@@ -86,13 +76,6 @@ class Audit(Recipe):
                 rows = (json.dumps(plain({"id": row.id, **row.fields}), ensure_ascii=False) for row in kept)
                 write_text(Path(self.out) / "kept.jsonl", "".join(f"{row}\n" for row in rows))
         return report
-
-    def _read(self, source: str) -> Rows:
-        told: dict[str, Any] = {
-            "columns": self.columns, "limit": self.limit, "separator": self.separator,
-            "dialect": self.dialect,
-        }  # fmt: skip
-        return read(source, **told) if self.task is None else self.task.read(source, **told)
 
 
 def show_audit(found: Found) -> tuple[RenderableType, ...]:

@@ -8,9 +8,10 @@ from typing import Any, ClassVar
 
 from pydantic import Field, JsonValue
 
-from limbeck.data.readers import Dialect, Rows
+from limbeck.data.readers import Rows
 from limbeck.jobs.recipe import Display, Recipe, Report
 from limbeck.jobs.reports.evaluation import show_report, told
+from limbeck.jobs.source import NamedRows, Reading
 from limbeck.run import Run
 from limbeck.storage import plain
 from limbeck.tasks.table import AnyTask
@@ -21,7 +22,7 @@ _DATA: dict[str, JsonValue] = {"section": "data"}
 _PART = "all"
 
 
-class Score(Recipe):
+class Score(Reading, NamedRows, Recipe):
     """Score a predictions file, whoever wrote it: the task's figures with intervals, and per-item scores.
 
     The file is in the task's published format: ``ID, LABEL`` lines of the CS 224N project for sentiment and paraphrase,
@@ -33,18 +34,8 @@ class Score(Recipe):
     verb: ClassVar[str] = "score"
     summary: ClassVar[str] = "score a predictions file against the truth, without a model"
 
-    predictions: str = Field(description="the file", json_schema_extra={"positional": True})
     data: str = Field(description="rows that were predicted: a path, toy:NAME or a Hub id", json_schema_extra=_DATA)
-    columns: dict[str, str] = Field(
-        default_factory=dict, description="our field = their column", json_schema_extra=_DATA
-    )
-    separator: str = Field(
-        "<|endoftext|>", description="line between documents of a text file", json_schema_extra=_DATA
-    )
-    dialect: Dialect = Field(
-        default_factory=Dialect, description="delimiter and quotes of tables of text", json_schema_extra=_DATA
-    )
-    limit: int | None = Field(None, ge=1, description="read only so many rows", json_schema_extra=_DATA)
+    predictions: str = Field(description="the file", json_schema_extra={"positional": True})
     task: AnyTask = Field(description="kind of work")
     level: float = Field(0.95, gt=0.5, lt=1, description="level of the intervals")
 
@@ -55,9 +46,7 @@ class Score(Recipe):
             DataError: the data or the file cannot be read, or the file is of another split.
             ConfigError: the task makes no predictions.
         """
-        rows = self.task.read(
-            self.data, columns=self.columns, limit=self.limit, separator=self.separator, dialect=self.dialect
-        )
+        rows = self.rows(self.data, self.task)
         values: dict[str, Any] = {
             "verb": self.verb,
             "predictions": self.predictions,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,11 +11,10 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from limbeck.config import dump
 from limbeck.errors import ConfigError, DataError
 from limbeck.formats.load import load_bundle, save_bundle
 from limbeck.jobs.model_source import NAMES
-from limbeck.jobs.recipe import Display, Recipe, Report
+from limbeck.jobs.recipe import Display, Recipe, Report, default_folder
 from limbeck.jobs.source import DataSource, device_of
 from limbeck.run import Run
 from limbeck.storage import write_text
@@ -58,9 +56,7 @@ class SelfDistill(DataSource, Recipe):
     @property
     def folder(self) -> Path:
         """Run folder: ``out``, or one named after the recipe."""
-        if self.out is not None:
-            return Path(self.out)
-        return Path("runs") / f"{self.verb}-{hashlib.sha256(dump(self).encode()).hexdigest()[:8]}"
+        return default_folder(self) if self.out is None else Path(self.out)
 
     def run(self, session: Display) -> Report:
         """Make rounds, train every arm for every seed, compare, report.
