@@ -17,8 +17,8 @@ _NAMES = (
     "device", "dtype", "train.precision", "train.patience", "train.evaluate-every", "probes", "audit", "alpha", "beta",
     "temperature", "shots", "rows", "part", "against", "within", "metric", "margin", "samples", "to", "type",
     "overwrite", "prompts", "chat", "decoding.max-new-tokens", "decoding.temperature", "decoding.top-p", "base",
-    "memory", "dry-run", "architecture.preset", "vocab-size", "tokenizer", "host", "port", "api-key-file", "name", "draft",
-    "url",
+    "memory", "dry-run", "architecture.preset", "vocab-size", "tokenizer", "host", "port", "api-key-file", "name",
+    "draft", "url",
 )  # fmt: skip
 """Long names of flags that most people use, the most used first."""
 
