@@ -12,7 +12,7 @@ from limbeck.decode.settings import Decoding
 from limbeck.model.cache import KVKind
 from limbeck.serve.errors import APIError
 
-__all__ = ["ChatBody", "CompletionBody", "read_body"]
+__all__ = ["Body", "ChatBody", "ChatMessage", "CompletionBody", "ContentPart", "StreamOptions", "read_body"]
 
 _MOST_STOPS, _LONGEST_STOP = 16, 1000
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
