@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from limbeck.techniques.lora import LoRA
     from limbeck.techniques.mixed import Mixed
     from limbeck.techniques.qat import QAT
+    from limbeck.techniques.rotate import Rotate
     from limbeck.techniques.rtn import RTN
 
 # Threads wait for each other some microseconds, not milliseconds, before they give their core away: in one run on
@@ -42,6 +43,7 @@ __all__ = [
     "GPTQ",
     "QAT",
     "RTN",
+    "Rotate",
     "Depth",
     "Freeze",
     "LanguageModel",
@@ -68,6 +70,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "GPTQ": "techniques.gptq",
     "QAT": "techniques.qat",
+    "Rotate": "techniques.rotate",
     "RTN": "techniques.rtn",
     "Depth": "techniques.depth",
     "Freeze": "techniques.freeze",

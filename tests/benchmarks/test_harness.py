@@ -19,6 +19,7 @@ OF_ITS_OWN_KIND = (
     "decode_speculative",
     "input_rounding",
     "products",
+    "rounding_methods",
     "smaller_is_faster",
     "sparse_attention",
     "sparse_quality",

@@ -16,6 +16,7 @@ from limbeck.techniques.grid import Grid
 from limbeck.techniques.lora import LoRA
 from limbeck.techniques.mixed import Mixed
 from limbeck.techniques.qat import QAT
+from limbeck.techniques.rotate import Rotate
 from limbeck.techniques.rtn import RTN
 from limbeck.techniques.sparse_attention import SparseAttention
 from limbeck.techniques.technique import Technique
@@ -52,6 +53,7 @@ EXAMPLES: dict[str, list[Technique]] = {
         Depth(layers=(0, 1, 3)),
         Depth(layers=1),
     ],
+    "rotate": [Rotate(untie=True), Rotate(untie=True, values=False, seed=3)],
     "rtn": [
         RTN(bits=4),
         RTN(bits=8, embeddings=False, clip="search"),

@@ -16,7 +16,7 @@ from tests.reference.techniques import EXAMPLES, base, calibration
 
 ALL = list(itertools.product(TECHNIQUES, repeat=2))
 QUANTIZERS = {name for name, kind in TECHNIQUES.items() if kind.rounds}
-AFTER_ANY = {"depth", "sparse_attention"} | QUANTIZERS
+AFTER_ANY = {"depth", "rotate", "sparse_attention"} | QUANTIZERS
 """What changes the model itself, as against which parameters are trained."""
 
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from pydantic import Field, JsonValue, model_validator
 
-from limbeck.data.tokenizer import check_alike
+from limbeck.data.same_tokens import check_alike
 from limbeck.decode.settings import Decoding
 from limbeck.errors import ConfigError
 from limbeck.formats.load import Bundle, load_bundle

@@ -10,8 +10,8 @@ from pydantic import Field, JsonValue
 from limbeck.data.audit.report import AuditReport
 from limbeck.data.batch import Example
 from limbeck.data.readers import Rows
+from limbeck.data.same_tokens import check_alike
 from limbeck.data.splits import split_rows
-from limbeck.data.tokenizer import check_alike
 from limbeck.errors import ConfigError
 from limbeck.formats.load import Bundle, load_bundle
 from limbeck.jobs.checks import Checks, ProbeLevel, audited, encoded, fired_first, leak_alarms

@@ -89,7 +89,7 @@ class Layout:
         return codes + scales * (2 if self.offset else 1)
 
     def empty(self, device: torch.device | str) -> Codes:
-        """Codes of this layout with nothing in them, to load into; on "meta" without memory."""
+        """Return codes of this layout with nothing in them, to load into; on "meta" without memory."""
         codes = torch.empty(self.code_shape, dtype=CODE_DTYPES[self.kind], device=device)
         if self.scale_dtype is None:
             return Codes(self, codes)
@@ -107,7 +107,7 @@ class Codes:
     zeros: Tensor | None = None
 
     def decode(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """(R, C) numbers in ``dtype``; the arithmetic is fp32, fp64 for fp64, and rounds once at the end."""
+        """Return (R, C) numbers in ``dtype``; the arithmetic is fp32, fp64 for fp64, and rounds once at the end."""
         wide = torch.float64 if dtype == torch.float64 else torch.float32
         numbers = self.integers().to(wide)
         if self.scales is None:
@@ -118,7 +118,7 @@ class Codes:
         return numbers.to(dtype)
 
     def integers(self) -> Tensor:
-        """(R, C) codes by which scales are multiplied, unpacked: int8 for integers, else as stored."""
+        """Return (R, C) codes by which scales are multiplied, unpacked: int8 for integers, else as stored."""
         if self.layout.kind != "int4":
             return self.codes
         nibbles = unpack_int4(self.codes, self.layout.columns).to(torch.int8)
@@ -132,7 +132,7 @@ class Codes:
         return x.repeat_interleave(span, dim=1)[:, :columns]
 
     def take(self, index: Tensor | slice) -> Codes:
-        """Some rows, in the order of ``index`` (N,) or of a slice, as codes of their own."""
+        """Return some rows, in the order of ``index`` (N,) or of a slice, as codes of their own."""
         codes = self.codes.view(torch.uint8)[index].view(self.codes.dtype)  # float8 has no gather of its own
         layout = replace(self.layout, rows=codes.shape[0])
         if self.scales is None or self.layout.span == 0:

@@ -168,7 +168,7 @@ def _tokens(source: Side, target: Side, texts: Sequence[str]) -> Iterator[Differ
 
 
 def _pieces(side: Side) -> list[str]:
-    """The text of every id, which tells a lost merge, and the special tokens, alone and together."""
+    """Return the text of every id, which tells a lost merge, and the special tokens, alone and together."""
     if not isinstance(side, BundleSide):
         return []
     t = side.tokenizer

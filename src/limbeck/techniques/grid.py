@@ -118,7 +118,7 @@ class Grid(Config):
         return 4 if self.kind == "int4" else 8 * CODE_DTYPES[self.kind].itemsize
 
     def layout(self, rows: int, columns: int) -> Layout:
-        """The neutral layout of a (rows, columns) matrix on this grid; ``layout.bytes`` is its exact size."""
+        """Return the neutral layout of a (rows, columns) matrix on this grid; ``layout.bytes`` is its exact size."""
         if self.granularity == "none":
             return Layout(self.kind, rows, columns)
         span = {"tensor": 0, "channel": columns, "group": self.group_size}[self.granularity]
@@ -141,7 +141,8 @@ class Scales(NamedTuple):
 
 
 def measure(weight: Tensor, grid: Grid, ratio: Tensor | float = 1.0) -> Scales:
-    """Scales by the extreme values of each group of ``weight`` (R, C), shrunk by ``ratio`` (clipping what lies beyond).
+    """Return scales by the extreme values of each group of ``weight`` (R, C), shrunk by ``ratio`` (clipping what lies
+    beyond).
 
     Raises:
         TechniqueError: the weight, or a scale in fp16, is not finite.
@@ -197,7 +198,7 @@ def _magnitude(groups: Tensor, grid: Grid) -> Tensor:
 
 
 def _signed_extreme(groups: Tensor) -> Tensor:
-    """The first value of largest magnitude of each group, with its sign."""
+    """Return the first value of largest magnitude of each group, with its sign."""
     size = groups.abs()
     place = torch.arange(groups.shape[-1], device=groups.device)
     first = torch.where(size == size.amax(-1, keepdim=True), place, groups.shape[-1]).amin(-1, keepdim=True)
@@ -215,7 +216,8 @@ def _groups(weight: Tensor, layout: Layout) -> Tensor:
 
 
 def nearest_codes(weight: Tensor, scales: Scales, grid: Grid, ggml: bool = False) -> Tensor:
-    """Codes of ``weight`` (R, N) whose every column has the scale at its place in ``scales``, broadcastable to (R, N).
+    """Return codes of ``weight`` (R, N) whose every column has the scale at its place in ``scales``, broadcastable to
+    (R, N).
 
     Args:
         weight: in the dtype of ``scales.step``.
@@ -254,19 +256,21 @@ def _ggml_codes(weight: Tensor, scales: Scales, grid: Grid) -> Tensor:
 
 
 def spread(x: Tensor, layout: Layout) -> Tensor:
-    """One value a column: (R, G) -> (R, C), or broadcastable to it where rows or matrices share a scale."""
+    """Spread scales (R, G) to one value a column, (R, C), or broadcastable to it where rows share a scale."""
     if layout.span == 0 or layout.span >= layout.columns:
         return x
     return x.repeat_interleave(layout.span, dim=1)[:, : layout.columns]
 
 
 def stored(scales: Tensor, zeros: Tensor | None, dtype: torch.dtype) -> Scales:
-    """Scales that were chosen already, to round by them as they are stored."""
+    """Return scales that were chosen already, to round by them as they are stored."""
     return Scales(scales, zeros, scales.to(dtype), None if zeros is None else zeros.to(dtype))
 
 
 def numbers_of(codes: Tensor, scales: Scales, grid: Grid) -> Tensor:
-    """Numbers that ``nearest_codes``'s codes stand for, in the dtype of ``scales.step``; as ``Codes.decode`` gives."""
+    """Return numbers that ``nearest_codes``'s codes stand for, in the dtype of ``scales.step``; as ``Codes.decode``
+    gives.
+    """
     numbers = codes.to(scales.step.dtype)
     if scales.low is not None:
         return numbers * scales.step + scales.low
@@ -274,7 +278,7 @@ def numbers_of(codes: Tensor, scales: Scales, grid: Grid) -> Tensor:
 
 
 def _wide(scales: Scales, layout: Layout) -> Scales:
-    """The same with one step and low a column."""
+    """Return the same with one step and low a column."""
     low = None if scales.low is None else spread(scales.low, layout)
     return Scales(scales.scales, scales.zeros, spread(scales.step, layout), low)
 
@@ -287,7 +291,7 @@ def codes_of(weight: Tensor, grid: Grid, scales: Scales) -> Codes:
 
 
 def search(weight: Tensor, grid: Grid) -> Scales:
-    """Scales of each group's range times that ratio, of 25 between 1 and 0.4, which has the least squared error."""
+    """Return scales of each group's range times the ratio, of 25 between 1 and 0.4, of least squared error."""
     layout = grid.layout(*weight.shape)
     best = measure(weight, grid)
     ratio = torch.ones_like(best.step)
@@ -303,7 +307,7 @@ def search(weight: Tensor, grid: Grid) -> Scales:
 
 
 def _sums(x: Tensor, layout: Layout) -> Tensor:
-    """Sums of ``x`` (R, C) over what shares a scale: the shape of the scales."""
+    """Return sums of ``x`` (R, C) over what shares a scale: the shape of the scales."""
     if layout.span == 0:
         return x.sum().view(1, 1)
     missing = -layout.columns % layout.span

@@ -58,7 +58,7 @@ class Mixed(Quantizer):
         return self
 
     def grid_of(self, name: str) -> Grid | None:
-        """Grid by an override; the first candidate stands for what is still to be chosen."""
+        """Return the grid by an override; the first candidate stands for what is still to be chosen."""
         grid = super().grid_of(name)
         return self.candidates[0] if grid is self.grid else grid
 
@@ -105,11 +105,11 @@ class Mixed(Quantizer):
         return super().grid_of(name) is self.grid
 
     def convert(self, model: Decoder) -> tuple[Decoder, Technique | None]:
-        """The deployed spec names the grid of every weight, read from the model itself."""
+        """Return the model as it is; the deployed spec names the grid of every weight, read from the model itself."""
         return model, deployed_spec_of(model, self, self.candidates, always=True)
 
     def training_skeleton(self, model: Decoder) -> Decoder:
-        """The quantized modules, empty.
+        """Return the quantized modules, empty.
 
         Raises:
             TechniqueError: the grids are not chosen yet.
@@ -117,7 +117,7 @@ class Mixed(Quantizer):
         return self.deployed_skeleton(model)
 
     def deployed_skeleton(self, model: Decoder) -> Decoder:
-        """The quantized modules, empty.
+        """Return the quantized modules, empty.
 
         Raises:
             TechniqueError: the grids are not chosen yet.
@@ -152,7 +152,7 @@ def sensitivities(
     cost: Literal["kl", "nll"],
     clip: Literal["none", "search"] = "none",
 ) -> list[list[float]]:
-    """Nats a predicted token that each candidate costs each weight when it alone is quantized.
+    """Return nats a predicted token that each candidate costs each weight when it alone is quantized.
 
     Returns:
         A row a weight, a column a candidate; a growth of NLL may be negative.
@@ -186,7 +186,8 @@ def _cost(full: Tensor, quantized: Tensor, labels: Tensor, cost: str) -> float:
 
 
 def allocate(costs: Sequence[Sequence[float]], sizes: Sequence[Sequence[int]], budget: int) -> list[int]:
-    """One choice a row of least total cost whose sizes sum to at most ``budget``, by dynamic programming over bytes.
+    """Return one choice a row of least total cost whose sizes sum to at most ``budget``, by dynamic programming over
+    bytes.
 
     Exact where the bytes to spare, in units of their common divisor, make at most 32,768 steps; beyond that sizes are
     rounded up to a step, so that the budget holds and at most one step a row of it stays unused.

@@ -52,7 +52,7 @@ class QAT(Quantizer):
         return self._install(model, start=True)
 
     def training_skeleton(self, model: Decoder) -> Decoder:
-        """The modules of ``apply`` with scales not yet computed."""
+        """Return the modules of ``apply`` with scales not yet computed."""
         return self._install(model, start=False)
 
     def _install(self, model: Decoder, start: bool) -> Decoder:
@@ -141,7 +141,7 @@ class FakeWeight(nn.Module):
 
     @torch.no_grad()
     def codes(self) -> Codes:
-        """What is deployed: the codes and scales of ``value``."""
+        """Return what is deployed: the codes and scales of ``value``."""
         if self.scales is None:
             return encode(self.latent, self.grid)
         latent = _wide(self.latent)
@@ -151,13 +151,13 @@ class FakeWeight(nn.Module):
         return Codes(self.layout, pack_int4(codes) if self.grid.kind == "int4" else codes, scales.scales, scales.zeros)
 
     def value(self) -> Tensor:
-        """(R, C) rounded weight in the latent's dtype, differentiable in ``latent``, ``scales`` and ``zeros``."""
+        """Return rounded (R, C) weights in the latent's dtype; differentiable in latent, scales and zeros."""
         if self.scales is None:
             return _straight(self.latent, self.codes().decode(self.latent.dtype))
         return self._learned_value(self.latent, spread(self._view(self.scales), self.layout), self._zeros())
 
     def rows(self, ids: Tensor) -> Tensor:
-        """(N,) ids -> (N, C) rows of ``value``; only those are rounded, where no scale spans several rows."""
+        """Map (N,) ids to (N, C) rows of ``value``; only those are rounded, where no scale spans several rows."""
         if self.layout.span == 0 and self.layout.scale_dtype is not None:
             return F.embedding(ids, self.value())
         latent = F.embedding(ids, self.latent)
@@ -270,7 +270,7 @@ class FakeLinear(nn.Module):
         return self._borrowed[0] if self._borrowed else self.own
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., in_features) -> (..., out_features)."""
+        """Map (..., in_features) to (..., out_features)."""
         return F.linear(x, self.fake.value(), self.bias)
 
 
@@ -283,5 +283,5 @@ class FakeEmbedding(nn.Module):
         self.fake = fake
 
     def forward(self, ids: Tensor) -> Tensor:
-        """(...) ids -> (..., C)."""
+        """Map (...) ids to (..., C)."""
         return self.fake.rows(ids.reshape(-1)).view(*ids.shape, -1)

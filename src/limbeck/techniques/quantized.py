@@ -76,7 +76,7 @@ class Quantizer(Technique):
         return self
 
     def grid_of(self, name: str) -> Grid | None:
-        """Grid of the module called ``name``; None: it stays as it is."""
+        """Return the grid of the module called ``name``; None: it stays as it is."""
         for pattern, grid in self.overrides.items():
             if matches(name, (pattern,)):
                 return grid
@@ -87,13 +87,15 @@ class Quantizer(Technique):
         return None if name == "positions" else self.grid
 
     def stated_bytes(self, model: Decoder) -> int:
-        """Exact bytes of the quantized model, told from the full one."""
+        """Return exact bytes of the quantized model, told from the full one."""
         chosen = matrices(model, self)
         dense = sum(m.module.weight.numel() * m.module.weight.itemsize for m in chosen)
         return model.count_bytes() - dense + sum(m.bytes for m in chosen)
 
     def deployed_skeleton(self, model: Decoder) -> Decoder:
-        """Empty quantized modules in place of the weights, which are dropped unread; on "meta" no memory is touched."""
+        """Return empty quantized modules in place of the weights, which are dropped unread; on "meta" no memory is
+        touched.
+        """
         install(
             model,
             matrices(model, self),
@@ -103,7 +105,8 @@ class Quantizer(Technique):
 
 
 def deployed_spec_of(model: Decoder, plan: Quantizer, grids: Iterable[Grid] = (), always: bool = False) -> Quantizer:
-    """``plan``, or where it does not describe ``model`` (any more) its like with the grid of every weight by name.
+    """Return ``plan``, or where it does not describe ``model`` (any more) its like with the grid of every weight by
+    name.
 
     A plan that speaks of blocks by number ceases to describe a model that lost blocks since.
 
@@ -148,7 +151,7 @@ def refuse_quantized(model: Decoder, who: str) -> None:
 
 
 def matrices(model: Decoder, plan: Quantizer) -> list[WeightMatrix]:
-    """The weights that ``plan`` quantizes, in the model's order.
+    """Return the weights that ``plan`` quantizes, in the model's order.
 
     Raises:
         TechniqueError: the model is quantized already, an override matches no module, or nothing is left to quantize.

@@ -32,7 +32,7 @@ class GPTQSettings:
 
 
 def inverse_factor(hessian: Tensor, damping: float) -> Tensor:
-    """Upper Cholesky factor of the inverse of ``hessian`` (C, C) + damping x mean diagonal x identity.
+    """Return the upper Cholesky factor of the inverse of ``hessian`` (C, C) + damping x mean diagonal x identity.
 
     Where that is not positive definite in floating point the damping grows tenfold, up to the mean diagonal itself.
 
@@ -146,7 +146,7 @@ def _solve_one(
 
 
 def _entry(model: Decoder, batch: Batch) -> tuple[Tensor, AttentionContext]:
-    """What the first block is called with for ``batch``."""
+    """Return what the first block is called with for ``batch``."""
     held: list[tuple[Tensor, AttentionContext]] = []
 
     def stop(_: nn.Module, arguments: tuple[Tensor, AttentionContext]) -> None:

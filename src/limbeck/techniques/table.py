@@ -12,6 +12,7 @@ from limbeck.techniques.gptq import GPTQ
 from limbeck.techniques.lora import LoRA
 from limbeck.techniques.mixed import Mixed
 from limbeck.techniques.qat import QAT
+from limbeck.techniques.rotate import Rotate
 from limbeck.techniques.rtn import RTN
 from limbeck.techniques.sparse_attention import SparseAttention
 from limbeck.techniques.technique import Technique
@@ -25,6 +26,7 @@ TECHNIQUES: dict[str, type[Technique]] = {
     LoRA.name: LoRA,
     Mixed.name: Mixed,
     QAT.name: QAT,
+    Rotate.name: Rotate,
     RTN.name: RTN,
     SparseAttention.name: SparseAttention,
 }

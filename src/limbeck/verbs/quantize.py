@@ -36,6 +36,7 @@ from limbeck.model.quantized import QuantizedLinear
 from limbeck.run import Run
 from limbeck.storage import plain
 from limbeck.techniques.quantized import refuse_quantized
+from limbeck.techniques.rotate import Rotate
 from limbeck.techniques.rtn import RTN
 from limbeck.techniques.table import AnyPostTraining
 from limbeck.techniques.technique import apply_all, convert_all
@@ -66,6 +67,7 @@ class Quantize(MeasuredTask, Reading, NamedRows, Recipe):
     context: int | None = Field(
         None, ge=2, description="tokens a calibration sequence; none: the model's own", json_schema_extra=_DATA
     )
+    rotate: Rotate | None = Field(None, description="rotate the weights first, which changes no logit; none: do not")
     technique: AnyPostTraining = Field(default_factory=RTN, description="how to quantize")
     margin: float | None = Field(None, gt=0, description="a difference that does not matter: equivalence is tested too")
     lost: float = Field(
@@ -107,6 +109,7 @@ class Quantize(MeasuredTask, Reading, NamedRows, Recipe):
                 "verb": self.verb,
                 "run": str(run.path),
                 "model": self.model,
+                "rotate": self.rotate,
                 "technique": self.technique,
                 "deployed_specs": list(made.deployed_specs),
                 "data": {"all": rows.describe()},
@@ -163,7 +166,8 @@ class Quantize(MeasuredTask, Reading, NamedRows, Recipe):
     def _quantized(self, source: Bundle, batches: Sequence[Batch]) -> Decoder:
         """Quantize ``source``, in place; what stays as it is keeps the dtype that it was stored in."""
         torch.manual_seed(self.seed)
-        model = apply_all((self.technique,), source.model, batches)
+        before = () if self.rotate is None else (self.rotate,)
+        model = apply_all((*before, self.technique), source.model, batches)
         assert source.folder is not None  # what was loaded lies somewhere
         return model.to(stored_dtype(source.folder) if self.dtype == "auto" else self._dtype())
 
