@@ -15,7 +15,7 @@ from limbeck.decode.settings import Decoding
 from limbeck.errors import ConfigError, LimbeckError
 from limbeck.model.decoder import Decoder
 from limbeck.serve.engine import Engine, QueueFullError, StoppingError
-from limbeck.serve.sequence import Ended, Event, Piece, ServedSequence
+from limbeck.serve.sequence import Ended, Event, TextPiece, ServedSequence
 from tests.reference.small_model import MODERN, decoder
 from tests.reference.small_tokenizer import byte_level
 
@@ -38,7 +38,7 @@ class Heard:
 
     @property
     def text(self) -> str:
-        return "".join(e.text for e in self.events if isinstance(e, Piece))
+        return "".join(e.text for e in self.events if isinstance(e, TextPiece))
 
     @property
     def end(self) -> Ended:
@@ -100,7 +100,7 @@ def test_stop_texts_across_tokens_are_never_told() -> None:
     while engine.step():
         assert stop not in heard.text
     assert heard.text == plain[: plain.index(stop)] and heard.end.reason == "stop"
-    pieces = [e for e in heard.events if isinstance(e, Piece)]
+    pieces = [e for e in heard.events if isinstance(e, TextPiece)]
     assert all(one.offset < len(heard.text) for p in pieces for one in p.tokens)
 
 
@@ -113,7 +113,7 @@ def test_log_probabilities_are_those_of_the_model() -> None:
     engine.submit([other, sequence])
     while engine.step():
         pass
-    tokens = [one for e in heard.events if isinstance(e, Piece) for one in e.tokens]
+    tokens = [one for e in heard.events if isinstance(e, TextPiece) for one in e.tokens]
     ids = [one.id for one in tokens]
     assert ids == [*PROMPTS[2], *sequence.row.ids] and tokens[0].log_prob is None
     assert heard.text.startswith("told")
@@ -137,7 +137,7 @@ def test_nothing_is_generated_where_only_the_prompt_is_wanted() -> None:
     engine.submit([sequence])
     assert not engine.step()
     assert heard.text == "A hen" and heard.end == Ended("length", 0)
-    (piece,) = [e for e in heard.events if isinstance(e, Piece)]
+    (piece,) = [e for e in heard.events if isinstance(e, TextPiece)]
     assert [one.id for one in piece.tokens] == PROMPTS[1] and all(one.top == () for one in piece.tokens)
 
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from limbeck.data.token_bytes import TokenBytes
-from limbeck.serve.sequence import Ended, Event, Piece, TokenScore
+from limbeck.serve.sequence import Ended, Event, TextPiece, TokenScore
 
-__all__ = ["Answers", "Usage"]
+__all__ = ["GrowingAnswers", "Usage"]
 
 
 @dataclass(slots=True)
@@ -35,7 +35,7 @@ class Usage:
 
 
 @dataclass(slots=True)
-class Answers:
+class GrowingAnswers:
     """The answers to one request, as they grow.
 
     Attributes:
@@ -84,7 +84,7 @@ class Answers:
 
     def chunk(self, index: int, event: Event) -> dict[str, Any]:
         """What is streamed of an event."""
-        if isinstance(event, Piece):
+        if isinstance(event, TextPiece):
             return self._chunk(self._part(index, event.text, event.tokens, None))
         return self._chunk(self._part(index, "", (), event.reason))
 
@@ -115,8 +115,8 @@ class Answers:
         return {**told, "usage": None} if self.with_usage else told
 
     def _choice(self, index: int, events: Sequence[Event]) -> dict[str, Any]:
-        text = "".join(e.text for e in events if isinstance(e, Piece))
-        tokens = [one for e in events if isinstance(e, Piece) for one in e.tokens]
+        text = "".join(e.text for e in events if isinstance(e, TextPiece))
+        tokens = [one for e in events if isinstance(e, TextPiece) for one in e.tokens]
         reason = next(e.reason for e in events if isinstance(e, Ended))
         shared = {"logprobs": self._logprobs(tokens), "finish_reason": reason}
         if self.chat:

@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from limbeck.serve.bodies import ChatBody, CompletionBody, read_body
 from limbeck.serve.errors import APIError, api_error
 from limbeck.serve.sequence import Ended, Event
-from limbeck.serve.service import Emit, Prepared, Service
+from limbeck.serve.service import Emit, PreparedRequest, Service
 
 __all__ = ["application"]
 
@@ -107,12 +107,14 @@ async def _chat(request: Request) -> Response:
     return await _answer(request, lambda raw, emit: _prepare(service.chat, ChatBody, raw, emit))
 
 
-def _prepare(make: Callable[[Any, Emit], Prepared], kind: Any, raw: bytes, emit: Emit) -> tuple[Prepared, bool]:
+def _prepare(
+    make: Callable[[Any, Emit], PreparedRequest], kind: Any, raw: bytes, emit: Emit
+) -> tuple[PreparedRequest, bool]:
     body = read_body(kind, raw)
     return make(body, emit), bool(body.stream)
 
 
-async def _answer(request: Request, prepare: Callable[[bytes, Emit], tuple[Prepared, bool]]) -> Response:
+async def _answer(request: Request, prepare: Callable[[bytes, Emit], tuple[PreparedRequest, bool]]) -> Response:
     """Read the body, submit the request, and answer whole or by and by."""
     service, loop, events = _service(request), asyncio.get_running_loop(), Events()
     if service.stopping:
@@ -164,7 +166,7 @@ async def _body(request: Request, service: Service) -> bytes:
     return bytes(got)
 
 
-async def _whole(request: Request, prepared: Prepared, events: Events) -> Response:
+async def _whole(request: Request, prepared: PreparedRequest, events: Events) -> Response:
     """Wait for all answers, or for the client to go away."""
     answers = asyncio.ensure_future(_collected(prepared, events))
     gone = asyncio.ensure_future(_gone(request))
@@ -178,7 +180,7 @@ async def _whole(request: Request, prepared: Prepared, events: Events) -> Respon
         gone.cancel()
 
 
-async def _collected(prepared: Prepared, events: Events) -> dict[str, Any]:
+async def _collected(prepared: PreparedRequest, events: Events) -> dict[str, Any]:
     left = len(prepared.sequences)
     while left:
         index, event = await events.get()
@@ -198,7 +200,7 @@ async def _gone(request: Request) -> None:
 class _EventStream(StreamingResponse):
     """Server-sent events of a request; when it ends, whyever, its rows are free."""
 
-    def __init__(self, service: Service, prepared: Prepared, events: Events) -> None:
+    def __init__(self, service: Service, prepared: PreparedRequest, events: Events) -> None:
         self._service, self._prepared, self._events = service, prepared, events
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
         super().__init__(self._lines(), media_type="text/event-stream", headers=headers)

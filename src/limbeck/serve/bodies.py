@@ -77,7 +77,7 @@ class Body(BaseModel):
 
     @property
     def choices(self) -> int:
-        """Answers to each prompt."""
+        """GrowingAnswers to each prompt."""
         return self.n or 1
 
     @property

@@ -22,7 +22,7 @@ from limbeck.kernels import native
 from limbeck.serve.client import ChatServer
 from limbeck.serve.conversation import HELP, Answerer, Conversation, TooLongError, terminal_reader
 from limbeck.serve.engine import Engine
-from limbeck.serve.sequence import Ended, Event, Piece, ServedSequence
+from limbeck.serve.sequence import Ended, Event, TextPiece, ServedSequence
 
 __all__ = ["Chat", "LocalAnswerer", "RemoteAnswerer"]
 
@@ -157,7 +157,7 @@ class LocalAnswerer:
         while not engine.idle:
             engine.step()
             for event in heard:
-                if isinstance(event, Piece):
+                if isinstance(event, TextPiece):
                     yield event.text
                 elif isinstance(event, Ended) and event.error is not None:
                     raise event.error

@@ -12,7 +12,7 @@ from limbeck.decode.generate import GenerationRow
 from limbeck.decode.settings import Decoding
 from limbeck.errors import LimbeckError
 
-__all__ = ["Ended", "Event", "Piece", "ServedSequence", "TokenScore"]
+__all__ = ["Ended", "Event", "TextPiece", "ServedSequence", "TokenScore"]
 
 
 _CHOICE = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
@@ -36,7 +36,7 @@ class TokenScore:
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class TextPiece:
     """Text that will not change any more, and the tokens that were chosen since the last piece, if they are wanted."""
 
     text: str
@@ -58,7 +58,7 @@ class Ended:
     error: LimbeckError | None = None
 
 
-Event = Piece | Ended
+Event = TextPiece | Ended
 
 
 class ServedSequence:
@@ -155,7 +155,7 @@ class ServedSequence:
         self._text += text
 
     def _tell(self) -> None:
-        self._emit(Piece(self._text, tuple(self._tokens)))
+        self._emit(TextPiece(self._text, tuple(self._tokens)))
         self._text, self._tokens = "", []
 
     def _scored(self, token: int, log_prob: float | None, top: tuple[tuple[int, float], ...]) -> TokenScore:

@@ -14,13 +14,13 @@ from limbeck.decode.generate import occurrences
 from limbeck.errors import LimbeckError
 from limbeck.jobs.generation import prompt_ids
 from limbeck.model.cache import KVKind
-from limbeck.serve.answers import Answers, Usage
+from limbeck.serve.answers import GrowingAnswers, Usage
 from limbeck.serve.bodies import ChatBody, CompletionBody
 from limbeck.serve.engine import Engine
 from limbeck.serve.errors import APIError, api_error
 from limbeck.serve.sequence import Event, ServedSequence
 
-__all__ = ["Emit", "Prepared", "Service"]
+__all__ = ["Emit", "PreparedRequest", "Service"]
 
 Emit = Callable[[int, Event], None]
 """Receives the number of an answer and what happened to it; called in the engine's thread."""
@@ -29,11 +29,11 @@ _COMPLETION_TOKENS = 16  # the API's default
 
 
 @dataclass(slots=True)
-class Prepared:
+class PreparedRequest:
     """A request that may be submitted: its sequences, one an answer, and the answers to fill."""
 
     sequences: list[ServedSequence]
-    answers: Answers
+    answers: GrowingAnswers
 
 
 @dataclass(slots=True)
@@ -70,7 +70,7 @@ class Service:
     def __post_init__(self) -> None:
         self._spell = TokenBytes(self.tokenizer)
 
-    def completion(self, body: CompletionBody, emit: Emit) -> Prepared:
+    def completion(self, body: CompletionBody, emit: Emit) -> PreparedRequest:
         """Prepare a request for completions.
 
         Raises:
@@ -95,7 +95,7 @@ class Service:
         tokens = sum(map(len, prompts))
         return self._prepared(body, sequences, tokens, body.logprobs is not None, bool(body.logprobs))
 
-    def chat(self, body: ChatBody, emit: Emit) -> Prepared:
+    def chat(self, body: ChatBody, emit: Emit) -> PreparedRequest:
         """Prepare a request for the next answer of a conversation.
 
         Raises:
@@ -123,7 +123,7 @@ class Service:
         ]  # fmt: skip
         return self._prepared(body, sequences, len(prompt), top is not None, bool(top), chat=True)
 
-    def submit(self, prepared: Prepared) -> None:
+    def submit(self, prepared: PreparedRequest) -> None:
         """Hand a request to the engine.
 
         Raises:
@@ -145,12 +145,12 @@ class Service:
         scored: bool,
         tops: bool,
         chat: bool = False,
-    ) -> Prepared:
+    ) -> PreparedRequest:
         with_usage = bool(body.stream and body.stream_options is not None and body.stream_options.include_usage)
-        answers = Answers(
+        answers = GrowingAnswers(
             chat, self.name, len(sequences), Usage(tokens), scored, tops, self._spell, with_usage=with_usage
         )
-        return Prepared(sequences, answers)
+        return PreparedRequest(sequences, answers)
 
     def _check_model(self, name: str) -> None:
         if name != self.name:
