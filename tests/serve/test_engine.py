@@ -15,7 +15,7 @@ from limbeck.decode.settings import Decoding
 from limbeck.errors import ConfigError, LimbeckError
 from limbeck.model.decoder import Decoder
 from limbeck.serve.engine import Engine, QueueFullError, StoppingError
-from limbeck.serve.sequence import Ended, Event, TextPiece, ServedSequence
+from limbeck.serve.sequence import Ended, Event, ServedSequence, TextPiece
 from tests.reference.small_model import MODERN, decoder
 from tests.reference.small_tokenizer import byte_level
 

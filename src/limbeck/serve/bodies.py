@@ -77,7 +77,7 @@ class Body(BaseModel):
 
     @property
     def choices(self) -> int:
-        """GrowingAnswers to each prompt."""
+        """Answers to each prompt."""
         return self.n or 1
 
     @property

@@ -22,7 +22,7 @@ from limbeck.kernels import native
 from limbeck.serve.client import ChatServer
 from limbeck.serve.conversation import HELP, Answerer, Conversation, TooLongError, terminal_reader
 from limbeck.serve.engine import Engine
-from limbeck.serve.sequence import Ended, Event, TextPiece, ServedSequence
+from limbeck.serve.sequence import Ended, Event, ServedSequence, TextPiece
 
 __all__ = ["Chat", "LocalAnswerer", "RemoteAnswerer"]
 

@@ -26,7 +26,7 @@ class TooLongError(InputError):
 
 
 class Answerer(Protocol):
-    """GrowingAnswers conversations."""
+    """Answers conversations."""
 
     def answer(self, messages: Sequence[Message]) -> Iterator[str]:
         """Yield the pieces of the next answer; stopping is closing the iterator.
