@@ -63,7 +63,7 @@ def together(model: Decoder, kind: KVKind, rows: int = 3, jobs: int = 9, seed: i
 
 
 @pytest.mark.parametrize("path", ["auto", "reference"])
-@pytest.mark.parametrize("kind", ["model", "int8"])
+@pytest.mark.parametrize("kind", ["model", "int8", "int4"])
 @pytest.mark.parametrize("name", SHAPES)
 def test_neighbours_that_come_and_go_change_no_logit(name: str, kind: KVKind, path: Any) -> None:
     model = decoder(**SHAPES[name])

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from limbeck.data.batch import Batch
 from limbeck.decode.step import MOST_ROWS, CompiledStep
-from limbeck.model.cache import CachePool, KVCache, KVKind
+from limbeck.model.cache import CachePool, KVCache, KVKinds
 from limbeck.model.decoder import Decoder
 
 __all__ = ["DecodingPool"]
@@ -28,7 +28,7 @@ class DecodingPool:
         capacity: most tokens of a sequence.
     """
 
-    def __init__(self, model: Decoder, rows: int, capacity: int, cache: KVKind = "model") -> None:
+    def __init__(self, model: Decoder, rows: int, capacity: int, cache: KVKinds = "model") -> None:
         self.model, self.capacity = model, capacity
         self._pool = CachePool(model.config, rows, capacity, model.dtype, model.device, cache)
         self._compiled: CompiledStep | None = None

@@ -17,6 +17,7 @@ from limbeck.jobs.source import device_of, dtype_of
 from limbeck.measure.equivalence import DeploymentCheck, compare
 from limbeck.measure.server_check import ServedModel, compare_with_server
 from limbeck.measure.sides import BundleSide, Side, TransformersSide
+from limbeck.model.cache import KVKind
 from limbeck.synth.endpoint import key_from_environment
 
 __all__ = ["VerificationOptions", "verification"]
@@ -33,7 +34,7 @@ class VerificationOptions(Recipe):
     engine: Literal["limbeck", "transformers"] = Field(
         "limbeck", description="what runs the target: transformers opens Hugging Face folders alone"
     )
-    cache: Literal["model", "int8"] = Field("model", description="cache of keys and values of the target in Limbeck")
+    cache: KVKind = Field("model", description="cache of keys and values of the target in Limbeck")
     text: str | None = Field(None, description="text file whose first tokens are the prompts; default: random tokens")
     new_tokens: int = Field(16, ge=1, le=256, description="tokens of each greedy continuation")
     strict: bool = Field(False, description="fail (exit code 1) where the two differ")
@@ -111,7 +112,7 @@ def _of_server(options: VerificationOptions) -> Report:
     return Report(values, (facts(f"{result.source} and {result.target}", rows), *notes))
 
 
-def _side(options: VerificationOptions, name: str, cache: Literal["model", "int8"] = "model") -> Side:
+def _side(options: VerificationOptions, name: str, cache: KVKind = "model") -> Side:
     bundle = load_bundle(name, dtype_of(options.dtype), device_of(options.device))
     return BundleSide(bundle, name, cache)
 

@@ -152,7 +152,7 @@ class LocalAnswerer:
             )
         heard: list[Event] = []
         sequence = ServedSequence(prompt, self._decoding, tokenizer, heard.append, new_tokens=new)
-        engine = Engine(model, tokenizer, rows=1, capacity=len(prompt) + new, cache=self._decoding.cache)
+        engine = Engine(model, tokenizer, rows=1, capacity=len(prompt) + new, cache=self._decoding.kv)
         engine.submit([sequence])
         while not engine.idle:
             engine.step()

@@ -18,7 +18,7 @@ from limbeck.decode.session import evaluating
 from limbeck.decode.settings import Decoding
 from limbeck.decode.speculative import Speculation, SpeculativeRow, check_draft
 from limbeck.errors import LimbeckError, RunError
-from limbeck.model.cache import KVKind
+from limbeck.model.cache import KVKinds
 from limbeck.model.decoder import Decoder
 from limbeck.serve.sequence import ServedSequence
 
@@ -61,7 +61,7 @@ class Engine:
         rows: int = 8,
         capacity: int | None = None,
         queue: int = 64,
-        cache: KVKind = "model",
+        cache: KVKinds = "model",
         draft: Decoder | None = None,
         proposals: int = 4,
     ) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from pydantic import Field
 from rich.text import Text
@@ -16,6 +16,7 @@ from limbeck.formats.load import Bundle
 from limbeck.jobs.model_source import NAMES, ModelSource
 from limbeck.jobs.recipe import Display, Recipe, Report, facts
 from limbeck.kernels import native
+from limbeck.model.cache import KVKind
 
 __all__ = ["KEY", "LOOPBACK", "Serve"]
 
@@ -58,8 +59,8 @@ class Serve(ModelSource, Recipe):
         description=f"most tokens of a prompt and its answer; none: the model's, at most {_DEFAULT_CONTEXT}",
     )  # fmt: skip
     queue: int = Field(64, ge=0, description="answers that may wait; beyond: status 429", json_schema_extra=_SERVER)
-    cache: Literal["model", "int8"] = Field(
-        "model", description="keys and values are kept in the model's dtype, or rounded to int8",
+    cache: KVKind = Field(
+        "model", description="keep keys and values in the model's dtype, or rounded to int8 or int4",
         json_schema_extra=_SERVER,
     )  # fmt: skip
     body_bytes: int = Field(
