@@ -40,6 +40,7 @@ EXAMPLES = {
     "list": "limbeck list techniques",
     "export": "limbeck export runs/tiny --to gguf --out tiny.gguf",
     "compare": "limbeck compare runs/a runs/b",
+    "report": "limbeck report runs/a runs/b --out runs/page",
     "study": "limbeck study study.yaml --out runs/study",
     "certify": "limbeck certify runs/tiny runs/int8 --data test.txt --out runs/certificate",
     "fit": "limbeck fit search.yaml --trials 12 --out runs/fit",
