@@ -1,6 +1,6 @@
 # Every target sets up the environment that it needs; nothing has to be installed first but Python 3.11 or newer.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-kernels test-peers fuzz kills soak security lint types bench schema clean
+.PHONY: help demo test test-slow test-kernels test-peers fuzz kills soak security lint types bench docs docs-check schema clean
 
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
@@ -64,6 +64,13 @@ security: $(VENV)/.dev ## bandit over the source; pip-audit over the pins where 
 	$(BIN)/bandit --quiet --recursive src --configfile pyproject.toml
 	$(BIN)/python scripts/audit_pins.py constraints.txt
 
+docs: $(VENV)/.dev ## build the site of all pages and the Python API into build/site; a broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo "open build/site/index.html"
+
+docs-check: docs ## open every page of the site in headless Chromium, at 390 and at 1,440 pixels
+	$(BIN)/python scripts/site/check.py build/site
+
 schema: $(VENV)/.base ## rewrite schema.json and docs/verbs from the recipes
 	$(BIN)/python -m limbeck.schema
 
@@ -85,7 +92,7 @@ $(VENV)/.base: pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/$(INSTALL) ".[dev]"
+	$(BIN)/$(INSTALL) ".[dev,docs]"
 	@touch $@ $(VENV)/.base
 
 $(PEERS)/.ready: pyproject.toml constraints.txt | $(PEERS)/bin/python

@@ -1,6 +1,6 @@
-"""Write docs/results/alarms.md: recall and false alarms of the probes on seeded faults and healthy controls.
+"""Write docs/results/raw/alarms.md: recall and false alarms of the probes on seeded faults and healthy controls.
 
-    python scripts/alarm_bench.py MODEL STORIES [--seeds 5] [--controls 300] > docs/results/alarms.md
+    python scripts/alarm_bench.py MODEL STORIES [--seeds 5] [--controls 300] > docs/results/raw/alarms.md
 
 MODEL is a small pretrained folder (stories260K), STORIES a text file of held-out stories. Each fault is made by code
 here from a seed; the probes keep their shipped thresholds, which were not set on this bench.

@@ -1,6 +1,6 @@
-"""Write docs/results/certify.md: error rates, power and items of ``limbeck certify``, by replay and simulation.
+"""Write docs/results/raw/certify.md: error rates, power and items of ``limbeck certify``, by replay and simulation.
 
-    python scripts/certify_results.py RUN [--replays 1000] > docs/results/certify.md
+    python scripts/certify_results.py RUN [--replays 1000] > docs/results/raw/certify.md
 
 RUN is a run of ``limbeck quantize``: the signs of its real paired differences are flipped.
 """

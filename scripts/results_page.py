@@ -1,9 +1,12 @@
-"""Write a results page from finished study folders: commands, commit, machine, tables, verdicts, alarms, costs.
+"""Write a results page from finished study folders, and its raw tables on a page below it.
 
-Usage: python scripts/results_page.py RUN_FOLDER... docs/results/NAME.md --command 'limbeck study ...' [--commit HASH]
+Usage: python scripts/results_page.py RUN_FOLDER... docs/results/NAME.md --command 'limbeck study ...'
+           --question 'What ...?' --verdict FILE [--arm LABEL]... [--commit HASH]
 
-Paths below the folders that LIMBECK_DATA and the variables of the studies name are written with the variable, so that
-no page names a machine's folders.
+docs/results/NAME.md opens with the question, one table (the first of the first study; ``--arm`` chooses its rows) and
+the verdict, and has at most 600 words. docs/results/raw/NAME.md has commands, commit, machine, all tables, verdicts,
+alarms and costs. Paths below the folders that LIMBECK_DATA and the variables of the studies name are written with the
+variable, so that no page names a machine's folders.
 """
 
 from __future__ import annotations
@@ -22,31 +25,79 @@ import yaml
 from limbeck.command.flags import MISSING, Flag, flags_of, shown
 from limbeck.command.verb import schema
 
+WORDS = 600
+"""Largest number of words of a results page; its raw tables have no limit."""
+
 
 def main() -> None:
-    """Read the studies, write the page."""
+    """Read the studies, write the two pages."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", type=Path, nargs="+")
     parser.add_argument("page", type=Path)
     parser.add_argument("--command", required=True, action="append", help="what made each folder, as the page shows it")
+    parser.add_argument("--question", required=True, help="what the page answers, one sentence")
+    parser.add_argument("--verdict", type=Path, required=True, help="Markdown: the answer, and what is not shown")
+    parser.add_argument("--arm", action="append", default=[], help="label of a row of the page's table; none: all")
     parser.add_argument("--title", help="heading of a page of several studies")
     parser.add_argument("--commit", help="commit of the source, where the run's provenance lacks it")
-    parser.add_argument("--note", type=Path, help="Markdown put between the head and the first table")
+    parser.add_argument("--note", type=Path, help="Markdown put between the head and the first table of the raw page")
     given = parser.parse_args()
     if len(given.command) != len(given.folders):
         parser.error("give one --command for each folder")
     note = [] if given.note is None else [given.note.read_text(encoding="utf-8").strip(), ""]
-    parts = [] if given.title is None else [f"# {given.title}", "", *note]
+    raw = [] if given.title is None else [f"# {given.title}", "", *note]
     for folder, command in zip(given.folders, given.command, strict=True):
-        parts += _study(folder, command, given.commit, note if given.title is None else [], given.title is not None)
-    text = "\n".join(parts).rstrip("\n") + "\n"
+        raw += _study(folder, command, given.commit, note if given.title is None else [], given.title is not None)
+    front = front_page(given, raw[0])
+    if (count := words(front)) > WORDS:
+        parser.error(f"the page would have {count} words, and {WORDS} are allowed: name fewer --arm, shorten --verdict")
+    below = given.page.parent / "raw" / given.page.name
+    below.parent.mkdir(parents=True, exist_ok=True)
+    lead = f"The question, one table and the verdict are on [its page](../{given.page.name})."
+    written = {given.page: front, below: "\n".join([f"{raw[0]}: raw tables", "", lead, *raw[1:]])}
+    for file, text in written.items():
+        file.write_text(_without_folders(text, given.folders).rstrip("\n") + "\n", encoding="utf-8")
+
+
+def front_page(given: argparse.Namespace, title: str) -> str:
+    """Return the page: question, table, verdict, how it was measured."""
+    first = given.folders[0]
+    table = _table((first / "study.md").read_text(encoding="utf-8"), given.arm)
+    verdict = given.verdict.read_text(encoding="utf-8").strip()
+    parts = [title, f"**Question.** {given.question}", "\n".join(table), f"**Verdict.** {verdict}"]
+    origins = [sorted(folder.glob("*/seed-*/provenance.json"))[0] for folder in given.folders]
+    heads = [_head(json.loads(o.read_text(encoding="utf-8")), "", given.commit)[-1] for o in origins]
+    parts += ["How it was measured: " + " ".join(dict.fromkeys(heads)), "\n".join(["```sh", *given.command, "```"])]
+    return "\n\n".join([*parts, f"All tables, alarms, runs and one command an arm: [raw](raw/{given.page.name})."])
+
+
+def _table(text: str, arms: Sequence[str]) -> list[str]:
+    """Return the first table of a study with the columns arm, figure with its interval, and change."""
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("|")]
+    size = next((i for i, row in enumerate(rows[2:], 2) if row[0] == "arm"), len(rows))
+    kept = [[row[0], f"{row[2]} {row[3]}", row[4]] for row in [rows[0], *rows[2:size]]]
+    kept[0][1] = "figure, 95 % interval"
+    if missing := [arm for arm in arms if arm not in [row[0] for row in kept]]:
+        raise SystemExit(f"no row of the study is called {missing[0]!r}; its rows: {', '.join(r[0] for r in kept[1:])}")
+    kept = [kept[0], *(row for row in kept[1:] if not arms or row[0] in arms)]
+    lines = ["| " + " | ".join(row) + " |" for row in kept]
+    return [lines[0], "|---|---:|---:|", *lines[1:]]
+
+
+def words(text: str) -> int:
+    """Return the number of words of a page: prose and cells of tables, without code blocks, pictures and addresses."""
+    text = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    text = re.sub(r"!\[[^\]]*\]\([^)]*\)|\]\([^)]*\)|<!--.*?-->", " ", text, flags=re.DOTALL)
+    return sum(any(c.isalnum() for c in word) for word in text.split())
+
+
+def _without_folders(text: str, folders: Sequence[Path]) -> str:
     for name in ("QA_CSV", "BASE", "MODERN", "GPT2LAYOUT", "LIMBECK_DATA"):
         value = os.environ.get(name)
         text = text.replace(value.rstrip("/"), f"${name}") if value else text
-    for folder in given.folders:
+    for folder in folders:
         text = text.replace(str(folder), f"runs/{folder.name}")
-    given.page.parent.mkdir(parents=True, exist_ok=True)
-    given.page.write_text(text, encoding="utf-8")
+    return text
 
 
 def _study(folder: Path, command: str, commit: str | None, note: list[str], nested: bool) -> list[str]:

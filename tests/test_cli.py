@@ -15,7 +15,7 @@ import yaml
 from limbeck import __version__, cli
 from limbeck.command import verb as verbs
 from limbeck.command.flags import flags_of
-from limbeck.schema import PAGES, SCHEMA, generate, index, main, page
+from limbeck.schema import PAGES, SCHEMA, add_definition, generate, index, main, page
 from limbeck.verbs import table
 
 
@@ -31,7 +31,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     """Run the command line with the toy recipe as its one verb."""
     monkeypatch.setattr(table, "RECIPES", {"toy": "tests.reference.toy_recipe:Toy"})
     monkeypatch.setattr("limbeck.schema.RECIPES", table.RECIPES)
-    schema = generate()
+    schema = verbs.with_definitions(generate())
     monkeypatch.setattr(verbs, "schema", lambda: schema)
     monkeypatch.setattr(cli, "_hush", lambda: None)  # warnings stay errors in this process
 
@@ -248,9 +248,26 @@ def test_the_committed_schema_is_fresh() -> None:
 
 
 def test_the_committed_pages_are_fresh() -> None:
-    verbs = generate()["verbs"]
-    wanted = {"README.md": index(verbs)} | {f"{verb}.md": page(verb, about) for verb, about in verbs.items()}
+    found = generate()
+    verbs, shared = found["verbs"], found["$defs"]
+    wanted = {"README.md": index(verbs)} | {f"{verb}.md": page(verb, about, shared) for verb, about in verbs.items()}
     assert {p.name: p.read_text(encoding="utf-8") for p in PAGES.glob("*.md")} == wanted, "run `make schema`"
+
+
+def test_the_committed_schema_holds_each_definition_once() -> None:
+    held = json.loads(SCHEMA.read_text(encoding="utf-8"))
+    assert not any("$defs" in about["schema"] for about in held["verbs"].values())
+    for verb, about in verbs.schema()["verbs"].items():
+        whole = table.recipe(verb).model_json_schema()
+        assert set(whole.get("$defs", {})) <= set(held["$defs"])
+        assert flags_of(about["schema"]) == flags_of(whole)
+
+
+def test_two_configs_of_one_name_are_no_shared_definition() -> None:
+    shared = {"Grid": {"type": "object"}}
+    add_definition(shared, "Grid", {"type": "object"})
+    with pytest.raises(ValueError, match="two configs are called 'Grid'"):
+        add_definition(shared, "Grid", {"type": "string"})
 
 
 def test_make_schema_writes_both(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -67,7 +69,8 @@ def test_the_index_names_every_page() -> None:
     links = LINK.findall(index.read_text(encoding="utf-8"))
     named = {(index.parent / link.partition("#")[0]).resolve() for link in links}
     generated = {ROOT / "docs" / "verbs" / f"{verb}.md" for verb in generate()["verbs"]}
-    parts = set((ROOT / "docs" / "results" / "performance").glob("*.md"))  # remarks that performance.md takes up
+    results = ROOT / "docs" / "results"
+    parts = {*(results / "performance").glob("*.md"), *(results / "raw").glob("*.md")}  # remarks, and tables of a page
     assert set(PAGES[2:]) - generated - parts - {index} - named == set()
 
 
@@ -76,6 +79,36 @@ def test_the_glossary_has_at_most_sixty_terms_in_order() -> None:
     terms = [line.split(" | ")[0].strip("| `").lower() for line in page.splitlines() if line.startswith("| ")][1:]
     assert len(terms) == len(set(terms)) <= 60
     assert terms == sorted(terms)
+
+
+RESULTS = sorted((ROOT / "docs" / "results").glob("*.md"))
+
+
+@pytest.mark.parametrize("page", RESULTS, ids=lambda p: p.stem)
+def test_a_results_page_opens_with_question_table_and_verdict(page: Path) -> None:
+    """One table, before the verdict, and at most 600 words; more goes to docs/results/raw (scripts/results_page.py)."""
+    text = page.read_text(encoding="utf-8")
+    question, verdict = text.index("**Question.**"), text.index("**Verdict.**")
+    tables = [m.start() for m in re.finditer(r"^\|[ :-]*-", FENCE.sub(lambda m: " " * len(m[0]), text), re.MULTILINE)]
+    assert text.startswith("# ") and question < tables[0] < verdict
+    assert [t for t in tables if t < verdict] == tables == tables[:1]
+    script = loaded(ROOT / "scripts" / "results_page.py")
+    assert script.words(text) <= script.WORDS == 600
+
+
+def test_words_are_those_of_prose_and_cells() -> None:
+    words = loaded(ROOT / "scripts" / "results_page.py").words
+    text = "# One two\n\n| three | 0.1 [0.0, 0.2] |\n|---|---|\n\n[four](a.md) ![no](no.png) - `five`\n"
+    assert words(text + "```sh\nno no\n```\n<!-- no -->") == words(text) == 8
+
+
+def loaded(file: Path) -> ModuleType:
+    """Return the module of a file that is in no package."""
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.mark.filterwarnings("ignore:this processor has no bf16 products")

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import ast
 import re
+import runpy
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from graphlib import TopologicalSorter
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 import limbeck
+from limbeck.verbs.table import RECIPES
 
 SOURCE = Path(limbeck.__file__).parent
 
@@ -112,6 +115,29 @@ def test_no_verb_imports_another() -> None:
     """What verbs share stands in ``jobs``; their table names them as text."""
     between = {a: {b for b in seen if room(b) == "verbs"} for a, seen in EDGES.items() if room(a) == "verbs"}
     assert {a: seen for a, seen in between.items() if seen} == {}
+
+
+def test_every_ban_is_on_rooms_that_exist() -> None:
+    patterns = {p for who, banned, allowed in BANS for p in (who, banned, *allowed.split())}
+    assert {p for p in patterns if not any(fnmatchcase(name, p) for name in MODULES)} == set()
+
+
+def test_the_way_from_the_command_to_the_loss_is_what_the_page_says() -> None:
+    page = (SOURCE.parents[1] / "docs" / "architecture.md").read_text(encoding="utf-8")
+    way = re.search(r"goes down through these modules to its loss:\n\n(.*?)\n\n", page, re.DOTALL)
+    assert way is not None
+    hops = re.findall(r"`([\w.]+)`(?:\s*(->|=>))?", way.group(1))
+    assert len(hops) >= 8 and set(name for name, _ in hops) <= set(MODULES)
+    for (one, arrow), (two, _) in pairwise(hops):
+        named = two in {RECIPES["distill"].partition(":")[0].removeprefix("limbeck.")} and "verbs.table" in EDGES[one]
+        assert (two in EDGES[one] or named) == (arrow == "->"), f"{one} {arrow} {two}"
+        assert FLOOR[room(two)] <= FLOOR[room(one)] or arrow == "=>" or room(two) == "losses"
+
+
+def test_the_drawing_of_the_rooms_is_fresh() -> None:
+    root = SOURCE.parents[1]
+    drawn = runpy.run_path(str(root / "scripts" / "rooms.py"))["drawn"]()
+    assert drawn in (root / "docs" / "architecture.md").read_text(encoding="utf-8"), "run python scripts/rooms.py"
 
 
 def test_the_reading_of_imports_finds_some() -> None:

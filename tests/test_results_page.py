@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import subprocess
 from pathlib import Path
 from types import ModuleType
@@ -67,3 +68,68 @@ def test_a_command_gives_the_values_again(
 def test_defaults_need_no_words() -> None:
     values = yaml.safe_load(dump(build(recipe("evaluate"), {"model": "m", "data": "d"}, "case")))
     assert script().command_words("evaluate", values) == ["evaluate", "m", "--data", "d"]
+
+
+TABLE = """# Two ways
+
+**nats per token (lower is better) on 9 test items, toy**
+
+| arm | seeds | figure | 95 % interval | change against one | parameters |
+|---|---:|---:|---:|---:|---:|
+| one | 1 | 2.5 | [2.4, 2.6] | reference | 10 |
+| two | 1 | 2.4 | [2.3, 2.5] | -0.1 [-0.2, 0.0] | 10 |
+
+| arm | nats per word |
+|---|---:|
+| one | 3.5 [3.4, 3.6] |
+"""
+
+
+def finished(folder: Path) -> Path:
+    """Return the folder of a study of two arms that has run."""
+    arms = {}
+    for name in ("one", "two"):
+        run = folder / name / "seed-0"
+        run.mkdir(parents=True)
+        (run / "recipe.yaml").write_text("{model: m, data: d}")
+        machine = {"cpu": "a processor", "cores": 2, "memory_bytes": 2**34, "threads": 1}
+        origin = {"machine": machine, "versions": {"torch": "2", "python": "3"}, "source": {"commit": "abcdef"}}
+        (run / "provenance.json").write_text(json.dumps(origin))
+        arms[name] = {"label": name, "runs": [{"run": str(run), "verb": "evaluate"}]}
+    (folder / "study.json").write_text(json.dumps({"seeds": [0], "arms": arms}))
+    (folder / "study.md").write_text(TABLE)
+    return folder
+
+
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verdict: str, *more: str) -> Path:
+    folder, page = finished(tmp_path / "a folder"), tmp_path / "docs" / "ways.md"
+    (tmp_path / "verdict.md").write_text(verdict)
+    command = f"limbeck study two.yaml --out {folder}"
+    given = ["--command", command, "--question", "Which?", "--verdict", str(tmp_path / "verdict.md")]
+    monkeypatch.setattr("sys.argv", ["results_page.py", str(folder), str(page), *given, *more])
+    script().main()
+    return page
+
+
+def test_a_page_has_question_table_and_verdict_and_the_rest_is_raw(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = write(tmp_path, monkeypatch, "Neither.", "--arm", "two")
+    text = page.read_text()
+    head = "| arm | figure, 95 % interval | change against one |\n|---|---:|---:|"
+    table = f"{head}\n| two | 2.4 [2.3, 2.5] | -0.1 [-0.2, 0.0] |"
+    assert text.startswith(f"# Two ways\n\n**Question.** Which?\n\n{table}\n\n**Verdict.** Neither.\n\n")
+    assert "Commit abcdef; a processor, 2 cores" in text and "--out runs/a folder" in text and "](raw/ways.md)" in text
+    raw = (page.parent / "raw" / "ways.md").read_text()
+    assert raw.startswith("# Two ways: raw tables\n\nThe question, one table and the verdict are on [its page](../")
+    assert TABLE.partition("\n")[2].strip() in raw and "limbeck evaluate m --data d" in raw
+
+
+def test_a_page_that_is_too_long_or_names_no_arm_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        write(tmp_path / "long", monkeypatch, "word " * 600)
+    assert "and 600 are allowed" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="no row of the study is called 'three'"):
+        write(tmp_path / "arm", monkeypatch, "Neither.", "--arm", "three")

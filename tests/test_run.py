@@ -16,7 +16,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from limbeck import run as room
 from limbeck.config import Config
 from limbeck.errors import BusyError, ConfigError, DataError
-from limbeck.run import Run, same_but_time
+from limbeck.run import Run
+from tests.reference.metrics import same_but_time
 
 
 class Inner(Config):

@@ -74,7 +74,7 @@ DESIGNS = (
     Design("unpaired items, seed spread 0.1", seed_sd=0.1, pairing="none", effect=0.6),
     Design("nats per token, seed spread 0.05", seed_sd=0.05, item_sd=0.3, figure="ratio"),
 )
-"""The settings of docs/results/reliability.md; the first is that of 50 shared items, noise 0.3, effect 0.15."""
+"""The settings of docs/results/raw/reliability.md; the first is that of 50 shared items, noise 0.3, effect 0.15."""
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from limbeck import config, storage
 from limbeck.errors import BusyError, ConfigError, DataError
 from limbeck.old_names import quiet
 
-__all__ = ["Run", "machine", "same_but_time", "source", "versions"]
+__all__ = ["Run", "machine", "source", "versions"]
 
 _PACKAGES = ("limbeck", "torch", "numpy", "tokenizers", "safetensors", "huggingface_hub", "datasets", "pydantic")
 
@@ -271,11 +271,6 @@ class Run:
             self.close()
             told = f"another process is writing run {self.path}: wait for it, or give another folder"
             raise BusyError(told) from None
-
-
-def same_but_time(line: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a metrics line without its wall-clock fields (``seconds``, ``..._per_second``, ``mfu`` and the like)."""
-    return {k: v for k, v in line.items() if not k.endswith(("seconds", "per_second", "mfu"))}
 
 
 def versions() -> dict[str, str]:

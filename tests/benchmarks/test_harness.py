@@ -19,6 +19,7 @@ OF_ITS_OWN_KIND = (
     "decode_speculative",
     "input_rounding",
     "products",
+    "rounding_methods",
     "smaller_is_faster",
     "sparse_attention",
     "sparse_quality",
@@ -186,13 +187,16 @@ def test_the_page_tells_bars_machines_and_remarks(tmp_path: Path) -> None:
     (folder / "decode_speed.json").write_text("{}")  # of another kind
     (folder / "full_finetuning.md").write_text("Missed since the sun shone.\n")
     main(folder, tmp_path / "performance.md")
-    page = (tmp_path / "performance.md").read_text()
+    front = (tmp_path / "performance.md").read_text()
+    assert "| Full | 0 of 1 | *speed 1.00 (2)* |" in front and "0 of 2 bars are met; missed are bars of speed." in front
+    assert "on a processor, 2 cores; commits abc." in front and front.index("**Question.**") < front.index("| Full")
+    page = (tmp_path / "raw" / "performance.md").read_text()
     assert "| Full | speed, A, 128 | A, 4096 | 1.00 | at least 2 | **missed** |" in page
     assert "| A, 128 | keep | 20 (10 to 30) | 2 | 2 |" in page
     assert "| speed, A, 128 | A, 4096 | 1.00 (0.50 to 1.50) | at least 2 | **missed** |" in page
     assert "Commit abc; a processor, 2 cores, 2 threads, 16 GiB; torch 2" in page
     assert page.index("## Full") < page.index("Missed since the sun shone.") < page.index("## Growth")
-    assert "![Growth: tokens/s and peak memory](performance/growth_toy.svg)" in page
+    assert "![Growth: tokens/s and peak memory](../performance/growth_toy.svg)" in page
     assert ElementTree.parse(folder / "growth_toy.svg").getroot().tag.endswith("svg")
 
 

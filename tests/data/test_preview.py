@@ -8,9 +8,10 @@ from rich.console import Console, RenderableType
 
 from limbeck.data.batch import Batch, collate
 from limbeck.data.preview import preview, visible
-from limbeck.data.prompts import Template, encode_pair
+from limbeck.data.prompts import Template
 from limbeck.data.rows import Row
 from limbeck.data.tokenizer import Tokenizer
+from tests.reference.encoding import encode_pair
 from tests.reference.tokenizers import llama_like
 
 TOK = Tokenizer.train(["Who? Me. Why? So be it."] * 3, 262)

@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 
 from limbeck.config import build
 from limbeck.data.batch import Example
-from limbeck.data.prompts import Template, Truncate, encode_pair, encode_rows, encode_text, prompt_ids
+from limbeck.data.prompts import Template, Truncate, encode_rows, prompt_ids
 from limbeck.data.rows import Row, Rows
 from limbeck.data.tokenizer import Tokenizer
 from limbeck.data.toy.table import toy_rows
 from limbeck.errors import ConfigError, DataError, NothingToLearnError
+from tests.reference.encoding import encode_pair, encode_text
 from tests.reference.tokenizers import llama_like
 
 QA = Template(prompt="Question: {question}\nAnswer:", answer=" {answer}")
@@ -133,7 +134,7 @@ def test_an_answer_loses_its_end_where_told() -> None:
 def test_a_row_that_is_too_long_is_refused_where_told() -> None:
     size = len(PROMPT) + len(ANSWER) + 1
     assert len(encode_pair(0, ROW, QA, TOK, size, truncate="drop")) == size
-    with pytest.raises(DataError, match=f"row q1 of a.csv has {size} tokens for a context of {size - 1}"):
+    with pytest.raises(DataError, match=f"no row of a.csv is left .*: of 1, 1 are longer than {size - 1} tokens"):
         encode_pair(0, ROW, QA, TOK, size - 1, truncate="drop", source="a.csv")
 
 

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.kernels.fused_head.divergence import Dense, TeacherLoss
-from limbeck.kernels.fused_head.fused import LossWeights, fused_distill, fused_nll, fused_sequence_log_probs
+from limbeck.kernels.fused_head.fused import LossWeights
 from limbeck.losses.divergence import TopK, divergence, named
 from tests.reference import losses as slow
+from tests.reference.fused import fused_distill, fused_nll, fused_sequence_log_probs
 
 N, WIDTH, V, CHUNK = 96, 32, 250, 20
 LOSSES = ["nll", "dense", "topk", "sequences"]

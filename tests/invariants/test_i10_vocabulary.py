@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from limbeck.data.probes import PROBES
-from limbeck.data.tokenizer import Tokenizer, check_alike
+from limbeck.data.same_tokens import check_alike
+from limbeck.data.tokenizer import Tokenizer
 from limbeck.data.toy.table import toy_rows
 from limbeck.errors import VocabularyError
 from tests.reference.tokenizers import llama_like

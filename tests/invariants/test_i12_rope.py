@@ -12,13 +12,21 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from limbeck.model.config import Llama3Scaling, Rope
-from limbeck.model.positions import Rotary, half_split_rows, interleaved_rows, inverse_frequencies, rotate
+from limbeck.model.positions import Rotary, interleaved_rows, inverse_frequencies, rotate
 from tests.reference.slow_decoder import slow_angles
 from tests.reference.twins import llama_config
 
 SCALED = Rope(theta=500.0, scaling=Llama3Scaling(factor=8, low_freq_factor=1, high_freq_factor=4, original_context=64))
 ROPES = st.sampled_from([Rope(), Rope(theta=1e6), SCALED])
 WIDTHS = st.sampled_from([2, 4, 8, 16])
+
+
+def half_split_rows(heads: int, head_dim: int) -> torch.Tensor:
+    """(heads * head_dim,) int64: order in which to take the rows of a query or key matrix of the interleaved
+    convention (pairs (2i, 2i + 1): the paper, Meta's Llama files, llama.cpp) to get the half-split one used here and in
+    transformers (pairs (i, i + D/2)): ``half = interleaved[half_split_rows(H, D)]``.
+    """
+    return torch.arange(heads * head_dim).view(heads, head_dim // 2, 2).transpose(1, 2).reshape(-1)
 
 
 def turned(rope, x, positions):

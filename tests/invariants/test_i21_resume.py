@@ -15,10 +15,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from limbeck.run import Run, same_but_time
+from limbeck.run import Run
 from limbeck.train.checkpoint import Checkpoints
 from limbeck.train.loop import train
 from limbeck.train.settings import TrainSettings
+from tests.reference.metrics import same_but_time
 from tests.reference.resumable import STEPS, fit
 from tests.reference.training import PlainNextToken, Random, same, tiny
 

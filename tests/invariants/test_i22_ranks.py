@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from limbeck.run import same_but_time
 from limbeck.train.distributed import World
 from tests.reference import ranks
+from tests.reference.metrics import same_but_time
 
 ROOT = Path(__file__).parents[2]
 

@@ -15,8 +15,9 @@ import pytest
 
 from limbeck import storage
 from limbeck.errors import StorageError
-from limbeck.run import Run, same_but_time
+from limbeck.run import Run
 from limbeck.train.checkpoint import Checkpoints
+from tests.reference.metrics import same_but_time
 from tests.reference.resumable import fit
 from tests.reference.training import same
 

@@ -1,4 +1,4 @@
-"""``evaluate --harness`` without lm-eval: options, report, run folder, comparison; and the one sentence without it."""
+"""``limbeck harness`` without lm-eval: options, report, run folder, comparison; and the one sentence without it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from limbeck.errors import ConfigError, DataError
 from limbeck.jobs import harness
 from limbeck.jobs.harness import HarnessFigure
 from limbeck.measure.scores import Scores
+from limbeck.old_names import OldNameWarning
 from tests.reference import fake_harness
+from tests.reference.commands import Limbeck
 from tests.reference.small_model import saved
 from tests.reference.tiny_runs import run
 
@@ -27,12 +29,12 @@ def faked(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def evaluated(tmp_path: Path, name: str, *tasks: str, **over: Any) -> dict[str, Any]:
     model = saved(tmp_path / f"{name}-model", hidden_size=32 if name == "wide" else 16)
-    values = {"model": str(model), "harness": tasks, "measuring": {"level": 0.9}, **over}
-    return run("evaluate", out=str(tmp_path / name), **values)
+    values = {"model": str(model), "tasks": tasks, "level": 0.9, **over}
+    return run("harness", out=str(tmp_path / name), **values)
 
 
 def test_one_task_is_reported_as_one_of_our_own(faked: None, tmp_path: Path) -> None:
-    values = evaluated(tmp_path, "narrow", "judge", harness_shots=3, limit=8, seed=5)
+    values = evaluated(tmp_path, "narrow", "judge", shots=3, limit=8, seed=5)
     assert (values["evaluated"], values["protocol"]) == ("judge", {"task": "judge", "shots": 3, "corpus": "made"})
     assert list(values["metrics"]) == ["acc", "word_perplexity", "bits", "majority rate"]
     assert values["data"] == {"judge": {"source": "made", "hash": "", "rows": 8}}
@@ -62,7 +64,7 @@ def test_runs_are_compared_by_the_figures_of_their_reports(faked: None, tmp_path
     found = run("compare", resamples=200, **runs)["comparisons"]
     assert list(found) == ["acc", "word_perplexity", "bits", "majority rate"]
     assert found["acc"]["difference"] == pytest.approx(0.5) and found["bits"]["difference"] == 0
-    evaluated(tmp_path, "other", "one", "two", harness_shots=2)
+    evaluated(tmp_path, "other", "one", "two", shots=2)
     with pytest.raises(ConfigError, match="measured in different ways .shots 0 and 2"):
         run("compare", **{**runs, "run_b": str(tmp_path / "other")})
 
@@ -75,23 +77,23 @@ def test_a_finished_run_is_not_measured_again(faked: None, tmp_path: Path) -> No
 
 def test_local_rows_are_named_in_the_report(faked: None, tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text("question,answer\na,b\nc,d\n")
-    values = evaluated(tmp_path, "narrow", "one", harness_data={"one": str(tmp_path / "rows.csv")})
+    values = evaluated(tmp_path, "narrow", "one", rows={"one": str(tmp_path / "rows.csv")})
     assert values["data"]["one"]["rows"] == 2 and len(values["data"]["one"]["hash"]) == 64
     with pytest.raises(DataError, match="absent.csv does not exist"):
-        evaluated(tmp_path, "other", "one", harness_data={"one": str(tmp_path / "absent.csv")})
+        evaluated(tmp_path, "other", "one", rows={"one": str(tmp_path / "absent.csv")})
 
 
 def test_a_study_has_arms_of_it(faked: None, tmp_path: Path) -> None:
     saved(tmp_path / "m"), saved(tmp_path / "w", hidden_size=32)
     (tmp_path / "rows.csv").write_text("question,answer\na,b\nc,d\n")
-    common = {"harness": ["one"], "harness_data": {"one": str(tmp_path / "rows.csv")}}
-    arms = {n: {"verb": "evaluate", "values": {"model": str(tmp_path / n)}} for n in ("m", "w")}
+    common = {"tasks": ["one"], "rows": {"one": str(tmp_path / "rows.csv")}}
+    arms = {n: {"verb": "harness", "values": {"model": str(tmp_path / n)}} for n in ("m", "w")}
     plan = tmp_path / "plan.yaml"
     plan.write_text(json.dumps({"arms": arms, "common": common, "compare": [["w", "m"]]}))
     values = run("study", plan=str(plan), out=str(tmp_path / "study"))
     assert values["comparisons"][0]["difference"] == pytest.approx(0.5)
     assert "acc" in (tmp_path / "study" / "study.md").read_text()
-    plan.write_text(json.dumps({"arms": arms, "common": {"harness": ["one", "two"]}}))
+    plan.write_text(json.dumps({"arms": arms, "common": {"tasks": ["one", "two"]}}))
     with pytest.raises(ConfigError, match="arm 'm' has several tasks of the harness"):
         run("study", plan=str(plan), out=str(tmp_path / "several"))
 
@@ -116,10 +118,31 @@ def test_without_lm_eval_it_is_one_sentence(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(harness, "find_spec", lambda name: None)
-    code = main(["evaluate", str(saved(tmp_path / "m")), "--harness", "sst2,gsm8k", "--json"])
+    code = main(["harness", str(saved(tmp_path / "m")), "sst2,gsm8k", "--json"])
     said = capsys.readouterr()
     assert code == 2 and json.loads(said.out)["exit_code"] == 2
-    assert "--harness needs lm-eval, which is not installed: pip install 'limbeck[harness]'" in said.err
+    assert "tasks of the harness need lm-eval, which is not installed: pip install 'limbeck[harness]'" in said.err
+
+
+def test_evaluate_with_harness_is_an_earlier_name(faked: None, tmp_path: Path, limbeck: Limbeck) -> None:
+    """It warns, measures the same, and finds the run that an earlier version made by it."""
+    model = saved(tmp_path / "m")
+    flags = ["--harness", "one,two", "--harness-shots", 2, "--limit", 8, "--out", tmp_path / "run", "--json", "--quiet"]
+    with pytest.warns(OldNameWarning, match="'evaluate --harness' is now called 'limbeck harness'"):
+        old = json.loads(limbeck("evaluate", model, *flags).out)
+    asked = fake_harness.ASKED[-1]
+    same = ["--shots", 2, "--limit", 8, "--out", tmp_path / "new", "--json", "--quiet"]
+    new = json.loads(limbeck("harness", model, "one", "two", *same).out)
+    assert asked == fake_harness.ASKED[-1] and asked.tasks == ("one", "two")
+    assert old["metrics"] == new["metrics"] and (old["verb"], new["verb"]) == ("evaluate", "harness")
+    with pytest.warns(OldNameWarning):
+        assert json.loads(limbeck("evaluate", model, *flags).out) == old
+    assert limbeck("compare", tmp_path / "run", tmp_path / "new", "--part", "two").code == 0
+
+
+def test_tasks_are_named(limbeck: Limbeck) -> None:
+    said = limbeck("harness", "m")
+    assert said.code == 2 and "'harness' needs TASKS: write limbeck harness TASKS" in said.err
 
 
 def test_a_figure_says_what_its_scores_lack() -> None:

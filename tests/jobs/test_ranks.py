@@ -18,9 +18,11 @@ from limbeck.config import build
 from limbeck.data.batch import Batch
 from limbeck.formats.load import load_bundle
 from limbeck.jobs import estimate as plan
-from limbeck.run import Run, same_but_time
+from limbeck.jobs import pretraining
+from limbeck.run import Run
 from limbeck.train.distributed import World
-from limbeck.verbs import pretrain
+from limbeck.verbs.pretrain import Pretrain
+from tests.reference.metrics import same_but_time
 from tests.reference.tiny_runs import ARCHITECTURE, run
 
 PRETRAIN: dict[str, Any] = {
@@ -84,9 +86,9 @@ def test_a_budget_of_tokens_and_its_plan_do_not_know_the_ranks(monkeypatch: pyte
 
     told = []
     for size in (1, 2, 4):
-        for module in (plan, pretrain):
+        for module in (plan, pretraining):
             monkeypatch.setattr(module, "world", lambda n=size: World(size=n))
-        recipe = build(pretrain.Pretrain, {**PRETRAIN, "tokens": 9_000, "train": {"accumulation": 4 // size}})
+        recipe = build(Pretrain, {**PRETRAIN, "tokens": 9_000, "train": {"accumulation": 4 // size}})
         told.append(plan.needs(decoder(), Full(), recipe.settings(False)))
     assert told[0] == told[1] == told[2]
     assert told[0]["steps"] == 18 and told[0]["tokens"] == 18 * 4 * 4 * 32  # the fewest steps that reach 9,000

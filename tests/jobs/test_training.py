@@ -9,8 +9,8 @@ import torch
 
 from limbeck.errors import ConfigError, DataError, ModelError, TechniqueError, VocabularyError
 from limbeck.formats.load import load_bundle
+from limbeck.jobs import distillation
 from limbeck.measure.scores import Scores
-from limbeck.verbs import distill
 from tests.reference.tiny_runs import PRETRAIN, pretrained, run
 
 
@@ -105,8 +105,8 @@ def test_the_teacher_computes_in_the_dtype_of_the_run(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[torch.dtype] = []
-    live = distill.LiveTeacher
-    monkeypatch.setattr(distill, "LiveTeacher", lambda model: seen.append(model.dtype) or live(model))
+    live = distillation.LiveTeacher
+    monkeypatch.setattr(distillation, "LiveTeacher", lambda model: seen.append(model.dtype) or live(model))
     for dtype in ("fp32", "bf16"):
         options = {**SHORT, "dtype": dtype, "techniques": [{"kind": "depth", "layers": 1}]}
         values = run("distill", out=str(tmp_path / dtype), teacher=str(base), data="toy:stories", **options)

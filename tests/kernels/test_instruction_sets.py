@@ -43,6 +43,13 @@ def test_products(grid, rows: int, columns: int, tokens: int) -> None:
         test_packed.test_integers_multiply_what_they_round_to(grid, rows, columns, tokens, dtype)
 
 
+@pytest.mark.parametrize("layout", test_packed.layouts_of_short_codes(), ids=str)
+@pytest.mark.parametrize("tokens", [3, 40])
+def test_products_of_widened_weights(layout, tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        test_packed.test_weights_widened_in_cache_give_products_of_fp32(layout, 53, 430, tokens, dtype, monkeypatch)
+
+
 @pytest.mark.parametrize("grid", [*test_packed.INTEGERS, *test_packed.GRIDS[-5:]], ids=test_packed.ids)
 @pytest.mark.parametrize("name", ["gpt2", "odd"])
 def test_steps(name: str, grid) -> None:

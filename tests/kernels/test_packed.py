@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
 
-from limbeck.kernels import packed
+from limbeck.kernels import native, packed
 from limbeck.kernels.packed import FEW_ROWS, Prepared, choose, current, dispatch, linear
+from limbeck.kernels.packed_layout import Codes, Layout
 from limbeck.techniques.grid import Grid, encode
 
 GRIDS = [
@@ -249,7 +251,7 @@ def test_integers_do_not_depend_on_threads_or_on_how_rows_are_cut(monkeypatch: p
     weight, x, threads = prepared(Grid(format="int4"), 100, 172), torch.randn(70, 172), torch.get_num_threads()
     with dispatch("integer"), torch.no_grad():
         whole = linear(x, weight)
-        monkeypatch.setattr(packed, "_INTEGER_ROWS", 32)
+        monkeypatch.setattr(packed, "_COMPILED_ROWS", 32)
         try:
             for n in (1, 2, 5):
                 torch.set_num_threads(n)
@@ -299,6 +301,65 @@ def test_integers_need_no_second_copy_of_the_codes():
     with torch.no_grad():
         linear(x, weight)
     assert weight._int4 is None
+
+
+def layouts_of_short_codes() -> list[Layout]:
+    """What the compiled product of fp32 serves: casts, fp8 and int8, by every kind of scale."""
+    casts = [Layout(kind, 1, 1) for kind in ("bf16", "fp16", "fp8_e4m3")]
+    spans = [("fp8_e5m2", 0, False), ("fp8_e4m3", 32, False), ("fp8_e4m3", 64, True), ("fp8_e5m2", 16, True),
+             ("int8", 1 << 20, True), ("int8", 16, False), ("int8", 48, True)]  # fmt: skip
+    halves = (torch.float32, torch.float16)
+    return casts + [Layout(k, 1, 1, s, halves[i % 2], z) for i, (k, s, z) in enumerate(spans)]
+
+
+def random_codes(layout: Layout, rows: int, columns: int) -> Codes:
+    g = torch.Generator().manual_seed(2)
+    span = min(layout.span, columns)
+    codes = replace(layout, rows=rows, columns=columns, span=span).empty("cpu")
+    numbers = torch.randn(codes.codes.shape, generator=g) * (40 if layout.kind == "int8" else 1)
+    codes.codes.copy_(numbers.round() if layout.kind == "int8" else numbers)
+    for i, scale in enumerate((codes.scales, codes.zeros)):
+        if scale is not None:
+            scale.copy_(torch.rand(scale.shape, generator=g) + 0.5 - i)
+    return codes
+
+
+@pytest.mark.parametrize("layout", layouts_of_short_codes(), ids=lambda x: f"{x.kind}-{x.span}-{x.offset}")
+@pytest.mark.parametrize(("rows", "columns"), [(53, 172), (64, 128), (1, 33), (17, 800), (2, 5)])
+@pytest.mark.parametrize("tokens", [1, 3, 4, 5, 6, 40])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_widened_in_cache_give_products_of_fp32(
+    layout: Layout, rows: int, columns: int, tokens: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    weight, bias = Prepared(random_codes(layout, rows, columns)), torch.randn(rows)
+    if native.load() is None:
+        pytest.skip("no compiled kernels here")
+    assert weight.supports_widened() or layout.span % 16
+    x = torch.randn(tokens, columns).to(dtype)
+    wanted = x.double() @ weight.codes.decode(torch.float64).t() + bias.double()
+    with dispatch("dequantize"), torch.no_grad():
+        got = linear(x, weight, bias)
+        plain = linear(x, weight)
+    assert got.dtype == dtype
+    scale = (x.double().abs() @ weight.codes.decode(torch.float64).abs().t() + bias.double().abs()).max()
+    for value, want in ((got, wanted), (plain, wanted - bias.double())):
+        assert float((value.double() - want).abs().max()) < {torch.float32: 1e-6, torch.bfloat16: 3e-3}[dtype] * scale
+
+
+def test_a_weight_widened_in_cache_does_not_depend_on_threads(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    weight, threads = prepared(Grid(format="bf16"), 100, 500), torch.get_num_threads()
+    for tokens in (3, 70):
+        x = torch.randn(tokens, 500)
+        with torch.no_grad():
+            whole = linear(x, weight)
+            try:
+                for n in (1, 2, 5):
+                    torch.set_num_threads(n)
+                    assert torch.equal(linear(x, weight), whole)
+            finally:
+                torch.set_num_threads(threads)
 
 
 @pytest.mark.gpu

@@ -49,8 +49,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def evaluate(place: Path, *tasks: str, data: dict[str, str] | None = None, **over: Any) -> dict[str, Any]:
     files = {name: str(place / file) for name, file in (data or {}).items()}
-    values = {"model": str(place / "model"), "harness": tasks, "harness_data": files}
-    return run("evaluate", **{**values, **over})
+    values = {"model": str(place / "model"), "tasks": tasks, "rows": files}
+    return run("harness", **{**values, **over})
 
 
 RUN = ["--model", "limbeck", "--batch_size", "4", "--num_fewshot", "2", "--seed", "0", "--limit", "9"]
@@ -72,7 +72,7 @@ def arguments(place: Path, task: str) -> list[str]:
 @pytest.fixture
 def expected(place: Path) -> float:
     data = {"limbeck_sst2": "test.tsv", "limbeck_sst2_examples": "train.tsv"}
-    values = evaluate(place, "limbeck_sst2", data=data, harness_shots=2, limit=9)
+    values = evaluate(place, "limbeck_sst2", data=data, shots=2, limit=9)
     value = float(values["metrics"]["acc"]["value"])
     assert 0 < value < 1
     return value
@@ -150,7 +150,7 @@ def test_what_gave_way_is_logged(place: Path, caplog: pytest.LogCaptureFixture) 
 def test_lm_evals_own_tasks_take_local_rows(place: Path) -> None:
     """The prompts of the published tasks, without the Hub."""
     data = {"sst2": "test.tsv", "gsm8k": "sums.jsonl", "gsm8k_examples": "sums.jsonl"}
-    values = evaluate(place, "sst2", "gsm8k", data=data, harness_shots=0)
+    values = evaluate(place, "sst2", "gsm8k", data=data, shots=0)
     assert values["parts"]["sst2"]["metrics"]["acc"]["items"] == 10
     assert "Is this sentence positive or negative?" in values["samples"][0][0]
     assert {"gsm8k: exact_match, strict-match", "sst2: majority rate"} <= set(values["metrics"])
@@ -159,7 +159,7 @@ def test_lm_evals_own_tasks_take_local_rows(place: Path) -> None:
 
 
 def test_a_task_file_of_ones_own_and_its_figures(place: Path, tmp_path: Path) -> None:
-    over = {"harness_path": str(place / "mine"), "data": {"longer": "test.tsv"}}
+    over = {"task_path": str(place / "mine"), "data": {"longer": "test.tsv"}}
     values = evaluate(place, "longer", out=str(tmp_path / "run"), **over)
     assert list(values["metrics"])[:2] == ["acc", "acc_norm"] and list(
         values["parts"]["longer"]["without_interval"]
@@ -179,11 +179,11 @@ def test_a_task_file_of_ones_own_and_its_figures(place: Path, tmp_path: Path) ->
     [
         (["limbeck_sst2"], {}, "limbeck_sst2 takes its rows from a file: name it by limbeck_sst2=FILE"),
         (["limbeck_sst"], {"data": {}}, "there is no task 'limbeck_sst', .* did you mean 'limbeck_sst2'"),
-        (["limbeck_sst2"], {"data": {"sst2": "test.tsv"}}, "--harness-data names 'sst2', and no such task is asked"),
-        (["limbeck_sst2"], {"data": {"limbeck_sst2": "test.tsv"}, "harness_shots": 2}, "no rows to draw them from"),
-        (["limbeck_sst2"], {"harness_path": "nowhere"}, "--harness-path nowhere is no folder"),
+        (["limbeck_sst2"], {"data": {"sst2": "test.tsv"}}, "--rows names 'sst2', and no such task is asked"),
+        (["limbeck_sst2"], {"data": {"limbeck_sst2": "test.tsv"}, "shots": 2}, "no rows to draw them from"),
+        (["limbeck_sst2"], {"task_path": "nowhere"}, "--task-path nowhere is no folder"),
         (["torn.yaml"], {}, "there is no task 'torn.yaml'"),
-        (["limbeck_sst2"], {"harness_chat": True}, "has no chat template: leave out --harness-chat"),
+        (["limbeck_sst2"], {"chat": True}, "has no chat template: leave out --chat"),
     ],
 )
 def test_what_is_asked_wrongly_is_one_sentence(
@@ -194,10 +194,10 @@ def test_what_is_asked_wrongly_is_one_sentence(
 
 
 def test_data_that_cannot_be_had_is_one_sentence(place: Path) -> None:
-    with pytest.raises(DataError, match="lm-eval cannot load longer: .*rows of your own are named by --harness-data"):
-        evaluate(place, "longer", harness_path=str(place / "mine"))
-    with pytest.raises(ConfigError, match="'longer' shows 2 examples: name their rows, --harness-data longer_examples"):
-        evaluate(place, "longer", harness_path=str(place / "mine"), data={"longer": "test.tsv"}, harness_shots=2)
+    with pytest.raises(DataError, match="lm-eval cannot load longer: .*rows of your own are named by --rows"):
+        evaluate(place, "longer", task_path=str(place / "mine"))
+    with pytest.raises(ConfigError, match="'longer' shows 2 examples: name their rows, --rows longer_examples"):
+        evaluate(place, "longer", task_path=str(place / "mine"), data={"longer": "test.tsv"}, shots=2)
 
 
 def test_a_label_outside_the_choices_is_an_error(place: Path) -> None:
@@ -205,7 +205,7 @@ def test_a_label_outside_the_choices_is_an_error(place: Path) -> None:
     with pytest.raises(DataError, match="row odd:3 of .* has the label '7', which is none of 0, 1"):
         evaluate(place, "limbeck_sst2", data={"limbeck_sst2": "odd.tsv"})
     with pytest.raises(DataError, match="item odd:3 of longer has the label 7, which is none of bad, rather good"):
-        evaluate(place, "longer", harness_path=str(place / "mine"), data={"longer": "odd.tsv"})
+        evaluate(place, "longer", task_path=str(place / "mine"), data={"longer": "odd.tsv"})
 
 
 def test_a_chat_template_is_put_around_prompts(place: Path, tmp_path: Path) -> None:
@@ -215,16 +215,14 @@ def test_a_chat_template_is_put_around_prompts(place: Path, tmp_path: Path) -> N
         "{% if add_generation_prompt %}<answer>{% endif %}"
     )
     data = {"limbeck_sst2": "test.tsv", "limbeck_sst2_examples": "train.tsv"}
-    values = evaluate(
-        place, "limbeck_sst2", data=data, model=str(tmp_path / "chat"), harness_chat=True, harness_shots=1
-    )
+    values = evaluate(place, "limbeck_sst2", data=data, model=str(tmp_path / "chat"), chat=True, shots=1)
     prompt = values["samples"][0][0]
     assert prompt.count("<user>Review: ") == 2 and prompt.count("<assistant>") == 1 and prompt.endswith("<answer>")
     assert values["protocol"]["chat_template"] is True
 
 
 def test_the_command_prints_one_object_and_no_more(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    given = ["--harness-data", f"limbeck_sst2={place / 'test.tsv'}", "--limit", "4", "--json", "--quiet"]
-    assert main(["evaluate", str(place / "model"), "--harness", "limbeck_sst2", *given]) == 0
+    given = ["--rows", f"limbeck_sst2={place / 'test.tsv'}", "--limit", "4", "--json", "--quiet"]
+    assert main(["harness", str(place / "model"), "limbeck_sst2", *given]) == 0
     said = capfd.readouterr()
     assert json.loads(said.out)["metrics"]["acc"]["items"] == 4 and said.err == ""

@@ -15,8 +15,8 @@ from limbeck.verbs.table import recipe
 from tests.reference.techniques import EXAMPLES, base, calibration
 
 ALL = list(itertools.product(TECHNIQUES, repeat=2))
-QUANTIZERS = {"rtn", "gptq", "qat", "mixed"}
-AFTER_ANY = {"depth", "sparse_attention"} | QUANTIZERS
+QUANTIZERS = {name for name, kind in TECHNIQUES.items() if kind.rounds}
+AFTER_ANY = {"depth", "rotate", "sparse_attention"} | QUANTIZERS
 """What changes the model itself, as against which parameters are trained."""
 
 

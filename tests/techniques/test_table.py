@@ -6,7 +6,7 @@ from limbeck.config import Config, build
 from limbeck.errors import ConfigError
 from limbeck.techniques.freeze import Freeze
 from limbeck.techniques.lora import LoRA
-from limbeck.techniques.table import TECHNIQUES, AnyTechnique, describe
+from limbeck.techniques.table import POST_TRAINING, TECHNIQUES, AnyTechnique, describe
 
 
 class Holder(Config):
@@ -40,3 +40,9 @@ def test_the_schema_tells_the_kinds_apart():
 def test_a_sentence_for_each():
     assert set(describe()) == set(TECHNIQUES)
     assert all(text.endswith(".") for text in describe().values())
+
+
+def test_what_needs_no_training_is_told_by_the_techniques():
+    assert {"rtn", "gptq", "mixed"} <= set(POST_TRAINING)
+    assert not {"qat", "lora", "depth", "freeze"} & set(POST_TRAINING)
+    assert all(kind.rounds for kind in POST_TRAINING.values())

@@ -18,8 +18,9 @@ from limbeck.formats.load import load_bundle
 from limbeck.jobs import training as fit
 from limbeck.jobs.recipe import Display
 from limbeck.objectives import reference_store
-from limbeck.run import Run, same_but_time
+from limbeck.run import Run
 from limbeck.verbs.table import recipe
+from tests.reference.metrics import same_but_time
 from tests.reference.small_model import saved
 from tests.reference.training import same, weights
 

@@ -15,10 +15,11 @@ from limbeck.formats.load import load_bundle
 from limbeck.jobs.corpora import CorpusSource
 from limbeck.jobs.recipe import Display
 from limbeck.model.presets import Architecture
-from limbeck.run import Run, same_but_time
+from limbeck.run import Run
 from limbeck.tasks.text import Text
 from limbeck.train.loop import train
 from limbeck.verbs.pretrain import Pretrain
+from tests.reference.metrics import same_but_time
 from tests.reference.tiny_runs import ARCHITECTURE, run
 
 

@@ -53,6 +53,16 @@ def shown(values: dict[str, Any]) -> str:
     return text
 
 
+def test_it_rotates_first_where_asked(tmp_path: Path) -> None:
+    source = saved(tmp_path / "m", hidden_size=64)
+    with pytest.raises(TechniqueError, match="set untie=true"):
+        quantized(source, tmp_path / "run", rotate={}, technique={"kind": "rtn", "bits": 8})
+    values = quantized(source, tmp_path / "run", rotate={"untie": True}, technique={"kind": "rtn", "bits": 8})
+    made = load_bundle(str(tmp_path / "run"))
+    assert not made.model.config.tied and [r.name for r in made.deployed_specs] == ["rtn"]
+    assert values["rotate"]["untie"] and values["agreement"]["kl_nats"]["value"] < 0.01
+
+
 def test_rtn_from_end_to_end(tmp_path: Path) -> None:
     source = saved(tmp_path / "m", hidden_size=64)
     values = quantized(source, tmp_path / "run", technique={"kind": "rtn", "bits": 4})

@@ -15,9 +15,9 @@ _NAMES = (
     "model", "teacher", "adapter", "data", "task", "technique", "out", "train.steps", "train.epochs",
     "train.learning-rate", "batch-size", "context", "valid", "test", "calibration", "columns", "limit", "seed",
     "device", "dtype", "train.precision", "train.patience", "train.evaluate-every", "probes", "audit", "alpha", "beta",
-    "temperature", "harness", "part", "against", "within", "metric", "margin", "samples", "to", "type", "overwrite",
-    "prompts", "chat", "decoding.max-new-tokens", "decoding.temperature", "decoding.top-p", "base", "memory",
-    "dry-run", "architecture.preset", "vocab-size", "tokenizer",
+    "temperature", "shots", "rows", "part", "against", "within", "metric", "margin", "samples", "to", "type",
+    "overwrite", "prompts", "chat", "decoding.max-new-tokens", "decoding.temperature", "decoding.top-p", "base",
+    "memory", "dry-run", "architecture.preset", "vocab-size", "tokenizer",
 )  # fmt: skip
 """Long names of flags that most people use, the most used first."""
 
@@ -29,6 +29,7 @@ EXAMPLES = {
     "dpo": "limbeck dpo --model runs/chat --data preferences.jsonl --beta 0.1 --out runs/dpo",
     "quantize": "limbeck quantize gpt2 --data test.txt --technique gptq --calibration train.txt --out runs/int4",
     "evaluate": "limbeck evaluate runs/tiny --data toy:stories --out runs/measured",
+    "harness": "limbeck harness runs/tiny hellaswag arc_easy --shots 0 --limit 200",
     "score": "limbeck score predictions.txt --task sonnets --data poems.txt",
     "audit": "limbeck audit train.csv --against test.csv",
     "generate": 'limbeck generate gpt2 "Once upon a time" --max-new-tokens 40 --temperature 0.8',

@@ -66,7 +66,7 @@ def failure_of(error: BaseException) -> Failure:
 
 
 def _out_of_memory(error: BaseException) -> bool:
-    """Does torch say so? On a GPU by its own class, on a CPU by the text of a RuntimeError."""
+    """Return whether torch says so: on a GPU by its own class, on a CPU by the text of a RuntimeError."""
     if type(error).__name__ == "OutOfMemoryError":
         return True
     return isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error)

@@ -241,7 +241,7 @@ def _resolve(schema: Schema, defs: Mapping[str, Any]) -> Schema:
 
 
 def _shapes(schema: Schema, defs: Mapping[str, Any]) -> Iterator[Schema]:
-    """The alternatives of a schema: members of ``anyOf``, references followed; a tagged union is one alternative."""
+    """Yield alternatives of a schema: members of ``anyOf``, references followed; a tagged union is one alternative."""
     schema = _resolve(schema, defs)
     if "anyOf" in schema:
         for alternative in schema["anyOf"]:
@@ -251,7 +251,7 @@ def _shapes(schema: Schema, defs: Mapping[str, Any]) -> Iterator[Schema]:
 
 
 def _items(array: Schema) -> list[Schema]:
-    """What may stand in an array: its items, or each place of a fixed tuple."""
+    """Return what may stand in an array: its items, or each place of a fixed tuple."""
     return list(array["prefixItems"]) if "prefixItems" in array else [array.get("items", {})]
 
 
@@ -288,7 +288,7 @@ def _first_line(schema: Schema) -> str:
 
 
 def shown(value: Any) -> str:
-    """A default or choice as it would be typed."""
+    """Return a default or choice as it would be typed."""
     if value is None:
         return "none"
     if isinstance(value, bool):

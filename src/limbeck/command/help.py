@@ -25,7 +25,7 @@ def sections(flags: Sequence[Flag]) -> list[tuple[str, list[Flag]]]:
 
 
 def entry(flag: Flag) -> str:
-    """How the flag is typed: ``--steps INT``, ``--packing / --no-packing``, ``PROMPT``."""
+    """Return how the flag is typed: ``--steps INT``, ``--packing / --no-packing``, ``PROMPT``."""
     if flag.positional:
         return flag.name.upper()
     shortest = flag.spellings[0]
@@ -37,7 +37,7 @@ def entry(flag: Flag) -> str:
 
 
 def described(flag: Flag) -> str:
-    """Description, long name, choices too long for the entry, how often it may be given, bounds and default."""
+    """Return description, long name, choices too long for the entry, how often it may be given, bounds and default."""
     notes = []
     if flag.choices and flag.metavar not in entry(flag):
         notes.append("one of " + ", ".join(shown(c) for c in flag.choices))
@@ -56,7 +56,7 @@ def described(flag: Flag) -> str:
 
 
 def default_of(flag: Flag) -> str | None:
-    """The default as it would be typed, or None where there is none worth showing."""
+    """Return the default as it would be typed, or None where there is none worth showing."""
     value = flag.default
     if value is MISSING or (value in (None, "", [], {}) and not isinstance(value, bool)):
         return "none" if value is None and flag.nullable else None

@@ -112,7 +112,7 @@ def overlay(values: Mapping[str, Any], flags: Sequence[Flag], given: Given) -> d
 
 
 def _entries(union: Flag, stands: Any, kinds: Any) -> list[Any]:
-    """The members of a union after its own flag: the kinds named, or else what stands there."""
+    """Return the members of a union after its own flag: the kinds named, or else what stands there."""
     entries = [stands] if isinstance(stands, Mapping) else stands if isinstance(stands, list) else []
     if kinds is MISSING:
         return entries
@@ -126,7 +126,7 @@ def _entries(union: Flag, stands: Any, kinds: Any) -> list[Any]:
 
 
 def _whole(union: Flag, entries: list[Any], kinds: Any) -> Any:
-    """The union's value: one member where it holds one, else the list."""
+    """Return the union's value: one member where it holds one, else the list."""
     if kinds is None:
         return None
     alone = union.form == "union" or (union.single and len(entries) == 1)
@@ -134,7 +134,7 @@ def _whole(union: Flag, entries: list[Any], kinds: Any) -> Any:
 
 
 def _entry(union: Flag, flag: Flag, entries: list[Any]) -> dict[str, Any]:
-    """The one entry that a member's flag changes."""
+    """Return the one entry that a member's flag changes."""
     member: Member = flag.member  # type: ignore[assignment]
     found = [e for e in entries if isinstance(e, dict) and e.get("kind") == member.kind]
     if not found:
@@ -145,7 +145,7 @@ def _entry(union: Flag, flag: Flag, entries: list[Any]) -> dict[str, Any]:
 
 
 def _get(values: Mapping[str, Any], union: Flag) -> Any:
-    """What stands at the union's path: the YAML's value, or the default."""
+    """Return what stands at the union's path: the YAML's value, or the default."""
     at: Any = values
     for key in union.path:
         if not isinstance(at, Mapping) or key not in at:

@@ -16,7 +16,7 @@ from limbeck.command.help import write
 from limbeck.errors import nearest
 from limbeck.old_names import kind_now, warn
 
-__all__ = ["Verb", "Verbs", "schema"]
+__all__ = ["Verb", "Verbs", "schema", "with_definitions"]
 
 _EXTRA = (
     ("--config FILE", "YAML file of the recipe; flags override it"),
@@ -36,8 +36,14 @@ Start = Callable[[str, Sequence[Flag], Mapping[str, Any]], None]
 
 @cache
 def schema() -> Mapping[str, Any]:
-    """The committed ``schema.json``: verb -> its summary and the JSON Schema of its recipe."""
-    found: Mapping[str, Any] = json.loads(files("limbeck").joinpath("schema.json").read_text(encoding="utf-8"))
+    """Return the committed ``schema.json``: verb -> its summary and the JSON Schema of its recipe."""
+    return with_definitions(json.loads(files("limbeck").joinpath("schema.json").read_text(encoding="utf-8")))
+
+
+def with_definitions(found: dict[str, Any]) -> dict[str, Any]:
+    """Return ``found``, which holds once the definitions that recipes share, with them in the schema of every verb."""
+    for about in found["verbs"].values():
+        about["schema"]["$defs"] = found["$defs"]
     return found
 
 

@@ -112,7 +112,7 @@ class Batch:
         return self.document_ids > 0
 
     def positions(self) -> Tensor:
-        """(B, T) int64 place of each token within its document, 0 at its first token and on padding."""
+        """Return (B, T) int64 place of each token within its document, 0 at its first token and on padding."""
         t = self.ids.shape[1]
         column = torch.arange(t, device=self.ids.device).expand_as(self.ids)
         if self.plain:
@@ -123,7 +123,7 @@ class Batch:
         return torch.where(self.real, column - first, 0)
 
     def joined(self) -> tuple[Batch, Tensor]:
-        """All documents end to end in one row, (1, N) without padding, and where each token was, (N,) of B x T."""
+        """Return all documents end to end, (1, N) without padding, and where each token was, (N,) of B x T."""
         places = self.real.flatten().nonzero()[:, 0]
 
         def take(x: Tensor) -> Tensor:
@@ -149,11 +149,13 @@ class Batch:
         return same
 
     def prediction_mask(self) -> Tensor:
-        """(B, T) bool: true where the logits at t predict a real token, learned or not: where an all-token KL looks."""
+        """Return (B, T) bool: true where the logits at t predict a real token, learned or not: where an all-token KL
+        looks.
+        """
         return self._next_in_document()
 
     def next_token_labels(self) -> Tensor:
-        """(B, T) int64: at t the id of token t + 1 where that is a target of the same document, else ``IGNORE``.
+        """Return (B, T) int64: at t the id of token t + 1 where that is a target of the same document, else ``IGNORE``.
 
         The only place where labels are shifted (I3): the first answer token is predicted from the last prompt token.
         """
@@ -205,7 +207,8 @@ class PairBatch:
         return len(self.keys)
 
     def joined(self) -> tuple[Batch, Tensor]:
-        """Both sides as one batch (2B, max(T, T')), chosen first, for one forward; and what each token belongs to.
+        """Return both sides as one batch (2B, max(T, T')), chosen first, for one forward; and what each token belongs
+        to.
 
         Returns:
             The batch, and (2B, max(T, T')) int64: the completion's number, p for the chosen one of pair p and P + p for
@@ -232,7 +235,7 @@ class PairBatch:
         return joined, torch.where(joined.real, first[:, None] + documents - 1, 0)
 
     def completion_tokens(self) -> Tensor:
-        """(P, 2) int64 tokens that are scored of each completion, chosen and rejected."""
+        """Return (P, 2) int64 tokens that are scored of each completion, chosen and rejected."""
         joined, sequence = self.joined()
         scored = joined.next_token_labels() != IGNORE
         counted = torch.zeros(2 * self.pairs, dtype=torch.int64, device=scored.device)

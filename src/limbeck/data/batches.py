@@ -87,7 +87,7 @@ class Batches:
         return -(-len(self._row_lengths) // self._batch_size)
 
     def at(self, index: int) -> Any:
-        """The ``index``-th micro-batch of the endless stream: a ``Batch`` (B, T) or what ``collate_fn`` makes.
+        """Return the ``index``-th micro-batch of the endless stream: a ``Batch`` (B, T) or what ``collate_fn`` makes.
 
         It is padded on the right, T the longest row.
 
@@ -102,7 +102,7 @@ class Batches:
         return self._collate_fn([[self._examples[i] for i in row] for row in documents], self._pad_id)
 
     def describe(self) -> dict[str, Any]:
-        """Counts of one epoch; ``padding_share`` is that of epoch 0, of all tokens in its batches."""
+        """Return counts of one epoch; ``padding_share`` is that of epoch 0, of all tokens in its batches."""
         widths = [int(self._row_lengths[rows].max()) * len(rows) for rows in self._plan(0)]
         tokens, sides = sum(e.tokens for e in self._examples), self._examples[0].sides
         return {
@@ -144,7 +144,7 @@ class Batches:
 def fixed_batches(
     examples: Sequence[Example], batch_size: int, context: int, pad_id: int, collate_fn: CollateFn = collate
 ) -> list[Any]:
-    """All ``examples`` once, in batches of like length and an order that nothing changes; none of no examples."""
+    """Return all ``examples``, in batches of like length and an order that nothing changes; none of no examples."""
     if not examples:
         return []
     batches = Batches(

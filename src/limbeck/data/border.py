@@ -23,7 +23,7 @@ _DEEPEST = 100  # lists and mappings within each other
 
 
 def line_feeds(text: str) -> str:
-    """``text`` with every CR LF and every lone CR as LF."""
+    """Return ``text`` with every CR LF and every lone CR as LF."""
     return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
 
 
@@ -61,7 +61,7 @@ def _settle(value: Any, depth: int) -> tuple[Any, int]:
 
 
 def as_text(value: Any) -> str | None:
-    """A settled value as text; None where it is no text: nothing, a list, a mapping, bytes.
+    """Return a settled value as text; None where it is no text: nothing, a list, a mapping, bytes.
 
     Booleans are spelled as JSON has them; numbers, dates and times as Python does.
     """
@@ -73,7 +73,7 @@ def as_text(value: Any) -> str | None:
 
 
 def class_of(value: Any, labels: Sequence[str]) -> int | None:
-    """Index of the class that ``value`` names; None where it names none.
+    """Return the index of the class that ``value`` names; None where it names none.
 
     A name is taken as given: ``01``, ``1_0`` and ``0.0`` are names of their own. Only where no label is spelled so is a
     value compared as a number (``1.0`` of a float column with the label ``1``), and only where one label alone equals

@@ -81,7 +81,7 @@ class Message:
         return cls(role, content)
 
     def plain(self) -> dict[str, str]:
-        """As a mapping, the way templates and files have it."""
+        """Return the message as a mapping, the way templates and files have it."""
         return {"role": self.role, "content": self.content}
 
 
@@ -134,7 +134,7 @@ class ChatTemplate:
 
     @classmethod
     def named(cls, name: str, tokenizer: Tokenizer, *, begin: bool | None = None, end: bool = True) -> ChatTemplate:
-        """The template that ``name`` means.
+        """Return the template that ``name`` means.
 
         Args:
             name: ``auto`` (the tokenizer's own, else ``turns``), one of ``TEMPLATES``, a file ending in ``.jinja``, or
@@ -156,7 +156,7 @@ class ChatTemplate:
         return cls(text, tokenizer, begin=begin, end=end)
 
     def render(self, messages: Turns, *, answer: bool = False) -> str:
-        """The conversation as text; with ``answer`` as far as an answer begins.
+        """Return the conversation as text; with ``answer`` as far as an answer begins.
 
         Raises:
             DataError: the template refuses these messages.
@@ -164,7 +164,7 @@ class ChatTemplate:
         return self._show(self._render(messages, answer))
 
     def prompt_ids(self, messages: Turns) -> list[int]:
-        """Token ids to generate the next answer from: exactly those that training puts before it."""
+        """Return the token ids to generate the next answer from: exactly those that training puts before it."""
         pieces = [piece for piece in self.pieces(messages) if piece.text]
         done = "".join(piece.text for piece in pieces)
         whole = self._given(messages)
@@ -180,7 +180,8 @@ class ChatTemplate:
         return (first, list(ids[1:])) if first == [self.tokenizer.bos_id] else ([], list(ids))
 
     def encode(self, messages: Turns) -> tuple[list[int], list[bool]]:
-        """Token ids up to the last answer's end, and which of them are learned: each answer and its end token.
+        """Return the token ids up to the last answer's end, and which of them are learned: each answer and its end
+        token.
 
         Raises:
             ConfigError: the template does not close an answer with the end token.
@@ -195,7 +196,7 @@ class ChatTemplate:
         return ids[: last + 1], learned[: last + 1]
 
     def pieces(self, messages: Turns) -> list[Piece]:
-        """The conversation up to its last answer, cut where what is given ends and an answer begins, and back.
+        """Return the conversation up to its last answer, cut where what is given ends and an answer begins, and back.
 
         Raises:
             ConfigError: the template does not close an answer with the end token, or lays a conversation out otherwise
@@ -215,7 +216,7 @@ class ChatTemplate:
         return out
 
     def _cut(self, text: str) -> tuple[str, str]:
-        """An answer's text into what is learned, its end token included, and what the template writes after it."""
+        """Cut an answer's text into what is learned, its end token included, and what the template writes after it."""
         if not self.end:
             kept = len(text.rstrip())
             return text[:kept], text[kept:]
@@ -261,7 +262,7 @@ class ChatTemplate:
         return whole[len(before) :]
 
     def _never_begins(self) -> bool:
-        """Does no conversation of several kinds begin with the begin token, and one at least is accepted?"""
+        """Return whether no conversation of several kinds begins with the begin token, and one at least is accepted."""
         question = Message("user", "a")
         found = []
         for turns in ([question], [Message("system", "a"), question], [question, Message("assistant", "a")]):
@@ -317,7 +318,7 @@ class ChatTemplate:
 
 
 def template_text(name: str, tokenizer: Tokenizer) -> str:
-    """Jinja text that ``name`` means; see ``ChatTemplate.named``."""
+    """Return Jinja text that ``name`` means; see ``ChatTemplate.named``."""
     if name == "auto":
         return tokenizer.chat_template or TEMPLATES["turns"]
     if name in TEMPLATES:
@@ -362,7 +363,7 @@ def merged(messages: Iterable[Message]) -> tuple[Message, ...]:
 
 @lru_cache(maxsize=1)
 def sandbox() -> LimitedEnvironment:
-    """Where templates run, with transformers' settings, so that published ones read alike.
+    """Return the environment in which templates run, with transformers' settings, so that published ones read alike.
 
     ``strftime_now`` is left out: what is trained on does not depend on the day.
     """

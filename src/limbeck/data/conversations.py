@@ -58,7 +58,7 @@ _SHAREGPT_ROLES = {"system": "system", "human": "user", "user": "user", "gpt": "
 
 
 def one_form(rows: Rows, forms: Sequence[Form], wanted: str) -> str:
-    """The name of the format that every row of ``rows`` has.
+    """Return the name of the format that every row of ``rows`` has.
 
     Args:
         rows: a data set.
@@ -89,7 +89,7 @@ def one_form(rows: Rows, forms: Sequence[Form], wanted: str) -> str:
 
 
 def text_of(row: Row, field: str, source: str) -> str:
-    """Text in ``field``; a number or boolean is spelled.
+    """Return the text in ``field``; a number or boolean is spelled.
 
     Raises:
         DataError: it is missing, or no text.
@@ -98,7 +98,7 @@ def text_of(row: Row, field: str, source: str) -> str:
 
 
 def read_sharegpt(row: Row, field: str, source: str) -> tuple[Message, ...]:
-    """Messages in ``field``, a list of ``{"from": ..., "value": ...}`` as ShareGPT has them.
+    """Return messages in ``field``, a list of ``{"from": ..., "value": ...}`` as ShareGPT has them.
 
     Raises:
         DataError: it is no such list, or somebody speaks who is not known.
@@ -125,7 +125,7 @@ def read_sharegpt(row: Row, field: str, source: str) -> tuple[Message, ...]:
 
 
 def read_messages(row: Row, field: str, source: str) -> tuple[Message, ...]:
-    """Messages in ``field``, a list of ``{"role": ..., "content": ...}``.
+    """Return messages in ``field``, a list of ``{"role": ..., "content": ...}``.
 
     Raises:
         DataError: it is no list of messages, or an empty one.
@@ -134,14 +134,14 @@ def read_messages(row: Row, field: str, source: str) -> tuple[Message, ...]:
 
 
 def spoken(value: Any, where: str) -> tuple[Message, ...]:
-    """Messages in a list of mappings; raises as ``read_messages`` does."""
+    """Return messages in a list of mappings; raises as ``read_messages`` does."""
     if not isinstance(value, list) or not value:
         raise DataError(f"{where} is no list of messages")
     return tuple(Message.read(one, where) for one in value)
 
 
 def instruction(row: Row, source: str) -> tuple[Message, ...]:
-    """The user's turn of an Alpaca row: the instruction, and the input under it where there is one."""
+    """Return the user's turn of an Alpaca row: the instruction, and the input under it where there is one."""
     told = text_of(row, "instruction", source).strip()
     given = row.fields.get("input")
     given = "" if given is None else text_of(row, "input", source).strip()
@@ -149,7 +149,7 @@ def instruction(row: Row, source: str) -> tuple[Message, ...]:
 
 
 def read_conversation(row: Row, form: str, source: str) -> tuple[Message, ...]:
-    """Messages of a row that has ``form``.
+    """Return messages of a row that has ``form``.
 
     Raises:
         DataError: a field is missing or holds something else.
@@ -165,11 +165,11 @@ def read_conversation(row: Row, form: str, source: str) -> tuple[Message, ...]:
 
 
 def answered(messages: Turns) -> bool:
-    """Whether there is an answer, and no blank one."""
+    """Return whether there is an answer, and no blank one."""
     answers = [m.content for m in messages if m.role == "assistant"]
     return bool(answers) and all(content.strip() for content in answers)
 
 
 def flat(messages: Iterable[Message]) -> str:
-    """The texts of ``messages``, a blank line between: for people, for splitting and for audits."""
+    """Return the texts of ``messages``, a blank line between: for people, for splitting and for audits."""
     return "\n\n".join(message.content for message in messages)

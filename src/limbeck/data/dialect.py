@@ -126,7 +126,7 @@ def _refusal(where: str, swallowed: tuple[int, int] | None, cut: _Cut) -> str:
 
 
 def _delimiter(text: str) -> str:
-    """The delimiter of the header that cuts most rows as the header; several alike: tab, then the more frequent."""
+    """Return the header's delimiter that cuts most rows as the header; several alike: tab, then the more frequent."""
     header = text.lstrip("\n").split("\n", 1)[0]
     for looked_at in (_CELL.sub("", header), header):
         found = {mark: looked_at.count(mark) for mark in _NAMES.values() if mark in looked_at}

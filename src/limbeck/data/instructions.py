@@ -74,7 +74,7 @@ def read_instructions(
 
 
 def turns_of(row: Row) -> tuple[Message, ...]:
-    """All turns of a row that ``read_instructions`` read; the last is an answer."""
+    """Return all turns of a row that ``read_instructions`` read; the last is an answer."""
     return tuple(Message(m["role"], m["content"]) for m in row.fields["messages"])
 
 

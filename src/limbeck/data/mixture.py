@@ -73,7 +73,7 @@ class Mixture:
         return -(-sum(self.rows) // self._batch_size)
 
     def at(self, index: int) -> Batch:
-        """The ``index``-th micro-batch of the endless stream: (B, context), full.
+        """Return the ``index``-th micro-batch of the endless stream: (B, context), full.
 
         Raises:
             IndexError: ``index`` is negative.
@@ -84,7 +84,7 @@ class Mixture:
         return collate([self._row(*self.place(k)) for k in range(first, first + self._batch_size)], self._pad_id)
 
     def place(self, k: int) -> tuple[int, int]:
-        """Corpus of the stream's row ``k`` and which of that corpus's rows it is."""
+        """Return the corpus of the stream's row ``k`` and which of that corpus's rows it is."""
         block, within = divmod(k, _BLOCK)
         which, before = self._block(block)
         corpus = int(which[within])
@@ -93,7 +93,7 @@ class Mixture:
         return corpus, int(self._order(corpus, epoch)[place])
 
     def describe(self) -> dict[str, Any]:
-        """Sizes and shares; ``tokens`` are those of ``per_epoch`` micro-batches."""
+        """Return sizes and shares; ``tokens`` are those of ``per_epoch`` micro-batches."""
         return {
             "tokens": self.per_epoch * self._batch_size * self._context,
             "batches_per_epoch": self.per_epoch,

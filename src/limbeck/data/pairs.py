@@ -58,7 +58,7 @@ class PairExample(Example):
 
 
 def pair_of(example: Example) -> PairExample:
-    """The same example as a pair.
+    """Return the same example as a pair.
 
     Raises:
         DataError: it has no rejected side.

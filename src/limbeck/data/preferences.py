@@ -126,7 +126,7 @@ def read_preferences(
 
 
 def turns_before(row: Row) -> tuple[Message, ...]:
-    """The turns before the answers of a row that ``read_preferences`` read."""
+    """Return the turns before the answers of a row that ``read_preferences`` read."""
     return tuple(Message(m["role"], m["content"]) for m in row.fields["messages"])
 
 
@@ -167,7 +167,7 @@ def _answers(before: Turns, row: Row, fields: tuple[str, str], source: str) -> S
 
 
 def _turns(text: str) -> tuple[Message, ...]:
-    """A dialogue's turns; those of one speaker that follow each other are one."""
+    """Return a dialogue's turns; those of one speaker that follow each other are one."""
     _, *parts = _SPEAKER.split(text)
     return merged(Message(_ROLES[who], said.strip()) for who, said in zip(parts[::2], parts[1::2], strict=True))
 

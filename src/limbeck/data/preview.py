@@ -19,7 +19,9 @@ _BRACKETS = {"learned": ("[", "]"), "context": ("", ""), "padding": ("(", ")")}
 
 
 def visible(tokenizer: Tokenizer, token: int) -> str:
-    """Text of one token, white space shown (``␣``, ``↵``, ``⇥``); a special token's name, a lone byte's piece."""
+    """Return the text of one token, white space shown (``␣``, ``↵``, ``⇥``); a special token's name, a lone byte's
+    piece.
+    """
     piece = tokenizer.piece(token)
     text = tokenizer.decode([token])
     if token in tokenizer.special_ids or not text or "\ufffd" in text:

@@ -22,9 +22,7 @@ __all__ = [
     "Template",
     "Truncate",
     "cut_prompt",
-    "encode_pair",
     "encode_rows",
-    "encode_text",
     "prompt_ids",
 ]
 
@@ -138,93 +136,6 @@ def prompt_ids(
     return first + (ids if room is None else ids[max(len(ids) - room, 0) :])
 
 
-def encode_pair(
-    index: int,
-    row: Row,
-    template: Template,
-    tokenizer: Tokenizer,
-    context: int,
-    *,
-    truncate: Truncate = "prompt_left",
-    end_token: bool = True,
-    bos: bool | None = None,
-    source: str = "",
-) -> Example:
-    """Tokenise one row as prompt and answer; the answer and the end token are the targets (I5).
-
-    Args:
-        index: place of the row in its data set.
-        row: the row.
-        template: prompt and answer.
-        tokenizer: of the model.
-        context: most tokens.
-        truncate: what gives way where the row is longer.
-        end_token: learn to stop: append the end token as a target, also where it doubles as padding.
-        bos: begin with the begin token; None: as the tokenizer does.
-        source: name of the data set, for messages.
-
-    Raises:
-        DataError: a field the row does not have; too long a row under ``truncate="drop"``.
-        NothingToLearnError: the answer is blank, or no target is left within the context (I6).
-    """
-    prompt = tokenizer.encode(template.render_prompt(row, source))
-    text = template.render_answer(row, source)
-    if not text.strip():
-        raise _nothing(_where(row, source), context)
-    answer = tokenizer.encode(text, continues=bool(prompt))
-    first = _bos(tokenizer, bos)
-    fitted = _fit(first, prompt, answer + _end(tokenizer, end_token), context, truncate)
-    where = _where(row, source)
-    if fitted is None:
-        size = len(first) + len(prompt) + len(answer) + end_token
-        raise DataError(
-            f"{where} has {size} tokens for a context of {context}; raise the context or let truncation cut it"
-        )
-    example = _example(index, row.id, fitted[0], fitted[1])
-    if not example.predictions:
-        raise _nothing(where, context)
-    return example
-
-
-def encode_text(
-    index: int,
-    row: Row,
-    tokenizer: Tokenizer,
-    context: int,
-    *,
-    field: str = "text",
-    overlap: int = 0,
-    end_token: bool = True,
-    bos: bool | None = None,
-    source: str = "",
-) -> list[Example]:
-    """Tokenise one document, cut into chunks of ``context`` tokens; every token is a target.
-
-    Args:
-        index: place of the row in its data set.
-        row: the row.
-        tokenizer: of the model.
-        context: most tokens of a chunk.
-        field: the column with the text.
-        overlap: tokens that a chunk repeats from the one before, as context and not as targets. With 0 the first token
-            of a later chunk is predicted from nothing, so it is not learned; with 1 or more every token is.
-        end_token: append the end token.
-        bos: begin the document with the begin token; None: as the tokenizer does.
-        source: name of the data set, for messages.
-
-    Returns:
-        The chunks with their offsets; a last chunk that would hold one unpredictable token is left out.
-
-    Raises:
-        NothingToLearnError: the document has fewer than two tokens.
-    """
-    ids = tokenizer.encode(row.text(field, source))
-    chunks = _chunks(index, row.id, _bos(tokenizer, bos) + ids + _end(tokenizer, end_token), context, overlap)
-    if not chunks or not ids:
-        raise _nothing(_where(row, source), context)
-    return chunks
-
-
 def encode_rows(
     rows: Rows,
     tokenizer: Tokenizer,
@@ -247,7 +158,8 @@ def encode_rows(
         template: prompt and answer; None: each row is a document in ``field``.
         field: the column with the text of a document.
         truncate: what gives way where a pair is longer than ``context``.
-        overlap: tokens that chunks of a document share; see ``encode_text``.
+        overlap: tokens that chunks of a document share, as context and not as targets. With 0 the first token of a
+            later chunk is predicted from nothing, so that it is not learned; with 1 or more every token is.
         end_token: append the end token, as a target.
         bos: begin with the begin token; None: as the tokenizer does.
         on_empty: a row with nothing to learn is an error that names it, or is left out and counted (I6).

@@ -51,7 +51,7 @@ class _Source:
     repaired: list[int] = field(default_factory=list)
 
     def settled(self, source: str) -> Iterator[Place]:
-        """Rows with their values normalised (see ``border.settle``)."""
+        """Yield rows with their values normalised (see ``border.settle``)."""
         for place, fields in self.places:
             try:
                 values, halves = settle(fields)
@@ -62,7 +62,7 @@ class _Source:
             yield place, values
 
     def notes(self, source: str) -> tuple[str, ...]:
-        """Sentences on how it was read, for the report."""
+        """Return sentences on how it was read, for the report."""
         told = [f"{source}: {self.about}"] if self.about else []
         if self.repaired:
             some = ", ".join(f"{self.stem}:{place}" for place in self.repaired[:_NAMED])
@@ -143,7 +143,7 @@ def documents(
     dialect: Dialect | None = None,
     limit: int | None = None,
 ) -> Iterator[str]:
-    """Values of one column, in order, without the data set in memory.
+    """Yield values of one column, in order, without the data set in memory.
 
     Text, JSON lines and parquet are read a piece at a time; a Hub set row by row from the cache of ``datasets``, which
     holds the whole after the first time; other formats are read as a whole.
@@ -191,7 +191,7 @@ def _toy(source: str, split: str | None) -> Rows:
 def _places(
     source: str, split: str | None, separator: str, dialect: Dialect | None, only: Sequence[str] = ()
 ) -> _Source:
-    """A file or Hub set to read; of parquet the columns ``only``."""
+    """Return a file or Hub set to read; of parquet the columns ``only``."""
     if not source.strip():
         raise DataError("a data source has an empty name; name a file (is a shell variable unset?)")
     path = Path(source)
@@ -274,7 +274,7 @@ def _hub(source: str, split: str) -> Iterator[Place]:
 
 
 def _ids(table: Table, stem: str) -> list[str]:
-    """The ``id`` column where every row has another one, else stem and place."""
+    """Return the ``id`` column where every row has another one, else stem and place."""
     own = [fields.get("id") for _, fields in table]
     if None not in own and "" not in own and len({str(i) for i in own}) == len(own):
         return [str(i) for i in own]

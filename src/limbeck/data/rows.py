@@ -27,7 +27,7 @@ class Row:
     fields: Mapping[str, Any]
 
     def value(self, field: str, source: str = "") -> Any:
-        """Value of ``field``.
+        """Return the value of ``field``.
 
         Raises:
             DataError: the row has no such field, or nothing in it.
@@ -42,7 +42,7 @@ class Row:
         return value
 
     def text(self, field: str, source: str = "") -> str:
-        """Value of ``field`` as text; numbers and booleans are spelled.
+        """Return the value of ``field`` as text; numbers and booleans are spelled.
 
         Raises:
             DataError: the row has no such field, nothing in it, or a list, a mapping or bytes.
@@ -89,7 +89,7 @@ class Rows(Sequence[Row]):
         return tuple(dict.fromkeys(name for row in self.rows for name in row.fields))
 
     def describe(self) -> dict[str, Any]:
-        """Plain values for a report: source, content hash, size, and how it was read where notes say so."""
+        """Return plain values for a report: source, content hash, size, and how it was read where notes say so."""
         facts: dict[str, Any] = {"source": self.source, "hash": self.hash, "rows": len(self)}
         return facts | ({"read": list(self.notes)} if self.notes else {})
 

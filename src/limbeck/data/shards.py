@@ -28,7 +28,9 @@ _TEXT_BYTES = 4 << 20  # UTF-8 bytes of text in one shard, by and large: documen
 
 
 def shard_key(content: str, tokenizer: Tokenizer, *, begin: bool, end: bool) -> str:
-    """Sha256 (hex) of what shards are made from: the source's content hash, the tokenizer, and its border tokens."""
+    """Return the SHA-256 (hex) of what shards are made from: the source's content hash, the tokenizer, and its border
+    tokens.
+    """
     whole = json.dumps([_VERSION, content, tokenizer.fingerprint, begin, end])
     return hashlib.sha256(whole.encode()).hexdigest()
 
@@ -247,7 +249,7 @@ class Corpus:
             raise DataError(f"the shards of {folder} hold {self.tokens} tokens where its index says {told}: delete it")
 
     def spans(self, start: int, stop: int) -> list[tuple[int, int, NDArray[np.int32]]]:
-        """Tokens ``start`` to ``stop`` as pieces of documents: (document, place in the document, ids)."""
+        """Return tokens ``start`` to ``stop`` as pieces of documents: (document, place in the document, ids)."""
         out: list[tuple[int, int, NDArray[np.int32]]] = []
         number = int(np.searchsorted(self._starts, start, side="right")) - 1
         while start < stop:

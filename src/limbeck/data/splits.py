@@ -15,7 +15,7 @@ __all__ = ["normalise", "split_rows"]
 
 
 def normalise(value: object) -> str:
-    """``value`` as text with compatibility forms unified, case folded and white space collapsed."""
+    """Return ``value`` as text with compatibility forms unified, case folded and white space collapsed."""
     return " ".join(unicodedata.normalize("NFKC", str(value)).casefold().split())
 
 

@@ -52,7 +52,7 @@ def _blocks(path: Path) -> Iterator[str]:
 
 
 def iter_text(path: Path, separator: str) -> Iterator[Place]:
-    """Documents between separators, stripped; a file without separator is one document as it is.
+    """Yield documents between separators, stripped; a file without separator is one document as it is.
 
     One document and a block are in memory at a time.
     """
@@ -64,7 +64,7 @@ def iter_text(path: Path, separator: str) -> Iterator[Place]:
 
 
 def _line_ends(blocks: Iterable[str]) -> Iterator[str]:
-    """The same text with CR LF and CR as LF, also where a block ends between the two."""
+    """Yield the same text with CR LF and CR as LF, also where a block ends between the two."""
     held = ""
     for block in blocks:
         block, held = held + block, ""
@@ -75,7 +75,7 @@ def _line_ends(blocks: Iterable[str]) -> Iterator[str]:
 
 
 def _between(blocks: Iterable[str], separator: str) -> Iterator[str]:
-    """What stands between separators, stripped, wherever blocks end; all as it is where there is no separator."""
+    """Yield what stands between separators, stripped, wherever blocks end; all as it is where there is no separator."""
     overlap = max(len(separator) - 1, 0)
     held: list[str] = []  # of the document that is open
     tail, split = "", False  # its last characters, in which a separator may have begun
@@ -99,7 +99,7 @@ def _decode(path: Path) -> str:
 
 
 def read_csv(path: Path, dialect: Dialect, delimiter: str | None = None) -> tuple[list[Place], str]:
-    """Rows of a table with a header, and how it was cut; the place is the line a row begins on.
+    """Read the rows of a table with a header, and how it was cut; the place is the line a row begins on.
 
     Args:
         path: the file.
@@ -135,7 +135,7 @@ def _header(path: Path, cells: list[str]) -> list[str]:
 
 
 def read_json(path: Path) -> tuple[list[Place], str]:
-    """A list of objects, or of strings (field ``text``), and what the file is; the place is the index.
+    """Read a list of objects, or of strings (field ``text``), and what the file is; the place is the index.
 
     JSON lines under the ending ``.json`` are read as what they are; their place is the line.
 
@@ -159,7 +159,7 @@ def read_json(path: Path) -> tuple[list[Place], str]:
 
 
 def iter_jsonl(path: Path) -> Iterator[Place]:
-    """One object, or string (field ``text``), a line; the place is the line. One line is in memory at a time."""
+    """Return one object, or string (field ``text``), a line; the place is the line. One line is in memory at a time."""
     return _json_lines(_lines(_blocks(path)), path)
 
 
@@ -185,7 +185,7 @@ def _loads(text: str) -> Any:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object; of a key that stands twice JSON keeps the last, and nobody would know."""
+    """Return the object; refuse a key that stands twice, of which JSON keeps the last, and nobody would know."""
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
@@ -226,7 +226,7 @@ def _object(value: Any, where: str) -> dict[str, Any]:
 
 
 def iter_parquet(path: Path, columns: Sequence[str] = ()) -> Iterator[Place]:
-    """Rows of a parquet file, a few at a time; the place is the index.
+    """Yield rows of a parquet file, a few at a time; the place is the index.
 
     Args:
         path: the file.

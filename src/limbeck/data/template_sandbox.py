@@ -137,7 +137,7 @@ def _join(concat: nodes.Concat) -> nodes.Node:
 
 
 def _bounded(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A filter that is given no huge width and gives no huge text."""
+    """Return a filter that is given no huge width and gives no huge text."""
 
     @wraps(function)
     def measured(*args: Any, **kwargs: Any) -> Any:

@@ -12,20 +12,23 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, trainers
+from tokenizers import models, pre_tokenizers, trainers
 
-from limbeck.data.probes import PROBES
-from limbeck.errors import CheckpointError, ConfigError, ModelError, VocabularyError
+from limbeck.data.tokenizer_files import (
+    END_OF_TEXT,
+    TEMPLATE_FILE,
+    USUAL_ENDS,
+    byte_level,
+    read_backend,
+    read_chat_template,
+    read_json,
+    token_id,
+)
+from limbeck.errors import ConfigError, ModelError
 
-__all__ = ["BPE_FILES", "END_OF_TEXT", "TextStream", "Tokenizer", "check_alike"]
+__all__ = ["END_OF_TEXT", "TextStream", "Tokenizer"]
 
-END_OF_TEXT = "<|endoftext|>"
-"""End token of GPT-2 and of every tokenizer trained here."""
-
-_USUAL_ENDS = (END_OF_TEXT, "</s>", "<|end_of_text|>", "<|im_end|>", "<eos>")
-BPE_FILES = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
 _BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
-_TEMPLATE_FILE = "chat_template.jinja"
 _SENTINELS = ("\n", ".")  # texts that following text rarely merges with; see Tokenizer.encode
 
 
@@ -198,18 +201,18 @@ class Tokenizer:
         """
         if not folder.is_dir():
             raise ModelError(f"there is no folder {folder} to load a tokenizer from")
-        named = {**_json(folder / "special_tokens_map.json"), **_json(folder / "tokenizer_config.json")}
-        backend = _backend(folder, named)
-        generation = {**_json(folder / "config.json"), **_json(folder / "generation_config.json")}
-        bos = _token(backend, folder, "bos", named, generation)
-        eos = _token(backend, folder, "eos", named, generation)
+        named = {**read_json(folder / "special_tokens_map.json"), **read_json(folder / "tokenizer_config.json")}
+        backend = read_backend(folder, named)
+        generation = {**read_json(folder / "config.json"), **read_json(folder / "generation_config.json")}
+        bos = token_id(backend, folder, "bos", named, generation)
+        eos = token_id(backend, folder, "eos", named, generation)
         if eos is None:
-            eos = next((i for name in _USUAL_ENDS if (i := backend.token_to_id(name)) is not None), None)
+            eos = next((i for name in USUAL_ENDS if (i := backend.token_to_id(name)) is not None), None)
         if eos is None:
             raise ModelError(f"the tokenizer in {folder} names no end token; set eos_token in tokenizer_config.json")
         adds = bos is not None and (named.get("add_bos_token") is True or backend.encode("a").ids[0] == bos)
-        pad = _token(backend, folder, "pad", named, {})
-        template = _chat_template(folder, named)
+        pad = token_id(backend, folder, "pad", named, {})
+        template = read_chat_template(folder, named)
         return cls(backend, eos_id=eos, bos_id=bos, pad_id=pad, begins_with_bos=adds, chat_template=template)
 
     def save(self, folder: Path) -> None:
@@ -225,7 +228,7 @@ class Tokenizer:
             config["pad_token"] = self.piece(self.pad_id)
         if self.chat_template is not None:
             config["chat_template"] = self.chat_template
-        (folder / _TEMPLATE_FILE).unlink(missing_ok=True)  # of a model saved there before; it would be read first
+        (folder / TEMPLATE_FILE).unlink(missing_ok=True)  # of a model saved there before; it would be read first
         text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
         (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
 
@@ -244,7 +247,7 @@ class Tokenizer:
             raise ConfigError(
                 f"a byte-level vocabulary needs 257 entries or more (256 bytes, one end token), not {vocab_size}"
             )
-        backend = _byte_level(models.BPE(), add_prefix_space=False)
+        backend = byte_level(models.BPE(), add_prefix_space=False)
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size,
             special_tokens=[END_OF_TEXT],
@@ -290,140 +293,3 @@ class TextStream:
     def _pending(self) -> str:
         before = self._tokenizer.decode(self._ids[: self._shown])
         return self._tokenizer.decode(self._ids)[len(before) :]
-
-
-def check_alike(teacher: Tokenizer, student: Tokenizer, teacher_rows: int, student_rows: int) -> None:
-    """Accept two models for distillation only if one id means one thing to both (I10).
-
-    The vocabularies must be equal and every probe text must encode to the same ids, with the same end token. The
-    models' rows (of embedding and head) may then differ by padding rows alone, those beyond the vocabulary.
-
-    Args:
-        teacher: the teacher's tokenizer.
-        student: the student's.
-        teacher_rows: vocabulary rows of the teacher's model.
-        student_rows: those of the student's.
-
-    Raises:
-        VocabularyError: says where they part.
-    """
-    if teacher.fingerprint != student.fingerprint:
-        _same_vocabulary(teacher, student)
-        _same_ids(teacher, student, PROBES)
-        if teacher.eos_id != student.eos_id:
-            ends = f"{teacher.piece(teacher.eos_id)!r} and {student.piece(student.eos_id)!r}"
-            raise VocabularyError(f"teacher and student end a document with different tokens: {ends}")
-    size = teacher.vocab_size
-    for who, rows in (("teacher", teacher_rows), ("student", student_rows)):
-        if rows < size:
-            raise VocabularyError(
-                f"the {who}'s model has {rows} vocabulary rows for a tokenizer of {size}; use its own"
-            )
-
-
-def _same_vocabulary(teacher: Tokenizer, student: Tokenizer) -> None:
-    if teacher.vocabulary == student.vocabulary:
-        return
-    size = min(teacher.vocab_size, student.vocab_size)
-    place = next((i for i in range(size) if teacher.piece(i) != student.piece(i)), size)
-    raise VocabularyError(
-        f"teacher and student have different vocabularies ({teacher.vocab_size} and {student.vocab_size} entries): "
-        f"id {place} is {teacher.piece(place)!r} to the teacher and {student.piece(place)!r} to the student; "
-        "use a student with the teacher's tokenizer, or set cross_tokenizer (--cross-tokenizer)"
-    )
-
-
-def _same_ids(teacher: Tokenizer, student: Tokenizer, texts: Sequence[str]) -> None:
-    for text in texts:
-        ours, theirs = teacher.encode(text), student.encode(text)
-        if ours == theirs:
-            continue
-        length = min(len(ours), len(theirs))
-        at = next((i for i in range(length) if ours[i] != theirs[i]), length)
-        shown = text if len(text) <= 60 else text[:57] + "..."
-        raise VocabularyError(
-            f"teacher and student encode {shown!r} differently: from token {at} on the teacher's ids are "
-            f"{ours[at : at + 4]} and the student's {theirs[at : at + 4]}; use a student with the teacher's tokenizer"
-        )
-
-
-def _byte_level(model: models.BPE, *, add_prefix_space: bool) -> tokenizers.Tokenizer:
-    backend = tokenizers.Tokenizer(model)
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
-    backend.decoder = decoders.ByteLevel()
-    return backend
-
-
-def _backend(folder: Path, named: Mapping[str, Any]) -> tokenizers.Tokenizer:
-    whole = folder / "tokenizer.json"
-    if whole.is_file():
-        try:
-            return tokenizers.Tokenizer.from_str(whole.read_text(encoding="utf-8"))
-        except Exception as error:  # the library raises bare Exception
-            raise CheckpointError(f"{whole} is not a tokenizer: {_line(error)}") from None
-    for vocabulary, merges in BPE_FILES:
-        if (folder / vocabulary).is_file() and (folder / merges).is_file():
-            try:
-                model = models.BPE.from_file(str(folder / vocabulary), str(folder / merges))
-            except Exception as error:
-                pair = f"{folder / vocabulary} and {merges}"
-                raise CheckpointError(f"{pair} are no byte-pair vocabulary: {_line(error)}") from None
-            backend = _byte_level(model, add_prefix_space=named.get("add_prefix_space") is True)
-            backend.add_special_tokens([name for name in _USUAL_ENDS if backend.token_to_id(name) is not None])
-            return backend
-    wanted = "tokenizer.json, nor vocab.json with merges.txt, nor encoder.json with vocab.bpe"
-    only = (
-        "; its SentencePiece tokenizer.model must be converted first" if (folder / "tokenizer.model").exists() else ""
-    )
-    raise ModelError(f"{folder} holds no {wanted}{only}")
-
-
-def _token(
-    backend: tokenizers.Tokenizer, folder: Path, kind: str, named: Mapping[str, Any], generation: Mapping[str, Any]
-) -> int | None:
-    """Id of the ``kind`` token: by its name in ``named``, else by the id in ``generation``, else None."""
-    name = named.get(f"{kind}_token")
-    if isinstance(name, Mapping):
-        name = name.get("content")
-    if name is not None:
-        found = backend.token_to_id(str(name))
-        if found is None:
-            raise ModelError(f"{folder} names {name!r} as its {kind} token, which its vocabulary does not hold")
-        return found
-    value = generation.get(f"{kind}_token_id")
-    if isinstance(value, list):
-        value = value[0] if value else None
-    return value if isinstance(value, int) and backend.id_to_token(value) is not None else None
-
-
-def _chat_template(folder: Path, named: Mapping[str, Any]) -> str | None:
-    try:
-        return (folder / _TEMPLATE_FILE).read_text(encoding="utf-8")
-    except FileNotFoundError:
-        pass
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder / _TEMPLATE_FILE} cannot be read: {_line(error)}") from None
-    found = named.get("chat_template")
-    if isinstance(found, list):  # several, each with a name
-        several = {str(one.get("name")): one.get("template") for one in found if isinstance(one, Mapping)}
-        found = several.get("default")
-    if found is None or isinstance(found, str):
-        return found
-    raise CheckpointError(f"the chat template in {folder} is no text, but a {type(found).__name__}")
-
-
-def _json(file: Path) -> dict[str, Any]:
-    """Object in ``file``; empty where there is no file."""
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file} is not valid JSON: {_line(error)}") from None
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{file} must hold a JSON object, not a {type(values).__name__}")
-    return values
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -69,7 +69,8 @@ class _Search:
         self.finished = sorted(self.finished, key=lambda h: -h.score)[:width]
 
     def done(self, decoding: Decoding) -> bool:
-        """No running beam is better, at its present length, than the worst of a full set of finished ones.
+        """Return whether no running beam is better, at its present length, than the worst of a full set of finished
+        ones.
 
         This is transformers' ``early_stopping=False``: with a penalty above 0 a longer beam could still overtake.
         """
@@ -142,7 +143,7 @@ def _renumber(active: list[_Search]) -> None:
 
 
 def _expand(logits: Tensor, active: list[_Search], decoding: Decoding, keep: int) -> list[list[_Beam]]:
-    """The ``keep`` best one-token continuations of each search, best first; ``logits`` (rows, V) in beam order."""
+    """Return ``keep`` best one-token continuations of each search, best first; ``logits`` (rows, V) in beam order."""
     raw = logits.to(torch.float64 if logits.dtype == torch.float64 else torch.float32).log_softmax(dim=-1)
     if not bool(raw.isfinite().all()):
         raise RunError("the model's logits are not finite: its weights are damaged or its training diverged")

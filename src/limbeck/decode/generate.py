@@ -197,7 +197,7 @@ class GenerationRow:
                 self.stopped = "stop"
 
     def result(self) -> Generation:
-        """The finished generation."""
+        """Return the finished generation."""
         assert self.stopped is not None
         return Generation(tuple(self.ids), self.text.text, self.stopped, self.log_prob, self.log_prob)
 
@@ -282,7 +282,7 @@ def _search(
 
 
 def occurrences(prompts: Sequence[Sequence[int]]) -> list[int]:
-    """How many equal prompts stand before each."""
+    """Return how many equal prompts stand before each."""
     count: dict[tuple[int, ...], int] = {}
     out = []
     for prompt in prompts:

@@ -39,7 +39,7 @@ def penalise_repeats(scores: Tensor, seen: Tensor, penalty: float) -> Tensor:
 
 
 def seen_tokens(rows: Sequence[Sequence[int]], vocab_size: int, device: torch.device | str = "cpu") -> Tensor:
-    """(B, V) bool: which tokens occur in each row."""
+    """Return (B, V) bool: which tokens occur in each row."""
     seen = torch.zeros(len(rows), vocab_size, dtype=torch.bool, device=device)
     for row, ids in enumerate(rows):
         seen[row, torch.as_tensor(list(ids), device=device)] = True
@@ -47,7 +47,7 @@ def seen_tokens(rows: Sequence[Sequence[int]], vocab_size: int, device: torch.de
 
 
 def keep_top_k(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The ``k`` largest logits of each row (Fan et al. 2018) and their token ids, both (B, min(k, V)).
+    """Return the ``k`` largest logits of each row (Fan et al. 2018) and their token ids, both (B, min(k, V)).
 
     They stay in the order of the vocabulary, so that a rounding error that swaps two near-equal logits moves no
     border of the cumulative distribution by more than that error.
@@ -116,7 +116,7 @@ def choose(logits: Tensor, decoding: Decoding, uniform: Tensor | None) -> Tensor
 
 
 def distribution(logits: Tensor, decoding: Decoding) -> Tensor:
-    """(B, V) fp64 probabilities from which ``choose`` draws; greedy: all on the likeliest token."""
+    """Return (B, V) fp64 probabilities from which ``choose`` draws; greedy: all on the likeliest token."""
     if decoding.temperature == 0:
         best = logits.argmax(dim=-1, keepdim=True)
         return torch.zeros(logits.shape, dtype=torch.float64, device=logits.device).scatter_(-1, best, 1.0)
@@ -140,7 +140,7 @@ def _filtered(logits: Tensor, decoding: Decoding) -> tuple[Tensor, Tensor | None
 
 
 def uniforms(seed: int, prompt: Sequence[int], occurrence: int, sample: int) -> np.random.Generator:
-    """A stream of uniforms that belongs to one sample of one prompt.
+    """Return a stream of uniforms that belongs to one sample of one prompt.
 
     Its key is made of the seed, the prompt's own tokens, how many equal prompts came before it, and the number of the
     sample: what is drawn depends neither on the batch nor on the order of the prompts (I26).

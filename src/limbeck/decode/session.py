@@ -100,7 +100,7 @@ class DecodingSession:
         return out
 
     def _step_for(self, each: int) -> CompiledStep | None:
-        """The compiled step, where it serves ``each`` tokens of every row."""
+        """Return the compiled step, where it serves ``each`` tokens of every row."""
         if not self._asked:
             self._compiled, self._asked = CompiledStep.of(self.model, self._cache), True
         if self._compiled is None or each * self.rows > MOST_ROWS:

@@ -67,5 +67,5 @@ class Decoding(Config):
         return self.n_best if self.beams > 1 else self.samples
 
     def seeded(self, seed: int) -> Decoding:
-        """The same with ``seed`` where it has none of its own, so that a study's seeds draw different samples."""
+        """Return it with ``seed`` where it has none of its own, so that a study's seeds draw different samples."""
         return self if self.seed else self.model_copy(update={"seed": seed})

@@ -60,7 +60,7 @@ class CompiledStep:
 
     @classmethod
     def of(cls, model: Decoder, cache: KVCache) -> CompiledStep | None:
-        """The compiled step for this model and cache, or None where torch has to serve."""
+        """Return the compiled step for this model and cache, or None where torch has to serve."""
         if not 0 < cache.lengths.shape[0] <= MOST_ROWS or not _serves(model, cache):
             return None
         library = native.load()
@@ -253,7 +253,7 @@ def _serves(model: Decoder, cache: KVCache) -> bool:
 
 
 def _says(c: DecoderConfig) -> bool:
-    """Does the compiled step know every setting of the decoder?"""
+    """Return whether the compiled step knows every setting of the decoder."""
     plain = (c.norm_at, c.qk_norm, c.parallel, c.rotary_width, c.unrotated, c.rope_local)
     scales = (c.embed_scale, c.residual_scale, c.logit_scale, c.attention_scale, c.score_cap, c.logit_cap)
     return plain == ("before", "none", False, c.head_dim, (), None) and scales == (1.0, 1.0, 1.0, None, None, None)

@@ -13,7 +13,7 @@ _CONTEXT = 8  # tokens of the prompt that the spelling of what follows may depen
 
 
 def find_stop(text: str, stops: Sequence[str]) -> int | None:
-    """Where to cut ``text``: the start of the stop text that is complete first, or None.
+    """Return where to cut ``text``: the start of the stop text that is complete first, or None.
 
     Read character by character, so that the cut does not depend on how the text was split into tokens. Of two that
     end together the longer one counts.
@@ -23,7 +23,7 @@ def find_stop(text: str, stops: Sequence[str]) -> int | None:
 
 
 def held_back(text: str, stops: Sequence[str]) -> int:
-    """Length of the longest end of ``text`` that a stop text could still begin with."""
+    """Return the length of the longest end of ``text`` that a stop text could still begin with."""
     longest = max((len(s) - 1 for s in stops), default=0)
     for size in range(min(longest, len(text)), 0, -1):
         if any(s.startswith(text[-size:]) for s in stops):
@@ -70,7 +70,7 @@ class GrowingText:
                 self._add(run)
 
     def finish(self) -> str:
-        """No more tokens come: release what was held back, and return the whole text."""
+        """Release what was held back, as no more tokens come, and return the whole text."""
         if not self.stopped:
             self._add(self._stream.flush())
         self._show(len(self.text))

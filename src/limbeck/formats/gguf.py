@@ -94,7 +94,8 @@ class GGUFReport:
 
 
 def architecture(config: DecoderConfig) -> str:
-    """llama.cpp's architecture that computes what ``config`` says; Qwen2 and Mistral are ``llama`` with other settings.
+    """Return llama.cpp's architecture that computes what ``config`` says; Qwen2 and Mistral are ``llama`` with other
+    settings.
 
     Raises:
         ModelError: there is none.
@@ -115,7 +116,7 @@ def architecture(config: DecoderConfig) -> str:
 
 
 def places(config: DecoderConfig) -> Iterator[GGUFTensor]:
-    """Every tensor of the file, in order.
+    """Yield every tensor of the file, in order.
 
     llama.cpp's rotary pairs are (2i, 2i + 1), so query and key rows change places.
     """
@@ -163,7 +164,7 @@ def _attention(c: DecoderConfig, here: str, there: str, fused: bool) -> Iterator
 
 
 def blocks(codes: Codes) -> tuple[NDArray[np.uint8], gguf.GGMLQuantizationType] | None:
-    """A quantized matrix (R, C) as GGUF blocks, (R, bytes), where its grid is one of theirs; else None.
+    """Return a quantized matrix (R, C) as GGUF blocks, (R, bytes), where its grid is one of theirs; else None.
 
     That is fp16 scales and a multiple of 32 columns that share one, in which case a scale is written once a block.
     """
@@ -282,12 +283,12 @@ class _Making:
         return data, wanted
 
     def commonest(self) -> str:
-        """Type of most matrices, by which a file is called."""
+        """Return the type of most matrices, by which a file is called."""
         return max(sorted(set(self._matrices)), key=self._matrices.count)
 
 
 def _values(model: Decoder, place: GGUFTensor) -> Tensor | Codes:
-    """The numbers of one tensor of the file, in its order of rows."""
+    """Return the numbers of one tensor of the file, in its order of rows."""
     owner, _, leaf = place.name.rpartition(".")
     module = model.get_submodule(owner)
     if leaf == "weight" and isinstance(module, QuantizedLinear | QuantizedEmbedding):
@@ -328,12 +329,12 @@ def _rope_factors(c: DecoderConfig) -> Tensor:
 
 
 def _llama3(s: Llama3Scaling) -> list[float]:
-    """What the factors were made of, so that they can be read back; llama.cpp passes the entry over."""
+    """Return what the factors were made of, so that they can be read back; llama.cpp passes the entry over."""
     return [s.factor, s.low_freq_factor, s.high_freq_factor, float(s.original_context)]
 
 
 def weight_error(a: Decoder, b: Decoder) -> float:
-    """The largest absolute difference of two models of one config in any weight, read as fp32."""
+    """Return the largest absolute difference of two models of one config in any weight, read as fp32."""
 
     def numbers(model: Decoder, place: GGUFTensor) -> Tensor:
         values = _values(model, place)

@@ -227,7 +227,7 @@ _KNOWN: dict[gguf.GGMLQuantizationType, bool] = {}
 
 
 def _is_known(kind: gguf.GGMLQuantizationType) -> bool:
-    """Does the gguf package decode this type?"""
+    """Return whether the gguf package decodes this type."""
     if kind not in _KNOWN:
         try:
             if kind not in _PLAIN:

@@ -125,6 +125,6 @@ def _fill_codes(
 
 
 def stored_kinds(path: Path) -> dict[str, int]:
-    """Number of tensors of each type in a file, by ggml's names such as ``Q4_1``."""
+    """Return the number of tensors of each type in a file, by ggml's names such as ``Q4_1``."""
     kinds = [tensor.kind.name for tensor in GgufFile(path).tensors.values()]
     return {kind: kinds.count(kind) for kind in dict.fromkeys(kinds)}

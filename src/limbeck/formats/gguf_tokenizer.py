@@ -179,7 +179,7 @@ def _described(kind: str, value: Any) -> dict[str, Any]:
 
 
 def _steps(described: Mapping[str, Any] | None) -> Iterator[tuple[str, Any]]:
-    """A pre-tokenizer as plain steps; what is not known here comes out under its own type, and matches no name."""
+    """Yield a pre-tokenizer's plain steps; what is not known here comes out under its own type, and matches no name."""
     if described is None:
         return
     kind = described["type"]
@@ -197,7 +197,7 @@ def _steps(described: Mapping[str, Any] | None) -> Iterator[tuple[str, Any]]:
 
 
 def _space_prefix(structure: Mapping[str, Any]) -> bool:
-    """Does a text get a space before it? By Llama's normalizer, or by a Metaspace pre-tokenizer.
+    """Return whether a text gets a space before it, by Llama's normalizer or by a Metaspace pre-tokenizer.
 
     Raises:
         ModelError: something else is done to texts.

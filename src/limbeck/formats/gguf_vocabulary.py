@@ -30,7 +30,7 @@ _NAMED = {"unk": "unknown", "pad": "padding"}  # as llama.cpp spells the keys
 
 
 def end_ids(file: GgufFile) -> int | list[int] | None:
-    """Every id that ends a text: one, or a list; the end of a document first."""
+    """Return every id that ends a text: one, or a list; the end of a document first."""
     found = [i for name in _ENDS if (i := _id(file, name)) is not None]
     distinct = list(dict.fromkeys(found))
     return distinct[0] if len(distinct) == 1 else distinct or None

@@ -9,7 +9,7 @@ import huggingface_hub
 from huggingface_hub import errors
 
 from limbeck import storage
-from limbeck.data.tokenizer import BPE_FILES
+from limbeck.data.tokenizer_files import BPE_FILES
 from limbeck.errors import ModelError, nearest
 
 __all__ = ["ADAPTER", "GGUF", "commit_of", "resolve", "resolve_tokenizer"]

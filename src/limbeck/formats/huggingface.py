@@ -61,7 +61,7 @@ def _bare(config: DecoderConfig, dtype: torch.dtype) -> Decoder:
 
 
 def _check_tied(weights: WeightFiles, embedding: str) -> None:
-    """A head written beside the embedding it is tied to must be the same; else one of two models is meant."""
+    """Refuse a written head that differs from the embedding it is tied to: one of two models is meant."""
     for key in (HEAD, embedding):
         check_dtype(key, weights.headers[key], torch.float32)
     head, embed = weights.read(HEAD), weights.read(embedding)

@@ -123,7 +123,7 @@ def _number(value: float) -> float:
 
 
 def _to_peft(module: LoRALinear, place: AdapterPlace, lora: LoRA) -> _Adapter | None:
-    """The adapter of those rows of ``module`` that are ``place``'s, its groups in one; None where there is none."""
+    """Return the adapter of those rows of ``module`` that are ``place``'s, its groups in one; None without any."""
     lefts, columns, scale = [], [], 0.0
     for g in module.groups:
         b = module.lora_b[g.name].detach()
@@ -148,12 +148,13 @@ def _to_peft(module: LoRALinear, place: AdapterPlace, lora: LoRA) -> _Adapter | 
 
 
 def _per_rank(rank: int, rslora: bool) -> float:
-    """What alpha is divided by to give the scale."""
+    """Return what alpha is divided by to give the scale."""
     return math.sqrt(rank) if rslora else rank
 
 
 def base_of(folder: Path) -> str:
-    """The base that an adapter's folder names: a Hub id or a folder, a relative one from here or from ``folder``.
+    """Return the base that an adapter's folder names: a Hub id or a folder, a relative one from here or from
+    ``folder``.
 
     Raises:
         CheckpointError: its config cannot be read, or names none.
@@ -254,7 +255,7 @@ def _adapters(
     model: Decoder,
     where: Path,
 ) -> dict[str, _Adapter]:
-    """The file's adapters by Hugging Face layer, in the model's order, every shape checked."""
+    """Return the file's adapters by Hugging Face layer, in the model's order, every shape checked."""
     sides: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         if (match := _KEY.fullmatch(key)) is not None:
@@ -315,7 +316,7 @@ def _check_head(key: str, tensor: Tensor, model: Decoder, where: Path) -> None:
 
 
 def _patterned(patterns: Any, layer: str, default: Any, where: Path) -> float:
-    """The value of the first of ``patterns`` that matches ``layer``, by peft's own rule."""
+    """Return the value of the first of ``patterns`` that matches ``layer``, by peft's own rule."""
     value = default
     for pattern, other in (patterns or {}).items():
         try:
@@ -353,7 +354,7 @@ def _describe(
     split: bool,
     tied_head: bool,
 ) -> LoRA:
-    """The ``LoRA`` whose ``apply`` makes room for exactly these adapters."""
+    """Return the ``LoRA`` whose ``apply`` makes room for exactly these adapters."""
 
     def address(name: str, label: str) -> str:
         parent = name.rpartition(".")[0]

@@ -47,7 +47,7 @@ class AdapterPlace:
 
 
 def places(config: DecoderConfig) -> dict[str, AdapterPlace]:
-    """The Hugging Face model's linear layers by name, the head last.
+    """Return the Hugging Face model's linear layers by name, the head last.
 
     Raises:
         TechniqueError: no Hugging Face family says this decoder.
@@ -85,7 +85,7 @@ def _place(name: str, rows: slice, inputs: int, sizes: Mapping[str, int]) -> Ada
 
 
 def _leaf(key: str) -> str:
-    """A layer's name within its block: ``attn.c_attn`` of ``transformer.h.0.attn.c_attn``."""
+    """Return a layer's name within its block: ``attn.c_attn`` of ``transformer.h.0.attn.c_attn``."""
     return _BLOCK.sub("", key)
 
 

@@ -122,7 +122,8 @@ def check(pieces: Iterable[TensorPiece], weights: Source, ignored: Callable[[str
 
 
 def check_dtype(key: str, header: TensorHeader, wanted: torch.dtype) -> None:
-    """Floats cast to floats; anything else, and codes of 8-bit floats, must be what the place is.
+    """Refuse a tensor whose dtype does not suit its place: floats are cast to floats; anything else, codes of 8-bit
+    floats too, must be what the place is.
 
     Raises:
         CheckpointError: it does not load into ``wanted``.
@@ -140,7 +141,7 @@ def meta(build: Callable[[], nn.Module]) -> nn.Module:
 
 
 def places(model: nn.Module) -> dict[str, Tensor]:
-    """Every parameter and saved buffer once, by its first name: a tied head stands under the embedding's."""
+    """Return every parameter and saved buffer once, by its first name: a tied head stands under the embedding's."""
     names: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, tensor in model.state_dict(keep_vars=True).items():

@@ -53,7 +53,7 @@ class ConfigReader:
     def size(
         self, key: str, default: int | None = None, *, least: int = 1, most: int = _MOST, null: int | None = None
     ) -> int:
-        """A whole number in ``least..most``; ``null``: what an explicit null means, where not the default."""
+        """Return a whole number in ``least..most``; ``null``: what an explicit null means, where not the default."""
         if null is not None and key in self.values and self.get(key) is None:
             return null
         value = self._value(key, default)
@@ -64,28 +64,28 @@ class ConfigReader:
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
-        """A finite number that is not negative (NaN compares false and is refused)."""
+        """Return a finite number that is not negative (NaN compares false and is refused)."""
         value = self._value(key, default)
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < _MOST_REAL:
             raise ModelError(f"{self.where} has {key} = {value!r}, which is no number in 0..{_MOST_REAL:g}")
         return float(value)
 
     def flag(self, key: str, default: bool) -> bool:
-        """True or false."""
+        """Return true or false."""
         value = self._value(key, default)
         if not isinstance(value, bool):
             raise ModelError(f"{self.where} has {key} = {value!r}, which is neither true nor false")
         return value
 
     def text(self, key: str, default: str) -> str:
-        """A string."""
+        """Return a string."""
         value = self._value(key, default)
         if not isinstance(value, str):
             raise ModelError(f"{self.where} has {key} = {value!r}, which is no string")
         return value
 
     def inner(self, key: str) -> ConfigReader:
-        """A nested object, empty where absent or null."""
+        """Return a nested object, empty where absent or null."""
         value = self._value(key, {})
         if not isinstance(value, dict):
             raise ModelError(f"{self.where} has {key} = {value!r}, which is no object")

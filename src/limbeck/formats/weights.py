@@ -73,7 +73,7 @@ class WeightFiles:
 
 
 def _is_single(folder: Path) -> bool:
-    """Does ``folder`` hold one weights file, or else an index of several?"""
+    """Return whether ``folder`` holds one weights file, not an index of several."""
     if (folder / SINGLE).is_file():
         return True
     if (folder / INDEX).is_file():

@@ -60,7 +60,7 @@ class JinjaTemplate:
         return cls(str(text), tokens)
 
     def render(self, messages: Sequence[Mapping[str, str]], *, answer: bool = True) -> str:
-        """Text of a conversation.
+        """Return the text of a conversation.
 
         Args:
             messages: ``role`` and ``content`` of each turn.

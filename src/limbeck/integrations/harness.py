@@ -1,4 +1,4 @@
-"""Running lm-eval's tasks for ``limbeck evaluate --harness``, and its results as scores an item."""
+"""Running lm-eval's tasks for ``limbeck harness``, and its results as scores an item."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def run(bundle: Bundle, asked: Asked) -> list[Found]:
         bundle, batch_size=asked.measuring.batch_size, max_length=asked.measuring.context, seed=asked.seed
     )
     if asked.chat and not lm.chat_template():
-        raise ConfigError(f"{bundle.source} has no chat template: leave out --harness-chat")
+        raise ConfigError(f"{bundle.source} has no chat template: leave out --chat")
     with _aside(asked.quiet):
         loaded = _loaded(asked)
         for name, task in loaded["tasks"].items():
@@ -88,7 +88,7 @@ def _loaded(asked: Asked) -> Mapping[str, Any]:
     """The tasks by name, each with its data in memory."""
     folders = [str(LOCAL), *([asked.path] if asked.path else [])]
     if asked.path and not Path(asked.path).is_dir():
-        raise ConfigError(f"--harness-path {asked.path} is no folder of task files")
+        raise ConfigError(f"--task-path {asked.path} is no folder of task files")
     metadata = {**asked.data, **({LIMIT: asked.limit} if asked.limit else {})}
     manager = TaskManager(include_path=folders, include_defaults=False, metadata=metadata)
     if not all(_is_file(name) or name in manager.all_tasks for name in asked.tasks):
@@ -98,7 +98,7 @@ def _loaded(asked: Asked) -> Mapping[str, Any]:
     strange = [key for key in asked.data if key.removesuffix(_EXAMPLES) not in known]
     if strange:
         hint = nearest(strange[0], known)
-        raise ConfigError(f"--harness-data names '{strange[0]}', and no such task is asked for{hint}")
+        raise ConfigError(f"--rows names '{strange[0]}', and no such task is asked for{hint}")
     try:
         return dict(manager.load([_specified(entry, asked) for entry in entries]))
     except LimbeckError:
@@ -106,8 +106,7 @@ def _loaded(asked: Asked) -> Mapping[str, Any]:
     except Exception as error:  # those of YAML files, of data sets and of the Hub share no class
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(
-            f"lm-eval cannot load {', '.join(asked.tasks)}: {reason}; rows of your own are named by "
-            "--harness-data TASK=FILE"
+            f"lm-eval cannot load {', '.join(asked.tasks)}: {reason}; rows of your own are named by --rows TASK=FILE"
         ) from None
 
 
@@ -149,13 +148,13 @@ def _specified(entry: Any, asked: Asked) -> Any:
     if source is None or "custom_dataset" in config:
         return name
     if not config:
-        raise ConfigError(f"--harness-data is for single tasks, and '{entry.name}' is none: name its tasks")
+        raise ConfigError(f"--rows is for single tasks, and '{entry.name}' is none: name its tasks")
     examples = asked.data.get(f"{entry.name}{_EXAMPLES}")
     shots = asked.shots if asked.shots is not None else config.get("num_fewshot") or 0
     if shots and examples is None and "samples" not in (config.get("fewshot_config") or {}):
         raise ConfigError(
-            f"'{entry.name}' shows {shots} examples: name their rows, --harness-data {entry.name}{_EXAMPLES}=FILE, or "
-            "give --harness-shots 0"
+            f"'{entry.name}' shows {shots} examples: name their rows, --rows {entry.name}{_EXAMPLES}=FILE, or "
+            "give --shots 0"
         )
     splits = local_splits(config, source, examples, asked.limit)
 

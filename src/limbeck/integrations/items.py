@@ -91,12 +91,12 @@ def found_of(
 
 
 def _ids(samples: Samples) -> list[str]:
-    """The rows' own ids, where the data came from a local file, else lm-eval's numbers."""
+    """Return the rows' own ids, where the data came from a local file, else lm-eval's numbers."""
     return [item_id(s["doc"], s["doc_id"]) for s in samples]
 
 
 def item_id(doc: Any, number: int) -> str:
-    """Id of lm-eval's document ``number``: its row's, where it has one."""
+    """Return the id of lm-eval's document ``number``: its row's, where it has one."""
     return str(doc.get(ROW_ID, number) if isinstance(doc, Mapping) else number)
 
 
@@ -122,7 +122,7 @@ def _figures(
 def _figure(
     label: str, metric: str, values: Sequence[Any], better: bool | None
 ) -> tuple[HarnessFigure | None, Columns]:
-    """A figure of numbers an item, or of pairs of a log-likelihood and a count; None of anything else."""
+    """Return a figure of numbers an item, or of pairs of a log-likelihood and a count; None of anything else."""
     way: Any = "lower" if better is False else "higher"
     if metric in _ROLLING and all(isinstance(v, Sequence) and len(v) == 2 for v in values):
         form, unit = _ROLLING[metric]
@@ -172,7 +172,7 @@ def _choices(name: str, samples: Samples, ids: Sequence[str]) -> Columns:
 
 
 def label_of(name: str, item: str, target: int | str, labels: Sequence[str]) -> int:
-    """Place of an item's right answer, which lm-eval has as such or as the choice itself, among ``labels``.
+    """Return the place of an item's right answer, which lm-eval has as such or as the choice itself, among ``labels``.
 
     Raises:
         DataError: it is none of them; lm-eval would count the item as wrong.
@@ -185,7 +185,7 @@ def label_of(name: str, item: str, target: int | str, labels: Sequence[str]) -> 
 
 
 def _class_figures(columns: Columns) -> list[HarnessFigure]:
-    """What must stand beside an accuracy."""
+    """Return what must stand beside an accuracy."""
     named = [s for s in class_statistics(columns) if s.name != "accuracy"]
     figures = [HarnessFigure(name=s.name, form="class", columns=s.columns) for s in named]
     nats = HarnessFigure(name="nats per item", form="mean", columns=("label_nll",), better="lower", unit="nats/item")
@@ -193,7 +193,7 @@ def _class_figures(columns: Columns) -> list[HarnessFigure]:
 
 
 def _prediction(kind: str, sample: Mapping[str, Any]) -> str:
-    """The likeliest choice, or what was generated before any filter."""
+    """Return the likeliest choice, or what was generated before any filter."""
     if kind != "multiple_choice":
         return str(sample["resps"][0][0])
     best = int(np.argmax([float(r[0]) for r in sample["filtered_resps"]]))
@@ -210,7 +210,7 @@ def _sample(sample: Mapping[str, Any], prediction: str) -> tuple[str, str, str]:
 
 
 def _protocol(name: str, task: Any, common: Mapping[str, Any]) -> dict[str, Any]:
-    """What must be equal for two figures of the task to be compared."""
+    """Return what must be equal for two figures of the task to be compared."""
     config = task.config
     inside = config.metadata if isinstance(config.metadata, Mapping) else {}
     data = inside.get("rows") or inside.get(name) or " ".join(filter(None, (config.dataset_path, config.dataset_name)))

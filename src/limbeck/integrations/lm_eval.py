@@ -114,7 +114,7 @@ class LimbeckLM(LM):  # type: ignore[misc]  # lm-eval has no types
         return self._template.render(chat_history, answer=add_generation_prompt)
 
     def chat_template(self, chat_template: bool | str = False) -> str:
-        """Text of the template, for lm-eval's record; empty without one."""
+        """Return the text of the template, for lm-eval's record; empty without one."""
         return "" if self._template is None else self._template.text
 
     @property
@@ -133,7 +133,7 @@ class LimbeckLM(LM):  # type: ignore[misc]  # lm-eval has no types
         return self.answers.longest
 
     def get_model_info(self) -> dict[str, Any]:
-        """What lm-eval writes beside its results."""
+        """Return what lm-eval writes beside its results."""
         model = self._bundle.model
         return {"model_num_parameters": model.count_parameters(), "model_dtype": str(model.dtype)}
 

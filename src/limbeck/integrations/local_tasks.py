@@ -127,7 +127,7 @@ class GSM8KShots(_Shots):
 def _read(task: Task, name: str, metadata: Mapping[str, Any]) -> tuple[Rows, Rows | None]:
     if name not in metadata:
         raise ConfigError(
-            f"{name} takes its rows from a file: name it by {name}=FILE, in --harness-data of limbeck evaluate or in "
+            f"{name} takes its rows from a file: name it by {name}=FILE, in --rows of limbeck harness or in "
             "--metadata of lm_eval"
         )
     rows = task.read(str(metadata[name]), columns={}, limit=metadata.get(LIMIT), separator="<|endoftext|>")

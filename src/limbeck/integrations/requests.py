@@ -46,7 +46,7 @@ def rolling_windows(ids: Sequence[int], prefix: int, longest: int) -> Iterator[t
 
 
 def decoding_of(asked: Mapping[str, Any], seed: int = 0) -> Decoding:
-    """The decoding that a task's ``generation_kwargs`` ask for, under lm-eval's rules.
+    """Return the decoding that a task's ``generation_kwargs`` ask for, under lm-eval's rules.
 
     ``do_sample`` false is greedy whatever the temperature; without it, a temperature above 0 samples. The end token
     always ends a text.
@@ -122,7 +122,8 @@ class Answers:
         self.counts: Counter[str] = Counter()
 
     def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, bool]]:
-        """Log-likelihood in nats of each continuation after its context, and whether greedy decoding would write it.
+        """Return the log-likelihood in nats of each continuation after its context, and whether greedy decoding would
+        write it.
 
         Raises:
             DataError: a continuation is empty, or longer than the model can read.
@@ -136,7 +137,7 @@ class Answers:
         return answers
 
     def rolling(self, texts: Sequence[str]) -> list[float]:
-        """Log-likelihood in nats of each whole text after the prefix token, in windows; 0 for an empty text."""
+        """Return the log-likelihood in nats of each text after the prefix token, in windows; 0 for an empty one."""
         pairs, owners = [], []
         for number, text in enumerate(texts):
             for pair in rolling_windows(self._encode(text), self.prefix, self.longest):
@@ -175,7 +176,7 @@ class Answers:
         return texts
 
     def told(self) -> list[str]:
-        """A sentence for each thing that had to give way."""
+        """Return a sentence for each thing that was changed against what was asked."""
         total = self.counts["requests"]
         sentences = {
             "contexts_cut": f"contexts were longer than {self.longest} tokens allow and lost their beginning",

@@ -1,4 +1,4 @@
-"""What the recipes know of lm-evaluation-harness: what is asked of it, what it hands back, and where it is reached.
+"""Measuring on tasks of lm-evaluation-harness: what is asked of it, what it hands back, and the report on it.
 
 Nothing here imports it: ``RUNNER`` names the function that does, as the table of verbs names recipes.
 """
@@ -17,15 +17,20 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from limbeck.config import Config, build
+from limbeck.data.readers import read
 from limbeck.errors import ConfigError, DataError
 from limbeck.formats.load import Bundle
 from limbeck.jobs.checks import fired_first
+from limbeck.jobs.model_source import ModelSource
+from limbeck.jobs.recipe import Display, Recipe, Report
+from limbeck.jobs.reports.evaluation import show_report
 from limbeck.measure.classes import class_statistics
 from limbeck.measure.probes.table import score_alarms
 from limbeck.measure.scores import Scores
 from limbeck.measure.statistic import COUNT, Statistic, ratio
 from limbeck.measure.stats import interval
-from limbeck.storage import write_json
+from limbeck.run import Run
+from limbeck.storage import plain, write_json
 from limbeck.tasks.task import Measuring, Result
 
 __all__ = [
@@ -33,6 +38,7 @@ __all__ = [
     "Asked",
     "HarnessFigure",
     "Found",
+    "harness_job",
     "harness_values",
     "reported_figures",
     "reported_protocol",
@@ -129,10 +135,50 @@ def run_harness(bundle: Bundle, asked: Asked) -> list[Found]:
         DataError: a task's data cannot be had.
     """
     if find_spec("lm_eval") is None:
-        raise ConfigError("--harness needs lm-eval, which is not installed: pip install 'limbeck[harness]'")
+        raise ConfigError("tasks of the harness need lm-eval, which is not installed: pip install 'limbeck[harness]'")
     module, _, name = RUNNER.partition(":")
     run: Callable[[Bundle, Asked], list[Found]] = getattr(import_module(module), name)
     return run(bundle, asked)
+
+
+def harness_job(recipe: Recipe, source: ModelSource, asked: Asked, display: Display, *, memory: bool) -> Report:
+    """Measure a model on tasks of the harness and report; with ``out`` also write a run folder, scores by task.
+
+    Args:
+        recipe: of the run folder.
+        source: the model.
+        asked: of the harness.
+        display: for people.
+        memory: measure peak memory too.
+
+    Raises:
+        LimbeckError: the model or what is asked does not fit, data cannot be had, or the disk refused a write.
+    """
+    display.say(f"measuring {source.model} on {', '.join(asked.tasks)} through lm-evaluation-harness")
+    named = {part: read(rows) for part, rows in asked.data.items()}
+    data = {part: rows.describe() for part, rows in named.items()}
+    values: dict[str, Any] = {"verb": recipe.verb, "model": source.model, "data": data}
+
+    def report(values: dict[str, Any], scores: Path | None) -> Report:
+        bundle = source.load(recipe.dtype, recipe.device)
+        values |= harness_values(run_harness(bundle, asked), asked.measuring, scores)
+        for name, part in values["parts"].items():  # what lm-eval had from elsewhere
+            items = max((m["items"] for m in part["metrics"].values()), default=0)
+            values["data"].setdefault(name, {"source": str(part["protocol"].get("corpus")), "hash": "", "rows": items})
+        values["cost"] = source.cost(bundle, recipe.dtype, memory)
+        values = plain(values)
+        return Report(values, show_report(values))
+
+    if recipe.out is None:
+        return report(values, None)
+    with Run.create(Path(recipe.out), recipe) as run:
+        if run.finished:
+            display.say(run.describe())
+            return Report(run.report(), show_report(run.report()))
+        run.provenance(seed=recipe.seed, data={part: rows.hash for part, rows in named.items()})
+        told = report({**values, "run": str(run.path)}, run.scores)
+        run.finish(told.values)
+        return told
 
 
 def harness_values(found: list[Found], measuring: Measuring, folder: Path | None) -> dict[str, Any]:

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field, JsonValue, field_validator
 
-from limbeck.config import dump
 from limbeck.data.batch import Example
 from limbeck.data.batches import Batches, CollateFn
 from limbeck.data.tokenizer import Tokenizer
-from limbeck.decode.settings import Decoding
 from limbeck.errors import ConfigError
 from limbeck.jobs.checks import OnOverlap, ProbeLevel, encoded
-from limbeck.jobs.recipe import Recipe
+from limbeck.jobs.measured_task import MeasuredTask
+from limbeck.jobs.recipe import Recipe, default_folder
 from limbeck.jobs.source import DataSource
 from limbeck.jobs.zero_shot import ZeroShotRows
 from limbeck.run import Run
-from limbeck.tasks.table import AnyTask
-from limbeck.tasks.task import Measuring
 from limbeck.tasks.text import Text
 from limbeck.techniques.pairs import check_pairs
 from limbeck.techniques.table import AnyTechnique
@@ -32,10 +28,11 @@ __all__ = ["TrainingOptions"]
 _DATA: dict[str, JsonValue] = {"section": "data"}
 
 
-class TrainingOptions(ZeroShotRows, DataSource, Recipe):
+class TrainingOptions(MeasuredTask, ZeroShotRows, DataSource, Recipe):
     """Task, batches, techniques, training and measuring; what is read off them alone."""
 
-    task: AnyTask = Field(Text(), description="kind of work")
+    on_ranks: ClassVar[bool] = True
+
     context: int | None = Field(
         None, ge=2, description="tokens a sequence; none: the model's own", json_schema_extra=_DATA
     )
@@ -44,8 +41,6 @@ class TrainingOptions(ZeroShotRows, DataSource, Recipe):
     bucketing: bool = Field(True, description="batch rows of like length together", json_schema_extra=_DATA)
     techniques: tuple[AnyTechnique, ...] = Field((), description="applied in this order")
     train: TrainSettings = Field(default_factory=TrainSettings, description="the training itself")
-    measuring: Measuring = Field(default_factory=Measuring, description="the final evaluation")
-    decoding: Decoding | None = Field(None, description="how the final evaluation generates; none: the task's choice")
     audit: OnOverlap = Field(
         "list",
         description="training rows that overlap with evaluation rows or repeat: list them, drop them, refuse to run",
@@ -117,4 +112,4 @@ class TrainingOptions(ZeroShotRows, DataSource, Recipe):
         """Run folder: ``out``, or one named after the recipe, so that the same command finds its own run again."""
         if self.out is not None:
             return Path(self.out)
-        return Path("runs") / f"{self.verb}-{hashlib.sha256(dump(self).encode()).hexdigest()[:8]}"
+        return default_folder(self)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import sys
@@ -17,14 +18,15 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from limbeck.config import Config
+from limbeck.config import Config, dump
 from limbeck.run import Run
 from limbeck.storage import check_folder, plain, write_json
 
-__all__ = ["Dtype", "Recipe", "Report", "Display", "facts"]
+__all__ = ["Dtype", "Recipe", "Report", "Display", "default_folder", "facts"]
 
 Dtype = Literal["auto", "fp32", "bf16", "fp16", "fp64"]
 
+_PAGE = "report.html"  # of a result, which Python's result.open() writes beside what the verb wrote
 _UNBOUND = 140  # columns where nobody says how many there are
 _COMMON: dict[str, Any] = {"section": "common"}
 
@@ -134,7 +136,7 @@ class Recipe(Config):
             ConfigError: it holds something else, or cannot be written.
         """
         if self.out is not None and self.files is not None:
-            check_folder(Path(self.out), self.files)
+            check_folder(Path(self.out), (*self.files, _PAGE))
         elif self.out is not None:
             Run.check(Path(self.out), self)
 
@@ -145,6 +147,11 @@ class Recipe(Config):
         Raises:
             LimbeckError: one sentence; its ``exit_code`` becomes the command's.
         """
+
+
+def default_folder(recipe: Recipe) -> Path:
+    """Return the run folder of a recipe without ``out``, named after its values: the same command finds it again."""
+    return Path("runs") / f"{recipe.verb}-{hashlib.sha256(dump(recipe).encode()).hexdigest()[:8]}"
 
 
 def facts(title: str, rows: Iterable[tuple[str, object]]) -> Table:

@@ -10,12 +10,12 @@ import torch
 from pydantic import Field, JsonValue
 
 from limbeck.config import Config
-from limbeck.data.readers import Dialect, Rows
+from limbeck.data.readers import Dialect, Rows, read
 from limbeck.data.splits import split_rows
 from limbeck.errors import ConfigError, DataError
 from limbeck.tasks.task import Task
 
-__all__ = ["DataSource", "Parts", "device_of", "dtype_of"]
+__all__ = ["DataSource", "NamedRows", "Parts", "Reading", "device_of", "dtype_of"]
 
 _DATA: dict[str, JsonValue] = {"section": "data"}
 _NAMED = 10  # dropped rows
@@ -50,12 +50,15 @@ class Parts:
         return ("valid", self.valid) if self.valid is not None else None
 
 
-class DataSource(Config):
-    """Where rows come from and how they are parted; the fields of every recipe that trains."""
+class NamedRows(Config):
+    """One data set by name."""
 
-    data: str = Field(description="training rows: a path, toy:NAME or a Hub id", json_schema_extra=_DATA)
-    valid: str | None = Field(None, description="validation rows; none: a share of the data", json_schema_extra=_DATA)
-    test: str | None = Field(None, description="test rows, read once at the end", json_schema_extra=_DATA)
+    data: str = Field(description="rows: a path, toy:NAME or a Hub id", json_schema_extra=_DATA)
+
+
+class Reading(Config):
+    """How data sets are read; fields of every recipe that reads any."""
+
     columns: dict[str, str] = Field(
         default_factory=dict, description="our field = their column, e.g. question=prompt", json_schema_extra=_DATA
     )
@@ -65,6 +68,34 @@ class DataSource(Config):
     dialect: Dialect = Field(
         default_factory=Dialect, description="delimiter and quotes of tables of text", json_schema_extra=_DATA
     )
+    limit: int | None = Field(None, ge=1, description="read only so many rows of each source", json_schema_extra=_DATA)
+
+    def rows(self, source: str, task: Task | None, *, whole: bool = False) -> Rows:
+        """Read one source as ``task`` does; None: as any table or text.
+
+        Args:
+            source: a path, ``toy:NAME`` or a Hub id.
+            task: kind of work.
+            whole: every row, whatever ``limit`` says.
+
+        Raises:
+            DataError: the source is missing, empty or shaped otherwise.
+        """
+        how: dict[str, Any] = {
+            "columns": self.columns,
+            "limit": None if whole else self.limit,
+            "separator": self.separator,
+            "dialect": self.dialect,
+        }
+        return read(source, **how) if task is None else task.read(source, **how)
+
+
+class DataSource(Reading, NamedRows):
+    """Where rows come from and how they are parted; the fields of every recipe that trains."""
+
+    data: str = Field(description="training rows: a path, toy:NAME or a Hub id", json_schema_extra=_DATA)
+    valid: str | None = Field(None, description="validation rows; none: a share of the data", json_schema_extra=_DATA)
+    test: str | None = Field(None, description="test rows, read once at the end", json_schema_extra=_DATA)
     split_by: str | None = Field(
         None, description="field whose equal values stay in one part; none: the task's choice", json_schema_extra=_DATA
     )
@@ -73,11 +104,6 @@ class DataSource(Config):
         description="train, valid and test shares of data that comes in one piece",
         json_schema_extra=_DATA,
     )
-    limit: int | None = Field(None, ge=1, description="read only so many rows of each source", json_schema_extra=_DATA)
-
-    def rows(self, source: str, task: Task) -> Rows:
-        """Read one source for ``task``."""
-        return task.read(source, columns=self.columns, limit=self.limit, separator=self.separator, dialect=self.dialect)
 
     def parts(self, task: Task) -> Parts:
         """Read every part; without ``valid`` and ``test`` the data is split by the hash of a field.

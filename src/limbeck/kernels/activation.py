@@ -23,7 +23,7 @@ _KINDS = {"gelu_tanh": 0, "silu": 1}  # numbers by which the C source knows them
 
 
 def activate(kind: str, x: Tensor, gated: bool = False) -> Tensor:
-    """``f(x)``, or ``f(gate) * up`` for the two halves of ``x``'s last dimension (Shazeer 2020).
+    """Return ``f(x)``, or ``f(gate) * up`` for the two halves of ``x``'s last dimension (Shazeer 2020).
 
     Args:
         kind: "gelu_tanh", "gelu", "silu" or "relu".
@@ -53,7 +53,7 @@ class _Activation(torch.autograd.Function):
 
 
 def _library(kind: str, x: Tensor) -> ctypes.CDLL | None:
-    """The compiled pass, where it serves these numbers here."""
+    """Return the compiled pass, where it serves these numbers here."""
     if kind not in _KINDS or x.device.type != "cpu" or x.dtype not in (torch.float32, torch.bfloat16):
         return None
     if torch.compiler.is_compiling():  # which fuses torch's operations itself
@@ -82,13 +82,13 @@ def _value(kind: str, x: Tensor, gated: bool) -> Tensor:
 
 
 def _shape(kind: str, x: Tensor, out: Tensor, gated: bool) -> tuple[int, int, int, int, int]:
-    """What the compiled passes want to know of x and of ``out``, which is shaped as the result."""
+    """Return what the compiled passes want to know of x and of ``out``, which is shaped as the result."""
     width = max(out.shape[-1], 1)
     return _KINDS[kind], int(x.dtype == torch.bfloat16), int(gated), out.numel() // width, out.shape[-1]
 
 
 def activated_linear(kind: str, x: Tensor, weight: Tensor, bias: Tensor | None, gated: bool = False) -> Tensor:
-    """``activate(kind, x, gated) @ weight.T + bias``, the same numbers and gradients from less memory.
+    """Return ``activate(kind, x, gated) @ weight.T + bias``, the same numbers and gradients from less memory.
 
     The backward computes the activation again: a hundredth of a training step, for F or (gated) 3 F numbers a token.
 

@@ -17,7 +17,7 @@ __all__ = ["adapted_linear"]
 
 
 def adapted_linear(x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
-    """``x @ weight.T + bias + (x @ a.T) @ b.T``.
+    """Return ``x @ weight.T + bias + (x @ a.T) @ b.T``.
 
     Args:
         x: (..., in_features).

@@ -41,7 +41,7 @@ class Span(NamedTuple):
 
 
 def document_spans(document_ids: Tensor) -> tuple[Span, ...]:
-    """Documents of each row, padding (0) left out; waits for the device.
+    """Return documents of each row, padding (0) left out; waits for the device.
 
     Args:
         document_ids: (B, T), equal neighbours are one document.
@@ -57,7 +57,7 @@ def document_spans(document_ids: Tensor) -> tuple[Span, ...]:
 
 
 def document_attention(q: Tensor, k: Tensor, v: Tensor, spans: Sequence[Span], scale: float | None = None) -> Tensor:
-    """Causal attention within each span, and 0 outside of all.
+    """Return causal attention within each span, and 0 outside of all.
 
     Scores are rounded to the inputs' dtype, as matrix products round them (the compiled pass does not); the softmax's
     own arithmetic is float32 or wider, and so are the sums of key and value gradients over blocks.
@@ -142,7 +142,7 @@ class _Compiled:
 
     @classmethod
     def of(cls, q: Tensor, k: Tensor, v: Tensor, spans: Sequence[Span], scale: float) -> _Compiled | None:
-        """None where there are none for these numbers here."""
+        """Return none where there are none for these numbers here."""
         if q.dtype not in (torch.float32, torch.bfloat16) or q.device.type != "cpu" or not spans or not q.numel():
             return None
         if q.dtype == torch.bfloat16 and q.shape[-1] % 2 or any(x.dtype != q.dtype for x in (k, v)):
@@ -164,7 +164,7 @@ class _Compiled:
             kernels.limbeck_attend(heads, len(documents), listed, room.data_ptr(), self.threads)
 
     def backward(self, grad: Tensor, out: Tensor, sums: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradients of queries, keys and values, laid out (B, T, heads, D)."""
+        """Return gradients of queries, keys and values, laid out (B, T, heads, D)."""
         heads, kernels, grad = self.heads, self.kernels, _columns_together(grad)
         heads.out, heads.sums = out.data_ptr(), sums.data_ptr()
         dq, dk, dv = (_beside(x, self.spans) for x in (self.q, self.k, self.v))
@@ -183,7 +183,7 @@ def _columns_together(x: Tensor) -> Tensor:
 
 
 def _documents(spans: Sequence[Span], most: int) -> Iterator[tuple[list[native.Document], int]]:
-    """The spans' documents one row each, with the tiles of their keys, as many at once as have ``most`` tiles."""
+    """Yield the spans' documents one row each, with the tiles of their keys, as many at once as have ``most`` tiles."""
     group: list[native.Document] = []
     tiles = 0
     for s in spans:
@@ -214,7 +214,7 @@ class _Sum:
 
 
 def _beside(x: Tensor, spans: Sequence[Span]) -> Tensor:
-    """A tensor of the shape of ``x`` (B, H, T, D), laid out as (B, T, H, D), 0 where no span is."""
+    """Return a tensor of the shape of ``x`` (B, H, T, D), laid out as (B, T, H, D), 0 where no span is."""
     b, h, t, d = x.shape
     whole = sum((s.last - s.first) * (s.stop - s.start) for s in spans) == b * t
     return (x.new_empty if whole else x.new_zeros)(b, t, h, d).transpose(1, 2)
@@ -241,11 +241,11 @@ class _Part:
         self.hidden = torch.ones(side, side, dtype=torch.bool).triu_(1)
 
     def blocks(self) -> list[tuple[int, int]]:
-        """Queries from one place to another; they see the keys up to the second."""
+        """Return queries from one place to another; they see the keys up to the second."""
         return [(a, min(a + _BLOCK, self.length)) for a in range(0, self.length, _BLOCK)]
 
     def take(self, x: Tensor, a: int, stop: int) -> Tensor:
-        """Rows of a block of ``x`` (B, H, T, D), (n, G * block, D)."""
+        """Return rows of a block of ``x`` (B, H, T, D), (n, G * block, D)."""
         block = x[self.rows, :, self.start + a : self.start + stop]
         return block.reshape(self.count * self.kv, self.group * (stop - a), -1)
 
@@ -255,11 +255,11 @@ class _Part:
         into.copy_(block.view(into.shape))
 
     def queries(self, a: int, stop: int) -> Tensor:
-        """Queries of a block times the scale, (n, G * block, D)."""
+        """Return queries of a block times the scale, (n, G * block, D)."""
         return self.take(self.q, a, stop) * self.scale
 
     def probabilities(self, a: int, stop: int) -> Tensor:
-        """(n, G * block, stop) what each query takes of each key."""
+        """Return (n, G * block, stop) what each query takes of each key."""
         scores = torch.bmm(self.queries(a, stop), self.k[:, :stop].transpose(1, 2))
         size = stop - a
         square = scores.view(-1, self.group, size, stop)[..., a:]

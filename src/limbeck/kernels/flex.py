@@ -20,12 +20,14 @@ _LEAST_WIDTH = 16  # of a head: of fewer columns a GPU has no product
 
 
 def serves(q: Tensor) -> bool:
-    """Is ``flex_attend`` for queries (B, H, T, D) like these? Its kernels sum in float32, too narrow for float64."""
+    """Return whether ``flex_attend`` serves queries (B, H, T, D) like these; its kernels sum in float32, too narrow for
+    float64.
+    """
     return q.shape[-1] >= _LEAST_WIDTH and q.dtype != torch.float64
 
 
 def block_mask(documents: Tensor, positions: Tensor, allows: Allows) -> BlockMask:
-    """What ``View.dense_mask`` says, by blocks: the same document, ``allows``, and every token itself.
+    """Return what ``View.dense_mask`` says, by blocks: the same document, ``allows``, and every token itself.
 
     Args:
         documents: (B, T) document of each token.
@@ -44,7 +46,7 @@ def block_mask(documents: Tensor, positions: Tensor, allows: Allows) -> BlockMas
 
 
 def flex_attend(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, scale: float | None = None) -> Tensor:
-    """Scaled dot-product attention under ``mask``; compiled on a GPU, torch's reference elsewhere.
+    """Return scaled dot-product attention under ``mask``; compiled on a GPU, torch's reference elsewhere.
 
     Args:
         q: (B, H, T, D) queries.

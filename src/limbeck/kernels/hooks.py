@@ -8,6 +8,6 @@ __all__ = ["hooked"]
 
 
 def hooked(module: nn.Module) -> bool:
-    """Does somebody want to see this very module called, forward or backward?"""
+    """Return whether somebody wants to see this very module called, forward or backward."""
     forward = module._forward_hooks or module._forward_pre_hooks
     return bool(forward or module._backward_hooks or module._backward_pre_hooks)

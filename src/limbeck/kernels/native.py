@@ -202,6 +202,10 @@ def _open(path: Path) -> ctypes.CDLL:
     lib.limbeck_many_room.restype = _i64
     lib.limbeck_many.argtypes = (weight, _pointer, _i64, _i64, *[_pointer] * 3, _i64)
     lib.limbeck_many.restype = None
+    lib.limbeck_widened_room.argtypes = (weight, _i64, _i64)
+    lib.limbeck_widened_room.restype = _i64
+    lib.limbeck_widened.argtypes = (weight, _pointer, _i64, _i64, *[_pointer] * 3, _i64)
+    lib.limbeck_widened.restype = None
     lib.limbeck_activate.argtypes = (*[_i64] * 5, *[_pointer] * 2, _i64)
     lib.limbeck_activate.restype = _i64
     lib.limbeck_activate_backward.argtypes = (*[_i64] * 5, *[_pointer] * 3, _i64)

@@ -34,7 +34,7 @@ FEW_ROWS = {"int8": 8, "int4": 48}
 """Most rows for which the packed kernel is chosen where there is no product of integers, by kind of codes."""
 
 _ROWS_BEFORE_MATRIX_UNITS = 48  # most rows for which integers are chosen where bf16 products have units of their own
-_INTEGER_ROWS = 1024  # rows of one call: its scratch grows with them
+_COMPILED_ROWS = 1024  # rows of one call: its scratch grows with them
 
 _BLOCK_ELEMENTS = 8 << 20  # of the dequantized weight at a time: a layer of GPT-2 is one block, its head five
 _INT4_GROUPS = (32, 64, 128)
@@ -87,6 +87,13 @@ class Prepared:
             return False
         library = native.load()
         return library is not None and library.limbeck_many_room(self.matrix(), 1, 1) > 0
+
+    def supports_widened(self) -> bool:
+        """Is there a compiled product of fp32 that widens this layout in cache?"""
+        if self.codes.codes.device.type != "cpu":
+            return False
+        library = native.load()
+        return library is not None and library.limbeck_widened_room(self.matrix(), 1, 1) > 0
 
     def matrix(self) -> native.Matrix:
         """How the compiled kernels see it."""
@@ -219,7 +226,7 @@ class _Product(torch.autograd.Function):
 def _product(x: Tensor, prepared: Prepared, path: Dispatch, bias: Tensor | None = None) -> Tensor:
     """(M, C) -> (M, R) in ``x``'s dtype."""
     if path == "integer":
-        return _integer(x, prepared, bias)
+        return _compiled(x, prepared, bias, "many")
     y: Tensor | None = None
     if path == "packed":
         try:
@@ -227,24 +234,26 @@ def _product(x: Tensor, prepared: Prepared, path: Dispatch, bias: Tensor | None 
         except RuntimeError as error:  # a kernel that this build or device lacks
             _say_once(f"torch's packed {prepared.codes.layout.kind} kernel failed here ({error}): dequantizing instead")
             path = "dequantize"
+    if path == "dequantize" and _fast_dtype(x) == torch.float32 and prepared.supports_widened():
+        return _compiled(x, prepared, bias, "widened")
     if y is None:
         y = _dequantized(x, prepared.codes) if path == "dequantize" else F.linear(x, prepared.codes.decode(x.dtype))
     return y if bias is None else y + bias.to(y.dtype)
 
 
-def _integer(x: Tensor, prepared: Prepared, bias: Tensor | None) -> Tensor:
-    """The compiled product; inputs that are neither fp32 nor bf16 pass through fp32."""
+def _compiled(x: Tensor, prepared: Prepared, bias: Tensor | None, product: Literal["many", "widened"]) -> Tensor:
+    """A compiled product; inputs that are neither fp32 nor bf16 pass through fp32."""
     library = native.load()
     assert library is not None
+    room_of, multiply = getattr(library, f"limbeck_{product}_room"), getattr(library, f"limbeck_{product}")
     plain = x.detach().contiguous() if x.dtype in (torch.float32, torch.bfloat16) else x.detach().float()
     shift = None if bias is None else bias.detach().float()
     y = torch.empty(x.shape[0], prepared.codes.layout.rows, dtype=plain.dtype)
     matrix, threads, kind = prepared.matrix(), torch.get_num_threads(), int(plain.dtype == torch.bfloat16)
-    for start in range(0, x.shape[0], _INTEGER_ROWS):
-        part, into = plain[start : start + _INTEGER_ROWS], y[start : start + _INTEGER_ROWS]
-        size = library.limbeck_many_room(matrix, part.shape[0], threads)
-        room = kept(size, torch.uint8, x.device)
-        library.limbeck_many(
+    for start in range(0, x.shape[0], _COMPILED_ROWS):
+        part, into = plain[start : start + _COMPILED_ROWS], y[start : start + _COMPILED_ROWS]
+        room = kept(room_of(matrix, part.shape[0], threads), torch.uint8, x.device)
+        multiply(
             matrix, None if shift is None else shift.data_ptr(), part.shape[0], kind, part.data_ptr(), into.data_ptr(),
             room.data_ptr(), threads,
         )  # fmt: skip

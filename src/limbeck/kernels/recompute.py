@@ -14,7 +14,7 @@ __all__ = ["recomputed"]
 
 @contextmanager
 def recomputed(value: Tensor, compute: Callable[[], Tensor]) -> Iterator[None]:
-    """Within the block no operation keeps ``value`` for its backward: it calls ``compute`` there.
+    """Let no operation in the block keep ``value`` for its backward: it calls ``compute`` there.
 
     Args:
         value: contiguous, or it is kept as ever; it must live until the end of the block.

@@ -13,7 +13,7 @@ _held = threading.local()
 
 
 def kept(elements: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """(elements,) of this thread's memory for ``dtype`` on ``device``; the next call gives out the same."""
+    """Return (elements,) of this thread's memory for ``dtype`` on ``device``; the next call gives out the same."""
     buffers: dict[tuple[torch.dtype, torch.device], Tensor] = _held.__dict__.setdefault("buffers", {})
     key = (dtype, device)
     if key not in buffers or buffers[key].numel() < elements:

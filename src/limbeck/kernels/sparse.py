@@ -161,7 +161,7 @@ class _Parts:
         self.position = torch.arange(self.length, device=q.device)
 
     def attend(self, reach: Reach) -> tuple[Tensor, Tensor]:
-        """(R, H, L, D) what each query reads, and (R, H, L) its log-sum."""
+        """Return (R, H, L, D) what each query reads, and (R, H, L) its log-sum."""
         scores: list[Tensor] = []
         reads: list[Callable[[Tensor], Tensor]] = []
         if reach.sinks:
@@ -219,14 +219,14 @@ class _Band:
         return made
 
     def scores(self) -> Tensor:
-        """(R, KV, G, L, width), -inf where not seen."""
+        """Return (R, KV, G, L, width), -inf where not seen."""
         p = self.parts
         q = self._cut(p.q)
         found = (q @ self._stretches(p.k).mT).masked_fill(~self.seen, float("-inf"))
         return found.flatten(3, 4)[..., : p.length, :]
 
     def read(self, weights: Tensor) -> Tensor:
-        """(R, KV, G, L, width) -> (R, KV, G, L, D)."""
+        """Turn (R, KV, G, L, width) shares into (R, KV, G, L, D) of what is read."""
         found = self._cut(weights) @ self._stretches(self.parts.v)
         return found.flatten(3, 4)[..., : self.parts.length, :]
 
@@ -290,12 +290,12 @@ class _Call:
         self.room = kept(library.limbeck_sparse_room(self.problem, self.threads), torch.float32, q.device)
 
     def _like(self, x: Tensor, zero: bool) -> Tensor:
-        """A tensor of the shape of ``x`` (B, H, T, D), laid out as (B, T, H, D)."""
+        """Return a tensor of the shape of ``x`` (B, H, T, D), laid out as (B, T, H, D)."""
         b, h, t, d = x.shape
         return (x.new_zeros if zero else x.new_empty)(b, t, h, d).transpose(1, 2)
 
     def forward(self) -> tuple[Tensor, Tensor]:
-        """(B, H, T, D) and (B, H, T), 0 outside of documents."""
+        """Return (B, H, T, D) and (B, H, T), 0 outside of documents."""
         out = self._like(self.q, not self.whole)
         sums = (torch.empty if self.whole else torch.zeros)(self.q.shape[:3], dtype=torch.float32)
         self.problem.out, self.problem.sums = out.data_ptr(), sums.data_ptr()
@@ -305,7 +305,7 @@ class _Call:
     def backward(
         self, grad: Tensor, grad_sums: Tensor | None, out: Tensor, sums: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """Gradients of queries, keys, values and sink queries."""
+        """Return gradients of queries, keys, values and sink queries."""
         grad, out = _ready(grad), _ready(out).transpose(1, 2).contiguous()
         grad_sums = None if grad_sums is None else grad_sums.float().contiguous()
         self.problem.out, self.problem.sums = out.data_ptr(), sums.data_ptr()

@@ -59,19 +59,20 @@ class TopK:
     tail: Tensor | None = None
 
     def select(self, index: Tensor) -> TopK:
-        """Rows ``index`` (M,) of the signal flattened to (N, K)."""
+        """Return rows ``index`` (M,) of the signal flattened to (N, K)."""
         k = self.ids.shape[-1]
         log_probs, ids = (x.reshape(-1, k).index_select(0, index) for x in (self.log_probs, self.ids))
         tail = None if self.tail is None else self.tail.reshape(-1).index_select(0, index)
         return TopK(log_probs, ids, self.temperature, self.rows, tail)
 
     def part(self, start: int, stop: int) -> TopK:
-        """Rows ``start`` to ``stop`` of a signal already flat."""
+        """Return rows ``start`` to ``stop`` of a signal already flat."""
         tail = None if self.tail is None else self.tail[start:stop]
         return TopK(self.log_probs[start:stop], self.ids[start:stop], self.temperature, self.rows, tail)
 
     def buckets(self, dtype: torch.dtype, vocabulary: int) -> Tensor:
-        """(..., K + 1) log-probabilities with the tail last, in ``dtype``; (..., K) where K is the whole vocabulary.
+        """Return (..., K + 1) log-probabilities with the tail last, in ``dtype``; (..., K) where K is the whole
+        vocabulary.
 
         A tail of no mass (rounding may even make it negative) is held at the dtype's epsilon where it is the missing
         mass, at the least normal number where it is given, so that every divergence stays finite.
@@ -111,11 +112,12 @@ class Divergence(ABC):
 
     @abstractmethod
     def value(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """(N,) nats from log-probabilities (N, V) of both; differentiable in both."""
+        """Return (N,) nats from log-probabilities (N, V) of both; differentiable in both."""
 
     @abstractmethod
     def value_and_slope(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The (N,) value, (N, V) its derivative in each student log-probability taken alone, and the (N,) sum of those.
+        """Return the (N,) value, (N, V) its derivative in each student log-probability taken alone, and the (N,) sum of
+        those.
 
         The derivative in the logits under ``student = log_softmax(logits)`` is ``slope - softmax * sum``. The slope is
         the caller's to overwrite.
@@ -209,7 +211,7 @@ _NAMES: dict[str, type[Divergence]] = {"forward_kl": ForwardKL, "reverse_kl": Re
 
 
 def names() -> tuple[str, ...]:
-    """Names that ``named`` knows."""
+    """Return names that ``named`` knows."""
     return tuple(_NAMES)
 
 
@@ -235,7 +237,7 @@ def named(name: str, skew: float | None = None) -> Divergence:
 
 
 def partition(student_logits: Tensor, teacher: Tensor | TopK, temperature: float) -> tuple[Tensor, Tensor]:
-    """Log-probabilities of student and teacher over the same outcomes, at ``temperature``.
+    """Return log-probabilities of student and teacher over the same outcomes, at ``temperature``.
 
     Args:
         student_logits: (N, V).
@@ -266,7 +268,7 @@ def partition(student_logits: Tensor, teacher: Tensor | TopK, temperature: float
 
 
 def divergence(kind: Divergence, student_logits: Tensor, teacher: Tensor | TopK, temperature: float = 1.0) -> Tensor:
-    """``kind`` between softmaxes at ``temperature``: (N, V) logits and (N, V') logits or a top-k -> (N,) nats.
+    """Return ``kind`` between softmaxes at ``temperature``: (N, V) logits and (N, V') logits or a top-k -> (N,) nats.
 
     Not multiplied by the squared temperature. Raises as ``partition``.
     """
@@ -274,17 +276,17 @@ def divergence(kind: Divergence, student_logits: Tensor, teacher: Tensor | TopK,
 
 
 def forward_kl(student_logits: Tensor, teacher: Tensor | TopK, temperature: float = 1.0) -> Tensor:
-    """KL(teacher || student), (N,) nats; see ``ForwardKL`` and ``divergence``."""
+    """Return KL(teacher || student), (N,) nats; see ``ForwardKL`` and ``divergence``."""
     return divergence(ForwardKL(), student_logits, teacher, temperature)
 
 
 def reverse_kl(student_logits: Tensor, teacher: Tensor | TopK, temperature: float = 1.0) -> Tensor:
-    """KL(student || teacher), (N,) nats; see ``ReverseKL`` and ``divergence``."""
+    """Return KL(student || teacher), (N,) nats; see ``ReverseKL`` and ``divergence``."""
     return divergence(ReverseKL(), student_logits, teacher, temperature)
 
 
 def jsd(student_logits: Tensor, teacher: Tensor | TopK, temperature: float = 1.0, beta: float = 0.5) -> Tensor:
-    """Generalised Jensen-Shannon divergence, (N,) nats; see ``JSD`` and ``divergence``."""
+    """Return generalised Jensen-Shannon divergence, (N,) nats; see ``JSD`` and ``divergence``."""
     return divergence(JSD(beta), student_logits, teacher, temperature)
 
 

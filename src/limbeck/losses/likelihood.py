@@ -13,12 +13,12 @@ IGNORE = -100
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
-    """Dtype of softmax arithmetic over logits of ``dtype``: float64 stays, everything else is float32."""
+    """Return the dtype of softmax arithmetic over logits of ``dtype``: float64 stays, everything else is float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def token_nll(logits: Tensor, labels: Tensor) -> Tensor:
-    """Negative log-likelihood of each label under its row of logits.
+    """Return negative log-likelihood of each label under its row of logits.
 
     Args:
         logits: (N, V) of any floating dtype; the arithmetic is in ``wide`` of it.
@@ -34,5 +34,7 @@ def token_nll(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def squared_log_partition(logits: Tensor) -> Tensor:
-    """(N, V) logits -> (N,) ``logsumexp(logits)**2``, the z-loss that keeps logits small (PaLM, 2022, section 5)."""
+    """Return ``logsumexp(logits)**2`` of (N, V) logits, (N,): the z-loss that keeps logits small (PaLM, 2022, section
+    5).
+    """
     return torch.logsumexp(logits.to(wide(logits.dtype)), dim=-1).square()

@@ -17,12 +17,16 @@ PreferenceLoss = Literal["sigmoid", "ipo"]
 
 
 def rewards(policy: Tensor, reference: Tensor, beta: float) -> Tensor:
-    """(P, 2) implicit rewards ``beta * log(policy / reference)``, up to a constant (Rafailov et al. 2023, sec. 4)."""
+    """Return (P, 2) implicit rewards ``beta * log(policy / reference)``, up to a constant (Rafailov et al. 2023, sec.
+    4).
+    """
     return beta * (policy - reference)
 
 
 def log_ratio_margin(policy: Tensor, reference: Tensor) -> Tensor:
-    """(P,) how much more the policy than the reference prefers the chosen completion, in nats; 0 where both are one."""
+    """Return (P,) how much more the policy than the reference prefers the chosen completion, in nats; 0 where both are
+    one.
+    """
     ratio = policy - reference
     return ratio[:, 0] - ratio[:, 1]
 
@@ -35,7 +39,7 @@ def preference_loss(
     loss: PreferenceLoss = "sigmoid",
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """Loss of each pair.
+    """Return the loss of each pair.
 
     With h the margin of log-ratios: ``sigmoid`` is ``-log sigmoid(beta h)`` (DPO, Rafailov et al. 2023, equation 7);
     with ``label_smoothing`` e, the rate of wrong labels, ``-(1 - e) log sigmoid(beta h) - e log sigmoid(-beta h)``

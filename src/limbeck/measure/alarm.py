@@ -31,7 +31,7 @@ class Alarm:
     sentence: str
 
     def describe(self) -> dict[str, Any]:
-        """Plain values for a report."""
+        """Return plain values for a report."""
         return asdict(self)
 
 

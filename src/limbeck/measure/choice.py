@@ -140,7 +140,7 @@ def _log_softmax(logits: Tensor) -> Tensor:
 
 
 def calibrate(log_probs: Floats, content_free: Floats) -> Floats:
-    """Contextual calibration (Zhao et al. 2021, section 5): divide out what the prompt alone prefers.
+    """Divide out what the prompt alone prefers: contextual calibration (Zhao et al. 2021, section 5).
 
     Args:
         log_probs: (n, C) log-likelihood of each answer.
@@ -155,7 +155,7 @@ def calibrate(log_probs: Floats, content_free: Floats) -> Floats:
 
 
 def choose(log_probs: Floats) -> NDArray[np.int64]:
-    """(n, C) scores -> (n,) the best answer of each; of equals the first."""
+    """Return the best answer of each row of (n, C) scores, (n,); of equals the first."""
     return np.asarray(log_probs.argmax(axis=1))
 
 

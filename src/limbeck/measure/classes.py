@@ -23,7 +23,7 @@ NONE = -1
 
 
 def class_columns(truth: Sequence[int], predicted: Sequence[int], labels: Sequence[str]) -> dict[str, Floats]:
-    """Per-item scores from which every figure of the set can be resampled.
+    """Return per-item scores from which every figure of the set can be resampled.
 
     Args:
         truth: (n,) class of each item.
@@ -50,7 +50,7 @@ def class_columns(truth: Sequence[int], predicted: Sequence[int], labels: Sequen
 
 
 def class_statistics(columns: Collection[str]) -> tuple[Statistic, ...]:
-    """Accuracy, macro F1, the majority rate and, of two classes, F1 of the second, read off the columns' names.
+    """Return accuracy, macro F1, the majority rate and, of two classes, F1 of the second, read off the columns' names.
 
     Macro F1 is the plain mean over classes that occur among the true or the predicted; F1 is 0 where nothing was hit.
     The majority rate is the accuracy of always giving the commonest class of this very set.
@@ -129,7 +129,7 @@ class ClassCounts:
         return entropy_nats(self.answers), entropy_nats(self.true)
 
     def sentences(self) -> tuple[str, ...]:
-        """What must stand beside the accuracy wherever it is shown: histogram and entropy, then every warning."""
+        """Return what must be shown with the accuracy wherever it is shown: histogram, entropy, every warning."""
         neither = f", {self.none} none of them" if self.none else ""
         shown = ", ".join(f"{name}: {self.predicted[name]} (true {self.true[name]})" for name in self.true)
         predicted, true = self.entropies
@@ -137,7 +137,7 @@ class ClassCounts:
         return (f"predicted {shown}{neither}; {spread}", *self.warnings())
 
     def describe(self) -> dict[str, Any]:
-        """Plain values for a report: histograms, the majority, and every warning in words."""
+        """Return plain values for a report: histograms, the majority, and every warning in words."""
         name, rate = self.majority
         predicted, true = self.entropies
         return {
@@ -153,7 +153,7 @@ class ClassCounts:
         }
 
     def warnings(self) -> tuple[str, ...]:
-        """What a reader of the accuracy must know: collapse, one class only, classes that never occur."""
+        """Return what a reader of the accuracy must know: collapse, one class only, classes that never occur."""
         name, rate = self.majority
         told = [collapse(self.true, self.answers)]
         missing = [label for label, count in self.true.items() if count == 0]
@@ -178,7 +178,7 @@ def class_counts(scores: Scores) -> ClassCounts:
 def collapse(
     true: Mapping[str, int], predicted: Mapping[str, int], *, share: float = 0.95, entropy: float = 0.5, least: int = 8
 ) -> str | None:
-    """A sentence if the predictions have collapsed to one answer, else None.
+    """Return a sentence if the predictions have collapsed to one answer, else None.
 
     Collapsed is: one answer has at least ``share`` of the predictions, and their entropy is under ``entropy`` times
     that of the true classes. The second keeps a set that is itself of nearly one class from ringing the bell.
@@ -201,6 +201,6 @@ def collapse(
 
 
 def entropy_nats(counts: Mapping[str, int]) -> float:
-    """Entropy of a histogram that is not empty, in nats."""
+    """Return the entropy of a histogram that is not empty, in nats."""
     total = sum(counts.values())
     return 0.0 - math.fsum(c / total * math.log(c / total) for c in counts.values() if c > 0)

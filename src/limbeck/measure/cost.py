@@ -129,7 +129,7 @@ def cost(
 
 
 def disk_bytes(folder: Path) -> int:
-    """Bytes of the weight files in a model folder, or of a GGUF file, as the file system has them (I19).
+    """Return bytes of the weight files in a model folder, or of a GGUF file, as the file system has them (I19).
 
     Raises:
         DataError: there is no such folder, or no weight file in it.
@@ -145,28 +145,30 @@ def disk_bytes(folder: Path) -> int:
 
 
 def folder_bytes(folder: Path) -> int:
-    """Bytes of every file in a model folder, tokenizer and configs too; or of a GGUF file."""
+    """Return bytes of every file in a model folder, tokenizer and configs too; or of a GGUF file."""
     if folder.is_file():
         return folder.stat().st_size
     return sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
 
 
 def peak_memory_bytes(device: torch.device | str = "cpu") -> int:
-    """Most memory held so far: by torch on a GPU, else by this process (resident, what the kernel's ``VmHWM`` says)."""
+    """Return most memory held so far: by torch on a GPU, else by this process (resident, what the kernel's ``VmHWM``
+    says).
+    """
     if torch.device(device).type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return _status("VmHWM")
 
 
 def held_bytes(device: torch.device | str = "cpu") -> int:
-    """Memory held now: by torch on a GPU, else by this process (resident)."""
+    """Return the memory held now: by torch on a GPU, else by this process (resident)."""
     if torch.device(device).type == "cuda":
         return torch.cuda.memory_allocated(device)
     return _status("VmRSS")
 
 
 def free_bytes(device: torch.device | str = "cpu") -> int:
-    """Memory that can still be had: the GPU's, or what the kernel calls available; 0 where it does not tell."""
+    """Return the free memory: the GPU's, or what the kernel calls available; 0 where it does not tell."""
     if torch.device(device).type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     try:
@@ -216,7 +218,7 @@ def peak_memory(device: torch.device | str = "cpu") -> Iterator[Peak]:
 
 
 def _status(name: str) -> int:
-    """A figure of ``/proc/self/status``, in bytes; ``ru_maxrss`` where there is none."""
+    """Return a figure of ``/proc/self/status``, in bytes; ``ru_maxrss`` where there is none."""
     try:
         lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     except OSError:
@@ -278,6 +280,6 @@ def _timed(work: Callable[[], Tensor], device: torch.device) -> tuple[float, Ten
 
 
 def _wait(device: torch.device) -> None:
-    """A GPU works on behind the caller's back: let it finish before a clock is read."""
+    """Wait until a GPU, which works on behind the caller's back, has finished; before a clock is read."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

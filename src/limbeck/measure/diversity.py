@@ -18,7 +18,7 @@ Floats = NDArray[np.float64]
 
 
 def distinct_columns(texts: Sequence[str], *, order: int = 2, tokeniser: Tokeniser = "nltk") -> dict[str, Floats]:
-    """Distinct n-grams and all n-grams of each text (Li et al. 2016), the columns of ``distinct``."""
+    """Return distinct n-grams and all n-grams of each text (Li et al. 2016), the columns of ``distinct``."""
     grams = [_grams(text, order, tokeniser) for text in texts]
     return {
         f"distinct_{order}": np.array([float(len(set(g))) for g in grams]),
@@ -27,12 +27,12 @@ def distinct_columns(texts: Sequence[str], *, order: int = 2, tokeniser: Tokenis
 
 
 def distinct(order: int = 2) -> Statistic:
-    """Distinct n-grams per n-gram, each text's counted apart: 1 where no text repeats itself."""
+    """Return distinct n-grams per n-gram, each text's counted apart: 1 where no text repeats itself."""
     return ratio(f"distinct_{order}", f"grams_{order}", name=f"distinct-{order}", bounds=(0, 1))
 
 
 def corpus_distinct(texts: Sequence[str], *, order: int = 2, tokeniser: Tokeniser = "nltk") -> float:
-    """Distinct n-grams per n-gram of all texts together.
+    """Return distinct n-grams per n-gram of all texts together.
 
     It falls as texts are added and is no function of sums over texts: compare equal numbers of texts only, and make no
     interval of it.
@@ -42,7 +42,7 @@ def corpus_distinct(texts: Sequence[str], *, order: int = 2, tokeniser: Tokenise
 
 
 def self_bleu(texts: Sequence[str], *, limit: int = 100, seed: int = 0, tokeniser: Tokeniser = "nltk") -> Floats:
-    """BLEU of each text with others as its references (Zhu et al. 2018), smoothed by nltk's method 4.
+    """Return BLEU of each text with others as its references (Zhu et al. 2018), smoothed by nltk's method 4.
 
     Args:
         texts: two at least.

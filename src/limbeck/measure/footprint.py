@@ -83,7 +83,7 @@ def footprint(
 
 
 def main(asked: str) -> Footprint:
-    """What the fresh process does.
+    """Do what the fresh process does: load, run, print its memory.
 
     Args:
         asked: the arguments of ``footprint`` as JSON.

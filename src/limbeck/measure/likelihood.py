@@ -18,7 +18,7 @@ __all__ = ["nll_sums"]
 
 
 def nll_sums(model: Decoder, examples: Sequence[Example], batch_size: int = 16) -> NDArray[np.float64]:
-    """(n,) summed nats of each example's targets; near-equal lengths share a batch, which changes only rounding.
+    """Return (n,) summed nats of each example's targets; near-equal lengths share a batch, which changes only rounding.
 
     Args:
         model: put in evaluation mode meanwhile.

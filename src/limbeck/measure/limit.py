@@ -20,7 +20,8 @@ _REPEATS = 7
 
 
 def matmul_rate(dtype: torch.dtype, device: torch.device, *, cache: Path | None = None) -> float:
-    """FLOP/s of a square matrix product (1,024, median of 7), measured once for a machine, its threads and a dtype.
+    """Return FLOP/s of a square matrix product (1,024, median of 7), measured once for a machine, its threads and a
+    dtype.
 
     Args:
         dtype: of both factors.

@@ -75,7 +75,7 @@ def _pairs(texts: Sequence[str], references: References) -> Iterator[tuple[str, 
 
 
 def chrf_columns(texts: Sequence[str], references: References) -> dict[str, Floats]:
-    """Character n-gram F-score (Popović 2015) by sacrebleu, orders 1 to 6, beta 2.
+    """Return the character n-gram F-score (Popović 2015) by sacrebleu, orders 1 to 6, beta 2.
 
     Returns:
         ``chrf``, the score of each item alone from 0 to 100, and the counts that ``CHRF`` sums for the whole set.
@@ -128,7 +128,7 @@ def sentence_bleu(
     weights: Sequence[float] = _UNIFORM,
     tokeniser: Tokeniser = "nltk",
 ) -> Floats:
-    """BLEU of each text alone (Papineni et al. 2002), by nltk with smoothing method 4 (Chen and Cherry 2014).
+    """Return BLEU of each text alone (Papineni et al. 2002), by nltk with smoothing method 4 (Chen and Cherry 2014).
 
     Args:
         texts: what was generated.
@@ -151,7 +151,7 @@ def sentence_bleu(
 
 
 def bleu_columns(texts: Sequence[str], references: References, *, tokeniser: Tokeniser = "nltk") -> dict[str, Floats]:
-    """``bleu``, as ``sentence_bleu`` gives it, and the counts that ``BLEU`` sums for the whole set.
+    """Return ``bleu``, as ``sentence_bleu`` gives it, and the counts that ``BLEU`` sums for the whole set.
 
     Raises:
         DataError: a text has no reference.
@@ -202,7 +202,8 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def exact_match(texts: Sequence[str], references: References, *, normalise: bool = True) -> Floats:
-    """(n,) 1 where a text equals a reference, by default after the normalisation of SQuAD (Rajpurkar et al. 2016).
+    """Return (n,) 1 where a text equals a reference, by default after the normalisation of SQuAD (Rajpurkar et al.
+    2016).
 
     That is lower case, without punctuation, articles and extra space, where anything is left then; else only space at
     the ends is ignored.
@@ -212,7 +213,7 @@ def exact_match(texts: Sequence[str], references: References, *, normalise: bool
 
 
 def token_f1(texts: Sequence[str], references: References) -> Floats:
-    """(n,) F1 of the words shared with the best reference, after the normalisation of SQuAD: 0 to 1."""
+    """Return (n,) F1 of the words shared with the best reference, after the normalisation of SQuAD: 0 to 1."""
     return np.array([max(_f1(_squad(t), _squad(r)) for r in right) for t, right in _pairs(texts, references)])
 
 

@@ -122,7 +122,7 @@ class Perplexity:
         return float(self.scores[column].sum())
 
     def nats_per(self, unit: Unit) -> float:
-        """Nats a token, word or byte."""
+        """Return nats a token, word or byte."""
         return nats_per(unit).value(self.scores)
 
     @property
@@ -137,7 +137,7 @@ class Perplexity:
         return math.exp(nats) if nats < 700 else math.inf
 
     def describe(self) -> dict[str, Any]:
-        """Plain values for a report: figures, counts and protocol."""
+        """Return plain values for a report: figures, counts and protocol."""
         return {
             "perplexity": self.value,
             "nats_per_token": self.nats_per("token"),
@@ -155,7 +155,7 @@ class Perplexity:
 
 
 def nats_per(unit: Unit) -> Statistic:
-    """The figure as a statistic of the scores, for intervals and comparisons."""
+    """Return the figure as a statistic of the scores, for intervals and comparisons."""
     if unit == "token":
         return NATS_PER_TOKEN
 
@@ -169,7 +169,7 @@ def nats_per(unit: Unit) -> Statistic:
 
 
 def perplexity_per(unit: Unit) -> Statistic:
-    """Perplexity by a unit: ``perplexity`` of tokens, ``word perplexity``, ``byte perplexity``."""
+    """Return the perplexity by a unit: ``perplexity`` of tokens, ``word perplexity``, ``byte perplexity``."""
     return PERPLEXITY if unit == "token" else _exp_of(nats_per(unit), f"{unit} perplexity")
 
 

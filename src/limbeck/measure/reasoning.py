@@ -23,7 +23,7 @@ _FLEXIBLE = re.compile(rf"-?\\?\$?{_DIGITS}(?:\.\d+)?|-?\\?\$?\.\d+")
 
 
 def strict_answer(text: str) -> Decimal | None:
-    """The number after the first ``####``, as GSM8K writes its solutions (Cobbe et al. 2021); None without one.
+    """Return the number after the first ``####``, as GSM8K writes its solutions (Cobbe et al. 2021); None without one.
 
     Only a whole number counts: the 1 of ``1/2``, ``1,5``, ``1e3`` or ``1 00`` is no answer. Groups of three digits may
     stand apart by a comma, a space, an apostrophe, or LaTeX's two thin commas.
@@ -34,7 +34,7 @@ def strict_answer(text: str) -> Decimal | None:
 
 
 def flexible_answer(text: str) -> Decimal | None:
-    """The last number of the text; None where it holds none. A minus after digit, letter or bracket is no sign."""
+    """Return the last number of the text; None where it holds none. A minus after digit, letter or bracket is none."""
     text = _ascii(text)
     found = list(_FLEXIBLE.finditer(text))
     if not found:
@@ -46,7 +46,7 @@ def flexible_answer(text: str) -> Decimal | None:
 
 
 def gold_answer(solution: str) -> Decimal | None:
-    """The answer of a reference solution: after ``####``; a solution that is a number alone is its own answer.
+    """Return the answer of a reference solution: after ``####``; a solution that is a number alone is its own answer.
 
     None where it is unclear: no number there, or several ``####`` with different ones.
     """
@@ -60,7 +60,7 @@ def gold_answer(solution: str) -> Decimal | None:
 
 
 def same_number(found: Decimal | None, wanted: Decimal) -> bool:
-    """Exact equality as numbers: ``18``, ``18.0`` and ``$18`` are one; nothing found is never right."""
+    """Return exact equality as numbers: ``18``, ``18.0`` and ``$18`` are one; nothing found is never right."""
     return found is not None and found == wanted
 
 

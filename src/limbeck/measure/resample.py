@@ -20,7 +20,7 @@ _CELLS = 4_000_000  # of a chunk's table of counts, 32 MB
 
 
 def item_replicates(tables: Sequence[Floats], of_sums: OfSums, resamples: int, random: np.random.Generator) -> Floats:
-    """Bootstrap over items that several tables share (Efron 1979): equal items are drawn for all of them.
+    """Return bootstrap over items that several tables share (Efron 1979): equal items are drawn for all of them.
 
     Args:
         tables: (n, k) each, rows of one item at one place in all; one table a seed, or a system.
@@ -43,7 +43,7 @@ def item_replicates(tables: Sequence[Floats], of_sums: OfSums, resamples: int, r
 
 
 def flip_labels(a: Floats, b: Floats, of_sums: OfSums, resamples: int, random: np.random.Generator) -> float:
-    """Paired permutation test: swap the two systems' rows item by item.
+    """Run a paired permutation test: swap the two systems' rows item by item.
 
     Args:
         a: (n, k) table of one system.
@@ -73,7 +73,7 @@ def flip_labels(a: Floats, b: Floats, of_sums: OfSums, resamples: int, random: n
 
 
 def shuffle_labels(a: Floats, b: Floats, of_sums: OfSums, resamples: int, random: np.random.Generator) -> float:
-    """Permutation test of two systems measured on different items: deal all items out anew; two-sided p."""
+    """Run a permutation test of two systems measured on different items: deal all items out anew; two-sided p."""
     both, n = np.concatenate((a, b)), a.shape[0]
     total = both.sum(axis=0)
     observed = abs(float(of_sums(b.sum(axis=0)) - of_sums(a.sum(axis=0))))

@@ -90,12 +90,12 @@ class Scores:
             raise DataError(f"there is no score '{name}' among {known}{nearest(name, self.columns)}") from None
 
     def rows(self) -> list[dict[str, Any]]:
-        """One mapping an item, ``id`` first."""
+        """Return one mapping an item, ``id`` first."""
         columns = {name: column.tolist() for name, column in self.columns.items()}
         return [{"id": i} | {name: c[n] for name, c in columns.items()} for n, i in enumerate(self.ids)]
 
     def select(self, ids: Iterable[str]) -> Scores:
-        """The rows of these items, in this order."""
+        """Return the rows of these items, in this order."""
         place = {i: n for n, i in enumerate(self.ids)}
         kept = tuple(ids)
         index = np.array([place[i] for i in kept], dtype=np.intp)

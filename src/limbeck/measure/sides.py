@@ -64,15 +64,17 @@ class Side(Protocol):
         ...
 
     def logits(self, ids: Tensor) -> Tensor:
-        """(B, T) ids -> (B, T, V) logits of one full forward."""
+        """Return (B, T, V) logits of (B, T) ids, by one full forward."""
         ...
 
     def cached_logits(self, ids: Tensor) -> Tensor:
-        """(1, T) ids -> (1, T, V) logits, token by token with the deployment's cache."""
+        """Return (1, T, V) logits of (1, T) ids, token by token with the deployment's cache."""
         ...
 
     def points(self, ids: Tensor) -> dict[str, Tensor]:
-        """Activations by name in the order of computation: ``embed``, ``blocks.0.attention.qkv``, ``blocks.0``, ..."""
+        """Return activations by name in the order of computation: ``embed``, ``blocks.0.attention.qkv``, ``blocks.0``,
+        ...
+        """
         ...
 
 
@@ -138,14 +140,14 @@ class BundleSide:
 
     @torch.no_grad()
     def logits(self, ids: Tensor) -> Tensor:
-        """(B, T) ids -> (B, T, V)."""
+        """Map (B, T) ids to (B, T, V)."""
         with dispatch("reference"):
             out: Tensor = self.model(Batch.of_ids(ids.to(self.model.device)))
         return out.float().cpu()
 
     @torch.no_grad()
     def cached_logits(self, ids: Tensor) -> Tensor:
-        """(1, T) ids -> (1, T, V)."""
+        """Map (1, T) ids to (1, T, V)."""
         session = DecodingSession(self.model, [ids[0, :1].tolist()], ids.shape[1], cache=self.cache)
         with dispatch("reference"):
             parts = [session.start().clone()]
@@ -154,7 +156,7 @@ class BundleSide:
 
     @torch.no_grad()
     def points(self, ids: Tensor) -> dict[str, Tensor]:
-        """Activations by name."""
+        """Return activations by name."""
         found: dict[str, Tensor] = {}
         patterns = ["embed", "norm", "blocks.*"]
         with taps(self.model, patterns, outputs=lambda name, x: found.update({name: x.float().cpu()})):
@@ -162,7 +164,7 @@ class BundleSide:
         return {name: found[name] for name in block_points(self.model.config.layers) if name in found}
 
     def weights(self) -> dict[str, Tensor]:
-        """Every matrix, bias and gain by name, as decoded in fp32; a tied head has no entry of its own."""
+        """Return every matrix, bias and gain by name, as decoded in fp32; a tied head has no entry of its own."""
         out: dict[str, Tensor] = {}
         for name, module in self.model.named_modules():
             if isinstance(module, QuantizedEmbedding) or (isinstance(module, QuantizedLinear) and not module.borrowed):
@@ -180,7 +182,8 @@ class BundleSide:
 
 def _coarsest_kind(model: nn.Module) -> str:
     """Name the stored type that rounds most: the kind of the coarsest codes, or the dtype of the parameters."""
-    order = ("int4", "fp8_e5m2", "fp8_e4m3", "int8", "bf16", "fp16", "fp32", "fp64")
+    narrow = ("int2", "int3", "int4", "nf4", "int5", "fp8_e5m2", "int6", "fp8_e4m3", "int7")
+    order = (*narrow, "int8", "bf16", "fp16", "fp32", "fp64")
     kinds = {m.quantized.layout.kind for m in model.modules() if isinstance(m, QuantizedLinear | QuantizedEmbedding)}
     kinds |= {_DTYPES.get(p.dtype, "fp32") for p in model.parameters()}
     return next(kind for kind in order if kind in kinds)
@@ -234,13 +237,13 @@ class TransformersSide:
 
     @torch.no_grad()
     def logits(self, ids: Tensor) -> Tensor:
-        """(B, T) ids -> (B, T, V)."""
+        """Map (B, T) ids to (B, T, V)."""
         out: Tensor = self.model(ids).logits
         return out.float()
 
     @torch.no_grad()
     def cached_logits(self, ids: Tensor) -> Tensor:
-        """(1, T) ids -> (1, T, V)."""
+        """Map (1, T) ids to (1, T, V)."""
         past, parts = None, []
         for i in range(ids.shape[1]):
             out = self.model(ids[:, i : i + 1], past_key_values=past, use_cache=True)
@@ -250,7 +253,7 @@ class TransformersSide:
 
     @torch.no_grad()
     def points(self, ids: Tensor) -> dict[str, Tensor]:
-        """Embedding, each block and the last norm: what ``output_hidden_states`` gives."""
+        """Return embedding, each block and the last norm: what ``output_hidden_states`` gives."""
         hidden = self.model(ids, output_hidden_states=True).hidden_states
         names = ["embed", *(f"blocks.{i}" for i in range(len(hidden) - 2)), "norm"]
         return {name: x.float() for name, x in zip(names, hidden, strict=False)}

@@ -32,14 +32,16 @@ _PREFIXES = {"over": 2} | dict.fromkeys(
 
 
 def word_of(text: str) -> str:
-    """The last word of a line, in lower case; of a hyphenated one its last part; empty where there is none."""
+    """Return the last word of a line, in lower case; of a hyphenated one its last part; empty where there is none."""
     words = [w.strip("'") for w in re.findall(r"[a-zà-ÿ']+", text.lower().replace("’", "'"))]
     return next((w for w in reversed(words) if w), "")
 
 
 @functools.cache
 def pronunciations(word: str) -> tuple[Phones, ...]:
-    """How ``word`` (lower case) is said: every entry of the dictionary, or what its parts give; empty if unknown."""
+    """Return how ``word`` (lower case) is said: every entry of the dictionary, or what its parts give; empty if
+    unknown.
+    """
     import pronouncing  # a second to load its dictionary, and wanted for verse alone
 
     found = tuple(dict.fromkeys(tuple(p.split()) for p in pronouncing.phones_for_word(word)))
@@ -97,7 +99,7 @@ def _is_vowel(phone: str) -> bool:
 
 
 def count_syllables(word: str) -> tuple[int, int]:
-    """Fewest and most syllables that ``word`` (lower case) may have in verse.
+    """Return fewest and most syllables that ``word`` (lower case) may have in verse.
 
     A dictionary word has those of its entries; verse may drop one weak vowel of ``heaven`` or ``flattering``,
     and may say the ending of ``wretched`` or ``loved``. A word of unknown sound is counted by its vowel letters.
@@ -138,7 +140,7 @@ _MERGED = {"Z": "S", "DH": "TH", "ZH": "SH"}
 
 @functools.cache
 def rhyme_keys(word: str) -> frozenset[str]:
-    """What ``word`` (lower case) may share with a word that it rhymes with.
+    """Return what ``word`` (lower case) may share with a word that it rhymes with.
 
     ``=`` keys are exact: from the last stressed vowel on. ``~`` keys are what poets of Shakespeare's time, and of ours,
     also take: the last syllable alone where verse puts a beat on it (memory with thee, and with die; buried with dead),

@@ -40,7 +40,8 @@ def spikes(metrics: Sequence[Mapping[str, Any]]) -> list[Alarm]:
 
 
 def kept_start(weights_step: int, steps: int) -> list[Alarm]:
-    """Rings where the best weights by validation are those before the first step: the finished model learned nothing.
+    """Return the alarm that fires where the best weights by validation are those before the first step: the finished
+    model learned nothing.
 
     Args:
         weights_step: step whose weights the model ends with.

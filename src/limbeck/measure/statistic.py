@@ -42,16 +42,16 @@ class Statistic:
     log: bool = False
 
     def table(self, scores: Scores) -> Floats:
-        """(n, k) what is summed; the column ``1`` counts items."""
+        """Return (n, k) what is summed; the column ``1`` counts items."""
         count = np.ones(len(scores))
         return np.stack([count if name == COUNT else scores[name] for name in self.columns], axis=1)
 
     def value(self, scores: Scores) -> float:
-        """The figure over all items of ``scores``."""
+        """Return the figure over all items of ``scores``."""
         return float(self.of_sums(self.table(scores).sum(axis=0)))
 
     def is_share(self, table: Floats) -> bool:
-        """Whether ``table`` makes the figure a share of items: a mean of zeros and ones."""
+        """Return whether ``table`` makes the figure a share of items: a mean of zeros and ones."""
         if self.of_sums is not _quotient or self.columns[1] != COUNT:
             return False
         return bool(np.isin(table[:, 0], (0.0, 1.0)).all())
@@ -69,7 +69,7 @@ def mean(
     unit: str = "",
     bounds: tuple[float, float] = (-math.inf, math.inf),
 ) -> Statistic:
-    """The mean over items of one score, called after its column unless it has a ``name``."""
+    """Return the mean over items of one score, called after its column unless it has a ``name``."""
     return Statistic(name or column, (column, COUNT), _quotient, better, unit, bounds)
 
 
@@ -82,12 +82,12 @@ def ratio(
     unit: str = "",
     bounds: tuple[float, float] = (-math.inf, math.inf),
 ) -> Statistic:
-    """A sum over a sum, such as nats over tokens: every token weighs the same, whatever item it is in."""
+    """Return a sum over a sum, such as nats over tokens: every token weighs the same, whatever item it is in."""
     return Statistic(name or f"{numerator}/{denominator}", (numerator, denominator), _quotient, better, unit, bounds)
 
 
 def share(column: str, name: str) -> Statistic:
-    """The mean over items of a score from 0 to 1, under another name; no interval leaves 0 to 1."""
+    """Return the mean over items of a score from 0 to 1, under another name; no interval leaves 0 to 1."""
     return Statistic(name, (column, COUNT), _quotient, bounds=(0, 1))
 
 

@@ -149,12 +149,12 @@ class Comparison:
         return "b" if (self.difference > 0) == (self.statistic.better == "higher") else "a"
 
     def equivalence(self, margin: float, alpha: float = 0.05) -> Equivalence:
-        """Are the two equal for all practical purposes, that is within ``margin``?"""
+        """Test whether the two are equal for all practical purposes, that is within ``margin``."""
         low, high = _within(self.uncertainty.ends(1 - 2 * alpha), self.statistic)
         return Equivalence(-margin < low and high < margin, margin, low, high, alpha)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for a report."""
+        """Return plain values for a report."""
         return {
             "statistic": self.statistic.name,
             "unit": self.statistic.unit,
@@ -316,7 +316,7 @@ def adjust(found: Mapping[Key, Comparison], alone: Key | None = None) -> dict[Ke
 
 
 def items_needed(comparison: Comparison, difference: float | None = None, power: float = 0.8) -> int:
-    """How many items of this kind would show a ``difference``, by the normal approximation.
+    """Return how many items of this kind would show a ``difference``, by the normal approximation.
 
     The spread of items is taken from the comparison at hand. More items do not help against the spread of seeds.
 

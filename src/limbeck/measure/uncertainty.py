@@ -32,7 +32,7 @@ Floats = NDArray[np.float64]
 OfSums = Callable[[Floats], Floats]
 Seeds = Literal["independent", "paired"]
 
-_SKEWED = 0.35  # skewness of the mean from which the simulations of docs/results/reliability.md fall below 93 %
+_SKEWED = 0.35  # skewness of the mean from which the simulations of docs/results/raw/reliability.md fall below 93 %
 _FLOOR = 0.65  # least seed variance counted, as a share of what resampling noise alone causes in the seeds' figures
 _TWO_SEEDS = 1.3  # how much more than by Satterthwaite a spread over two seeds a system is doubted, to keep 93 %
 _ALIKE = 1e-12  # spread of items, relative to their size, that counts as none

@@ -73,7 +73,7 @@ class Poem:
 
 
 def poem_lines(text: str) -> list[str]:
-    """Lines that are not blank, white space around them left out."""
+    """Return lines that are not blank, white space around them left out."""
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
@@ -174,13 +174,13 @@ VERSE_PROTOCOL = (
 
 
 def line_set(texts: Iterable[str]) -> frozenset[str]:
-    """Every line of ``texts`` of three words or more, in lower case without punctuation."""
+    """Return every line of ``texts`` of three words or more, in lower case without punctuation."""
     lines = (_bare(line) for text in texts for line in poem_lines(text))
     return frozenset(line for line in lines if line.count(" ") >= _SHORT - 1)
 
 
 def memorised_columns(texts: Sequence[str], known: frozenset[str]) -> dict[str, Floats]:
-    """Lines that stand, word for word, in the text that was learned (I31).
+    """Return lines that stand, word for word, in the text that was learned (I31).
 
     Args:
         texts: what was generated, given lines left out.

@@ -55,7 +55,7 @@ class AttentionContext:
     _spans: tuple[Span, ...] | None = None
 
     def spans(self, pattern: AnyPattern, heads: int, narrow: bool) -> tuple[Span, ...] | None:
-        """Documents to attend one by one in ``kernels.attention``; None where torch's own kernel serves better.
+        """Return documents to attend one by one in ``kernels.attention``; None where torch's own kernel serves better.
 
         So it does on other devices, under a pattern that hides more than the future, without a mask in arithmetic that
         is not ``narrow`` (bf16, where its softmax is slow), and where documents are many and short.
@@ -68,7 +68,7 @@ class AttentionContext:
         return spans if worth and pattern.is_causal(longest) else None
 
     def sparse_spans(self, pattern: AnyPattern, q: Tensor) -> tuple[Span, ...] | None:
-        """Documents to attend in ``kernels.sparse`` with queries like ``q``; None where a mask serves.
+        """Return documents to attend in ``kernels.sparse`` with queries like ``q``; None where a mask serves.
 
         So it does where the pattern hides nothing, on other devices, and without a compiler where documents are many
         and short. Sinks that appear nearer than they are cannot be told by a mask.
@@ -91,7 +91,8 @@ class AttentionContext:
         return self._spans, max((s.stop - s.start for s in self._spans), default=0)
 
     def mask(self, pattern: AnyPattern) -> Tensor | None:
-        """(B, 1, T, T) bool: document borders and ``pattern`` over this call's own tokens; every token sees itself.
+        """Return (B, 1, T, T) bool: document borders and ``pattern`` over this call's own tokens; every token sees
+        itself.
 
         None where the causal mask alone says the same, so that no mask is built.
         """
@@ -100,7 +101,7 @@ class AttentionContext:
         return self.dense_mask(pattern)
 
     def dense_mask(self, pattern: AnyPattern) -> Tensor:
-        """(B, 1, T, T) bool, as ``mask``, always built."""
+        """Return (B, 1, T, T) bool, as ``mask``, always built."""
         if pattern not in self._own:
             query, key = self.positions[:, :, None], self.positions[:, None, :]
             same = self.documents[:, :, None] == self.documents[:, None, :]
@@ -109,7 +110,9 @@ class AttentionContext:
         return self._own[pattern]
 
     def blocks(self, pattern: AnyPattern) -> BlockMask | None:
-        """The mask of ``dense_mask`` for FlexAttention, on a GPU; None where the causal mask alone says the same."""
+        """Return the mask of ``dense_mask`` for FlexAttention, on a GPU; None where the causal mask alone says the
+        same.
+        """
         if self.documents.device.type != "cuda" or (self.plain and pattern.is_causal(self.positions.shape[1])):
             return None
         if pattern not in self._blocks:
@@ -117,21 +120,21 @@ class AttentionContext:
         return self._blocks[pattern]
 
     def held_mask(self, pattern: AnyPattern, held: Tensor) -> Tensor:
-        """(B, 1, T, S) bool over cache slots that hold positions ``held`` (B, S), -1 where empty."""
+        """Return (B, 1, T, S) bool over cache slots that hold positions ``held`` (B, S), -1 where empty."""
         if pattern not in self._held:
             allowed = (held[:, None, :] >= 0) & pattern.allows(self.positions[:, :, None], held[:, None, :])
             self._held[pattern] = allowed.unsqueeze(1)
         return self._held[pattern]
 
     def listed(self, pattern: AnyPattern, capacity: int) -> Tensor | None:
-        """(B, n) cache slots that the one query of each row reads, -1 for none; None: all that are filled."""
+        """Return (B, n) cache slots that the one query of each row reads, -1 for none; None: all that are filled."""
         if pattern not in self._listed:
             self._listed[pattern] = pattern.key_slots(self.positions[:, 0], capacity)
         return self._listed[pattern]
 
 
 def worth_apart(documents: int, scores: int) -> bool:
-    """Is attending documents one by one cheaper than the ``scores`` of a dense mask?"""
+    """Return whether attending documents one by one is cheaper than the ``scores`` of a dense mask."""
     return scores >= _SCORES_A_SPAN * documents
 
 
@@ -145,7 +148,7 @@ def attend(
     scale: float | None = None,
     cap: float | None = None,
 ) -> Tensor:
-    """Scaled dot-product attention (Vaswani et al. 2017, eq. 1) with grouped keys and values.
+    """Return scaled dot-product attention (Vaswani et al. 2017, eq. 1) with grouped keys and values.
 
     Args:
         q: (B, H, T, D) queries.
@@ -186,7 +189,7 @@ def attend_apart(
     dropout: float = 0.0,
     cap: float | None = None,
 ) -> Tensor:
-    """``attend`` where keys that are ``sinks`` (B, 1, 1, S) bool meet other queries ``sink_q`` than the rest."""
+    """Return ``attend`` where keys that are ``sinks`` (B, 1, 1, S) bool meet other queries ``sink_q`` than the rest."""
     b, h, t, d = q.shape
     shape = (b, k.shape[1], h // k.shape[1], t, d)
     near, far = (x.view(shape) @ k[:, :, None].mT for x in (q, sink_q))
@@ -197,7 +200,7 @@ def attend_apart(
 
 
 def take(x: Tensor, at: Tensor, dim: int) -> Tensor:
-    """Of every row of ``x`` (B, ...) the one place ``at`` (B,) along ``dim``, which stays, of size 1."""
+    """Select position ``at`` (B,) along ``dim`` from each row of ``x`` (B, ...); keep the dimension, of size 1."""
     return x.gather(dim, at.view(-1, *[1] * (x.ndim - 1)).expand(*x.shape[:dim], 1, *x.shape[dim + 1 :]))
 
 
@@ -222,7 +225,7 @@ class Attention(nn.Module):
     def forward(
         self, x: Tensor, view: AttentionContext, recompute: Callable[[], Tensor] | None = None, at: Tensor | None = None
     ) -> Tensor:
-        """(B, T, C) -> (B, T, C), or (B, 1, C) of the one token ``at`` (B,) of each row.
+        """Map (B, T, C) to (B, T, C), or (B, 1, C) of the one token ``at`` (B,) of each row.
 
         With ``recompute``, which computes ``x``, the backward does not keep it.
         """
@@ -256,7 +259,7 @@ class Attention(nn.Module):
         at: Tensor | None = None,
         sink_q: Tensor | None = None,
     ) -> Tensor:
-        """(B, H, T, D), (B, KV, T, D) twice -> (B, H, T, D): what has kernels of its own, and no parameters.
+        """Return (B, H, T, D), (B, KV, T, D) twice -> (B, H, T, D): what has kernels of its own, and no parameters.
 
         With ``at`` (B,) -> (B, H, 1, D), of that query of each row. ``sink_q``: the queries as sinks see them.
         """

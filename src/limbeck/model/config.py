@@ -208,17 +208,17 @@ class DecoderConfig(Config):
         return self.vocab_size if self.classes is None else len(self.classes.labels)
 
     def pattern_at(self, layer: int) -> AnyPattern:
-        """Attention pattern of one layer."""
+        """Return attention pattern of one layer."""
         return self.pattern[layer] if isinstance(self.pattern, tuple) else self.pattern
 
     def rope_at(self, layer: int) -> Rope | None:
-        """Rotary positions of one layer; None without any."""
+        """Return rotary positions of one layer; None without any."""
         if self.positions != "rope" or layer in self.unrotated:
             return None
         return self.rope_local if self.rope_name(layer) == "local" else self.rope
 
     def rope_name(self, layer: int) -> Literal["all", "local"]:
-        """Which of the two kinds of rotary positions a layer has."""
+        """Return which of the two kinds of rotary positions a layer has."""
         sliding = isinstance(self.pattern_at(layer), Sliding)
         return "local" if sliding and self.rope_local is not None else "all"
 

@@ -47,7 +47,7 @@ class FeedForward(nn.Module):
         self.down = Linear(f, {"down": config.hidden_size}, bias=config.ffn_bias)
 
     def forward(self, x: Tensor, recompute: Callable[[], Tensor] | None = None) -> Tensor:
-        """(B, T, C) -> (B, T, C); with ``recompute``, which computes ``x``, the backward does not keep it."""
+        """Map (B, T, C) to (B, T, C); with ``recompute``, which computes ``x``, the backward does not keep it."""
         y, down = project(self.up, x, recompute), plain_linear(self.down)
         plain = torch.is_autocast_enabled(x.device.type) or torch.compiler.is_compiling()
         if down is not None and not plain:
@@ -71,7 +71,7 @@ class Block(nn.Module):
         self.dropout, self.parallel, self.scale = config.dropout, config.parallel, config.residual_scale
 
     def forward(self, x: Tensor, view: AttentionContext, at: Tensor | None = None) -> Tensor:
-        """(B, T, C) -> (B, T, C), or (B, 1, C) of the one token ``at`` (B,) of each row."""
+        """Map (B, T, C) to (B, T, C), or (B, 1, C) of the one token ``at`` (B,) of each row."""
         lean = view.lean and torch.is_grad_enabled()
         y = self.attention(self.attention_norm(x), view, _again(self.attention_norm, x, lean), at)
         kept = x if at is None else take(x, at, 1)
@@ -80,14 +80,14 @@ class Block(nn.Module):
         return x + self._branch(self.ffn(self.ffn_norm(read), _again(self.ffn_norm, read, lean)), self.ffn_out_norm)
 
     def _branch(self, y: Tensor, norm: nn.Module | None) -> Tensor:
-        """What a branch adds to the residual."""
+        """Return what a branch adds to the residual."""
         y = y if norm is None else norm(y)
         y = y if self.scale == 1.0 else y * self.scale
         return F.dropout(y, self.dropout, self.training) if self.dropout else y
 
 
 def _again(norm: nn.Module, x: Tensor, lean: bool) -> Callable[[], Tensor] | None:
-    """What computes ``norm(x)`` once more, where that may be done behind everybody's back."""
+    """Return what computes ``norm(x)`` once more, where that may be done behind everybody's back."""
     return (lambda: norm(x)) if lean and not hooked(norm) and not isinstance(norm, nn.Identity) else None
 
 
@@ -99,7 +99,7 @@ class _Bounded(nn.Module):
         self.head, self.scale, self.cap = head, scale, cap
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., width) -> (..., V)."""
+        """Map (..., width) to (..., V)."""
         y: Tensor = self.head(x)
         y = y if self.scale == 1.0 else y * self.scale
         return y if self.cap is None else self.cap * torch.tanh(y / self.cap)
@@ -271,7 +271,8 @@ class Decoder(nn.Module):
 
     @contextmanager
     def compiled(self) -> Iterator[None]:
-        """Within the block every ``Block`` runs under ``torch.compile``, but for attention, which has its own kernels.
+        """Run every ``Block`` within the ``with`` under ``torch.compile``, but for attention, which has its own
+        kernels.
 
         Names in the state dict stay; the model must not be copied meanwhile.
         """
@@ -316,19 +317,22 @@ class Decoder(nn.Module):
         return self.norm.weight.dtype
 
     def count_parameters(self, trainable: bool = False) -> int:
-        """Number of parameters, quantized too, a tied head once; with ``trainable`` those that take gradients."""
+        """Return the number of parameters, quantized too, a tied head once; with ``trainable`` those that take
+        gradients.
+        """
         if trainable:
             return sum(p.numel() for p in self.parameters() if p.requires_grad)
         coded = sum(m.layout.rows * m.layout.columns for m in self.modules() if isinstance(m, QuantizedWeight))
         return coded + sum(p.numel() for p in self.parameters())
 
     def count_bytes(self) -> int:
-        """Bytes of parameters and buffers in memory, a tied head counted once."""
+        """Return bytes of parameters and buffers in memory, a tied head counted once."""
         state = [*self.parameters(), *self.buffers()]
         return sum(x.numel() * x.element_size() for x in state)
 
     def flops_per_token(self, context: int) -> int:
-        """Floating-point operations of the forward of one token that sees ``context`` positions, 2 a multiply-add.
+        """Return floating-point operations of the forward of one token that sees ``context`` positions, 2 a
+        multiply-add.
 
         Matrix products and attention scores only, as usual; training costs three times as much.
         """
@@ -339,11 +343,15 @@ class Decoder(nn.Module):
         return 2 * (c.layers * linear + c.hidden_size * c.head_rows + sum(2 * q * s for s in seen))
 
     def kv_bytes_per_token(self, dtype: torch.dtype | None = None) -> int:
-        """Bytes of the keys and values of one token over all layers; a rolling pattern keeps only so many tokens."""
+        """Return bytes of the keys and values of one token over all layers; a rolling pattern keeps only so many
+        tokens.
+        """
         return self.kv_bytes(1, dtype)
 
     def kv_bytes(self, length: int, dtype: torch.dtype | None = None) -> int:
-        """Bytes of the keys and values kept of ``length`` tokens: of a rolling pattern its window and sinks alone."""
+        """Return bytes of the keys and values kept of ``length`` tokens: of a rolling pattern its window and sinks
+        alone.
+        """
         c = self.config
         slots = sum(c.pattern_at(i).slots(length) for i in range(c.layers))
         return 2 * slots * c.kv_heads * c.head_dim * (dtype or self.dtype).itemsize

@@ -17,20 +17,20 @@ __all__ = ["class_logits", "classes_of", "last_column", "mean_pool", "with_class
 
 
 def mean_pool(hidden: Tensor, batch: Batch) -> Tensor:
-    """One vector a document, the mean of its final hidden states: (B, T, C) -> (B, C), padding left out."""
+    """Return one vector a document, the mean of its final hidden states: (B, T, C) -> (B, C), padding left out."""
     real = batch.real
     share = real.to(hidden.dtype) / real.sum(dim=1, keepdim=True).clamp(min=1).to(hidden.dtype)
     return torch.einsum("btd,bt->bd", hidden, share)
 
 
 def last_column(batch: Batch) -> Tensor:
-    """(B,) column of each row's last token, padding on either side left out."""
+    """Return (B,) column of each row's last token, padding on either side left out."""
     column = torch.arange(batch.ids.shape[1], device=batch.ids.device)
     return torch.where(batch.real, column, -1).amax(dim=1).clamp(min=0)
 
 
 def class_logits(model: nn.Module, batch: Batch, how: Literal["last", "mean"]) -> Tensor:
-    """Logits (B, C) of the classes of each document, computed within the model's forward.
+    """Return logits (B, C) of the classes of each document, computed within the model's forward.
 
     Args:
         model: a decoder with a head of classes, or what wraps one for many devices.
@@ -71,7 +71,7 @@ def with_classes(model: Decoder, classes: Classes) -> Decoder:
 
 
 def classes_of(model: Decoder) -> Classes:
-    """The classes that the model's head tells.
+    """Return the classes of the model's classification head.
 
     Raises:
         ConfigError: its head tells the next token.

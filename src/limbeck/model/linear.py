@@ -26,7 +26,7 @@ class Linear(nn.Linear):
         self.parts = dict(parts)
 
     def rows(self, part: str) -> slice:
-        """Output rows of one part."""
+        """Return the output rows of one part."""
         at = 0
         for name, size in self.parts.items():
             if name == part:
@@ -36,7 +36,7 @@ class Linear(nn.Linear):
 
 
 def project(layer: nn.Module, x: Tensor, recompute: Callable[[], Tensor] | None) -> Tensor:
-    """``layer(x)``; with ``recompute``, which computes ``x`` once more, no backward keeps ``x``."""
+    """Compute ``layer(x)``; with ``recompute``, which computes ``x`` once more, no backward keeps ``x``."""
     y: Tensor
     if recompute is None or torch.compiler.is_compiling():
         y = layer(x)

@@ -109,15 +109,15 @@ class Causal(Pattern):
     sinks: Literal[0] = Field(0, description="every position is seen anyway")
 
     def bands(self, length: int) -> tuple[tuple[int, int], ...]:
-        """All distances."""
+        """Return all distances."""
         return ((0, length),)
 
     def sees_distance(self, distance: Tensor) -> Tensor:
-        """Always."""
+        """Return true."""
         return distance >= 0
 
     def key_slots(self, position: Tensor, capacity: int) -> Tensor | None:
-        """All slots."""
+        """Return all slots."""
         return None
 
 
@@ -137,11 +137,11 @@ class Sliding(Pattern):
     )
 
     def bands(self, length: int) -> tuple[tuple[int, int], ...]:
-        """The window."""
+        """Return the window."""
         return ((0, min(self.window, length)),)
 
     def sees_distance(self, distance: Tensor) -> Tensor:
-        """Within the window."""
+        """Return whether the distance lies within the window."""
         return distance < self.window
 
     @property
@@ -160,20 +160,20 @@ class Sliding(Pattern):
         return True
 
     def slots(self, capacity: int) -> int:
-        """The window and the sinks, no more."""
+        """Return the window and the sinks, no more."""
         return min(capacity, self.sinks + self.window)
 
     def slot(self, position: Tensor) -> Tensor:
-        """Sinks stay, the rest rolls."""
+        """Return the slot of a position: sinks stay, the rest rolls."""
         rolling = self.sinks + (position - self.sinks) % self.window
         return position.where(position < self.sinks, rolling)
 
     def kept(self, position: Tensor, length: Tensor) -> Tensor:
-        """The window and the sinks."""
+        """Return the window and the sinks."""
         return (position < length) & ((position < self.sinks) | (position >= length - self.window))
 
     def key_slots(self, position: Tensor, capacity: int) -> Tensor | None:
-        """All slots: each holds a sink or a token of the window."""
+        """Return all slots: each holds a sink or a token of the window."""
         return None
 
 
@@ -196,11 +196,11 @@ class LogSparse(Pattern):
         return self
 
     def bands(self, length: int) -> tuple[tuple[int, int], ...]:
-        """The window and single distances beyond, merged where they touch."""
+        """Return the window and single distances beyond, merged where they touch."""
         return _log_bands(self.window, self.restart, length)
 
     def sees_distance(self, distance: Tensor) -> Tensor:
-        """Within the window, or a power of two, of what is left after restarts."""
+        """Return whether the distance lies within the window or is a power of two, of what is left after restarts."""
         d = distance % self.restart if self.restart else distance
         return (d < self.window) | ((d > 0) & ((d & (d - 1)) == 0))
 
@@ -217,13 +217,13 @@ class Strided(Pattern):
     keys: int = Field(0, ge=0, description="most far positions seen; 0: all, so that keys grow with the length")
 
     def bands(self, length: int) -> tuple[tuple[int, int], ...]:
-        """The window and multiples of the stride, merged where they touch."""
+        """Return the window and multiples of the stride, merged where they touch."""
         end = min(length, self.stride * self.keys + 1) if self.keys else length
         far = (d for d in range(self.stride, end, self.stride) if d >= self.window)
         return _merged(((0, min(self.window, length)), *((d, d + 1) for d in far)))
 
     def sees_distance(self, distance: Tensor) -> Tensor:
-        """Within the window, or a multiple of the stride."""
+        """Return whether the distance lies within the window or is a multiple of the stride."""
         far = distance % self.stride == 0
         if self.keys:
             far = far & (distance <= self.stride * self.keys)

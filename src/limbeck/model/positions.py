@@ -9,7 +9,7 @@ from torch import Tensor
 
 from limbeck.model.config import DynamicScaling, LinearScaling, Llama3Scaling, LongScaling, Rope, YarnScaling
 
-__all__ = ["Rotary", "circled", "half_split_rows", "interleaved_rows", "inverse_frequencies", "rotate"]
+__all__ = ["Rotary", "circled", "interleaved_rows", "inverse_frequencies", "rotate"]
 
 _FEW = 64  # positions whose angles are computed rather than looked up, past the context
 
@@ -85,16 +85,11 @@ def circled(positions: Tensor, context: int, sinks: int) -> Tensor:
     return positions.where(positions < context, sinks + (positions - sinks) % (context - sinks))
 
 
-def half_split_rows(heads: int, head_dim: int) -> Tensor:
-    """(heads * head_dim,) int64: order in which to take the rows of a query or key matrix of the interleaved
-    convention (pairs (2i, 2i + 1): the paper, Meta's Llama files, llama.cpp) to get the half-split one used here and in
-    transformers (pairs (i, i + D/2)): ``half = interleaved[half_split_rows(H, D)]``.
-    """
-    return torch.arange(heads * head_dim).view(heads, head_dim // 2, 2).transpose(1, 2).reshape(-1)
-
-
 def interleaved_rows(heads: int, head_dim: int) -> Tensor:
-    """(heads * head_dim,) int64: the way back, ``interleaved = half[interleaved_rows(H, D)]``."""
+    """(heads * head_dim,) int64: order in which to take the rows of a query or key matrix of the half-split convention
+    used here and in transformers (pairs (i, i + D/2)) to get the interleaved one (pairs (2i, 2i + 1): the paper, Meta's
+    Llama files, llama.cpp): ``interleaved = half[interleaved_rows(H, D)]``.
+    """
     return torch.arange(heads * head_dim).view(heads, 2, head_dim // 2).transpose(1, 2).reshape(-1)
 
 

@@ -94,7 +94,7 @@ class Architecture(Config):
 
 
 def _sized(config: DecoderConfig, parameters: int) -> DecoderConfig:
-    """The config whose feed-forward is as wide as brings it nearest to so many parameters.
+    """Return the config whose feed-forward is as wide as brings it nearest to so many parameters.
 
     Raises:
         ConfigError: no width comes within 1 %.

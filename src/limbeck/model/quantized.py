@@ -17,7 +17,7 @@ _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class QuantizedWeight(nn.Module):
-    """One matrix (R, C) in the neutral layout, as buffers ``codes``, ``scales`` and ``zeros``.
+    """One matrix (R, C) in the neutral layout, as buffers ``codes``, ``scales``, ``zeros`` and ``second``.
 
     Casting the model (``model.bfloat16()``) changes the dtype in which the layers answer, never what is stored.
 
@@ -29,6 +29,7 @@ class QuantizedWeight(nn.Module):
     codes: Tensor
     scales: Tensor | None
     zeros: Tensor | None
+    second: Tensor | None
 
     def __init__(self, codes: Codes, dtype: torch.dtype) -> None:
         super().__init__()
@@ -36,29 +37,30 @@ class QuantizedWeight(nn.Module):
         self.register_buffer("codes", codes.codes)
         self.register_buffer("scales", codes.scales)
         self.register_buffer("zeros", codes.zeros)
+        self.register_buffer("second", codes.second)
         self._prepared: Prepared | None = None
 
     def value(self) -> Codes:
-        """The matrix as a value."""
-        return Codes(self.layout, self.codes, self.scales, self.zeros)
+        """Return the matrix as a value."""
+        return Codes(self.layout, self.codes, self.scales, self.zeros, self.second)
 
     def take_codes(self, codes: Codes, device: torch.device | str = "cpu") -> None:
         """Hold ``codes`` of the same layout in place of what is held."""
         if codes.layout != self.layout:
             raise ValueError(f"codes of the layout {codes.layout} do not fit a matrix of the layout {self.layout}")
         self._prepared = None
-        for name in ("codes", "scales", "zeros"):
+        for name in ("codes", "scales", "zeros", "second"):
             value = getattr(codes, name)
             self._buffers[name] = None if value is None else value.to(device)
 
     def prepared(self) -> Prepared:
-        """The matrix with its backends' packed forms, made once for the codes that it holds now."""
+        """Return the matrix with its backends' packed forms, made once for the codes that it holds now."""
         if self._prepared is None:
             self._prepared = Prepared(self.value())
         return self._prepared
 
     def decode(self, dtype: torch.dtype | None = None) -> Tensor:
-        """(R, C) numbers in ``dtype``; None: in the model's."""
+        """Return (R, C) numbers in ``dtype``; None: in the model's."""
         return self.value().decode(dtype or self.dtype)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantizedWeight:
@@ -75,7 +77,7 @@ class QuantizedWeight(nn.Module):
         super()._load_from_state_dict(*args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Copies and pickles leave out what backends packed."""
+        """Leave out what backends packed: copies and pickles do without it."""
         return {**self.__dict__, "_prepared": None}
 
     def extra_repr(self) -> str:
@@ -116,11 +118,11 @@ class QuantizedLinear(nn.Module):
         return self._borrowed[0] if self._borrowed else self.own
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., in_features) -> (..., out_features)."""
+        """Map (..., in_features) to (..., out_features)."""
         return linear(x, self.quantized.prepared(), self.bias)
 
     def rows(self, part: str) -> slice:
-        """Output rows of one part."""
+        """Return the output rows of one part."""
         names = list(self.parts)
         at = sum(self.parts[n] for n in names[: names.index(part)])
         return slice(at, at + self.parts[part])
@@ -135,11 +137,11 @@ class QuantizedEmbedding(nn.Module):
         self.quantized = quantized
 
     def forward(self, ids: Tensor) -> Tensor:
-        """(...) ids -> (..., C) in the model's dtype."""
+        """Map (...) ids to (..., C) in the model's dtype."""
         rows = self.quantized.value().take(ids.reshape(-1)).decode(self.quantized.dtype)
         return rows.view(*ids.shape, self.embedding_dim)
 
 
 def is_quantized(model: nn.Module) -> bool:
-    """Does the model hold a quantized matrix?"""
+    """Return whether the model holds a quantized matrix."""
     return any(isinstance(m, QuantizedWeight) for m in model.modules())

@@ -11,7 +11,7 @@ __all__ = ["find", "matches", "replace"]
 
 
 def matches(name: str, patterns: tuple[str, ...]) -> bool:
-    """Does a dotted module name, or its last parts, match one of the shell-style ``patterns``?
+    """Return whether a dotted module name, or its last parts, match one of the shell-style ``patterns``.
 
     ``qkv`` matches ``blocks.0.attention.qkv``; so do ``attention.qkv``, ``blocks.0.*`` and ``*qkv``.
     """
@@ -19,7 +19,7 @@ def matches(name: str, patterns: tuple[str, ...]) -> bool:
 
 
 def find(model: nn.Module, wanted: Callable[[str, nn.Module], bool]) -> dict[str, nn.Module]:
-    """Modules for which ``wanted(name, module)`` is true, by dotted name, in the model's own order."""
+    """Return modules for which ``wanted(name, module)`` is true, by dotted name, in the model's own order."""
     return {name: module for name, module in model.named_modules() if name and wanted(name, module)}
 
 

@@ -27,7 +27,7 @@ class Classify:
     pool: Literal["last", "mean"] = "last"
 
     def counts(self, batch: Batch) -> Counts:
-        """Rows with a label."""
+        """Return rows with a label."""
         return {"nll": float((_labels(batch) != IGNORE).sum())}
 
     def __call__(self, model: nn.Module, batch: Batch, counts: Counts | None = None) -> Terms:

@@ -93,7 +93,7 @@ class CrossTokenizer:
         self.model.eval().requires_grad_(False)
 
     def counts(self, batch: Batch) -> Counts:
-        """Target tokens under ``nll``, aligned places under ``uld``."""
+        """Return the target tokens under ``nll``, aligned places under ``uld``."""
         out = {}
         if self.alpha:
             out["nll"] = float((batch.next_token_labels() != IGNORE).sum())
@@ -102,7 +102,7 @@ class CrossTokenizer:
         return out
 
     def _rows(self, batch: Batch) -> list[tuple[list[int], Aligned]]:
-        """The teacher's ids of each row, and the places to compare.
+        """Return the teacher's ids of each row, and the places to compare.
 
         Raises:
             DataError: a row holds several documents.
@@ -150,7 +150,7 @@ class CrossTokenizer:
         return logits
 
     def __call__(self, model: nn.Module, batch: Batch, counts: Counts | None = None) -> Terms:
-        """Sums over the batch."""
+        """Return sums over the batch."""
         labels = batch.next_token_labels()
         rows = self._rows(batch) if self.beta else []
         place = [(r, k) for r, (_, places) in enumerate(rows) for k in places.student]

@@ -65,7 +65,7 @@ class Distillation:
             )
 
     def counts(self, batch: Batch) -> Counts:
-        """Target tokens under ``nll``, compared tokens under ``kl``."""
+        """Return the target tokens under ``nll``, compared tokens under ``kl``."""
         labels, mask = self._positions(batch)
         out = {}
         if self.alpha:
@@ -80,7 +80,7 @@ class Distillation:
         return labels, batch.prediction_mask() if self.on == "all" else labels != IGNORE
 
     def __call__(self, model: nn.Module, batch: Batch, counts: Counts | None = None) -> Terms:
-        """Sums over the batch.
+        """Return sums over the batch.
 
         Args:
             model: the student.

@@ -32,12 +32,12 @@ class NextToken:
             raise ConfigError(f"z_loss is {self.z_loss:g}: a weight must be 0 or more")
 
     def counts(self, batch: Batch) -> Counts:
-        """Target tokens, the denominator of every term."""
+        """Return the target tokens, the denominator of every term."""
         tokens = float((batch.next_token_labels() != IGNORE).sum())
         return {"nll": tokens, "z": tokens} if self.z_loss else {"nll": tokens}
 
     def __call__(self, model: nn.Module, batch: Batch, counts: Counts | None = None) -> Terms:
-        """Sums over the batch's target tokens, in nats; ``counts`` of the step save a scaling of the gradients."""
+        """Return sums over the batch's target tokens, in nats; ``counts`` of the step save a scaling of gradients."""
         labels = batch.next_token_labels()
         tokens = float((labels != IGNORE).sum())
         step = max(tokens if counts is None else counts.get("nll", tokens), 1)

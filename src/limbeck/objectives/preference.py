@@ -55,14 +55,16 @@ class Preference:
             raise ConfigError("label_smoothing belongs to the sigmoid loss, and IPO has none: leave it out")
 
     def counts(self, batch: PairBatch) -> Counts:
-        """Pairs, and completion tokens of each side for what is told a token."""
+        """Return pairs, and completion tokens of each side for what is told a token."""
         chosen, rejected = (float((b.next_token_labels() != IGNORE).sum()) for b in (batch.chosen, batch.rejected))
         sides = {"chosen": chosen, "rejected": rejected}
         per_token = {f"{kind}_{s}_per_token": sides[s] for kind in ("log_prob", "reference") for s in _SIDES}
         return dict.fromkeys(_PER_PAIR, float(batch.pairs)) | per_token
 
     def __call__(self, model: nn.Module, batch: PairBatch, counts: Counts | None = None) -> Terms:
-        """Sums over the batch's pairs; ``counts`` of the step are not needed, as one term alone carries a gradient."""
+        """Return sums over the batch's pairs; ``counts`` of the step are not needed, as one term alone carries a
+        gradient.
+        """
         reference = self.reference.log_probs(model, batch)
         policy = pair_log_probs(model, batch)
         tokens = batch.completion_tokens().to(policy)

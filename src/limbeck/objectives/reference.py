@@ -21,7 +21,7 @@ LogProbs = tuple[float, float]
 
 
 def pair_log_probs(model: nn.Module, batch: PairBatch) -> Tensor:
-    """(P, 2) summed log-probabilities of the completions of ``batch``, in nats, by one forward over both sides."""
+    """Return (P, 2) summed log-probabilities of the completions, in nats, by one forward over both sides."""
     joined, sequence = batch.joined()
     labels = joined.next_token_labels()
 
@@ -42,7 +42,7 @@ class Reference(Protocol):
     kind: ClassVar[str]
 
     def log_probs(self, model: nn.Module, batch: PairBatch) -> Tensor:
-        """(P, 2) nats without gradient; ``model`` is the policy, or its wrapper."""
+        """Return (P, 2) nats without gradient; ``model`` is the policy, or its wrapper."""
 
 
 class Frozen:
@@ -64,7 +64,7 @@ class Frozen:
         return pair_log_probs(self._like(_dtype(model)), batch).detach()
 
     def _like(self, dtype: torch.dtype) -> nn.Module:
-        """The copy in the policy's precision: at the start both round alike, and the margin is 0 to the bit."""
+        """Return the copy in the policy's precision: at the start both round alike, and the margin is 0 to the bit."""
         if _dtype(self.model) == dtype:
             return self.model
         if dtype not in self._narrow:

@@ -27,7 +27,8 @@ class Teacher(Protocol):
         """See the class."""
 
     def signal(self, batch: Batch) -> Dense | TopK:
-        """Distribution predicted at each position of ``batch``: hidden (B, T, D) and head, or (B, T, K) top tokens.
+        """Return the distribution predicted at each position of ``batch``: hidden (B, T, D) and head, or (B, T, K) top
+        tokens.
 
         The student's and the teacher's vocabularies may differ in width by padding rows alone; a divergence cuts both
         to the common rows.
@@ -44,7 +45,7 @@ class LiveTeacher:
 
     @torch.no_grad()
     def signal(self, batch: Batch) -> Dense:
-        """Final hidden states (B, T, D) and the head, so that logits are formed a chunk at a time."""
+        """Return final hidden states (B, T, D) and the head, so that logits are formed a chunk at a time."""
         self.model.eval()
 
         def read(hidden: Tensor, head: nn.Module) -> Dense:
@@ -55,7 +56,7 @@ class LiveTeacher:
 
 
 def fingerprint(model: nn.Module) -> str:
-    """Sha256 of a model's parameters and buffers: names, dtypes, shapes and bytes."""
+    """Return the SHA-256 of a model's parameters and buffers: names, dtypes, shapes and bytes."""
     digest = hashlib.sha256()
     for name, x in model.state_dict().items():
         digest.update(f"{name} {x.dtype} {tuple(x.shape)}\n".encode())

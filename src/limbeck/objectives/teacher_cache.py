@@ -82,7 +82,7 @@ class CacheHeader(Config):
         return np.uint16 if self.key.rows <= 1 << 16 else np.uint32
 
     def bytes_per_token(self) -> dict[str, int]:
-        """Bytes of one token in each file that grows."""
+        """Return bytes of one token in each file that grows."""
         k = self.key.k
         return {"tokens.bin": 4, "ids.bin": k * np.dtype(self.id_dtype).itemsize, "log_probs.bin": 2 * (k + 1)}
 
@@ -180,7 +180,7 @@ class CachedTeacher:
         return np.memmap(file, dtype=dtype, mode="r", shape=shape)
 
     def signal(self, batch: Batch) -> TopK:
-        """Top tokens (B, T, k) at every position; on padding those of some other position.
+        """Return the top tokens (B, T, k) at every position; on padding those of some other position.
 
         Raises:
             DataError: a token is not in the cache, or its document is cut differently or reads differently there.

@@ -45,7 +45,7 @@ class Analysis:
     margin: float
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for a report."""
+        """Return plain values for a report."""
         return asdict(self)
 
 
@@ -107,7 +107,7 @@ def answer(group: ArmTable, found: Analysis) -> str:
 
 
 def _points(group: ArmTable, lines: Sequence[Line]) -> tuple[list[Axis], list[Point]]:
-    """The main figure and every cost that at least two arms have; arms that lack one of these are left out."""
+    """Return the main figure and every cost that at least two arms have; arms that lack one of these are left out."""
     main = Axis(group.statistic.name, group.statistic.better, group.statistic)
     costs = {name: {line.row.name: v for line in lines if (v := _values(line, key))} for name, key in _COSTS}
     used = {name: values for name, values in costs.items() if len(values) > 1}
@@ -144,7 +144,7 @@ def _effects(
 
 
 def analysis_tables(found: Sequence[Analysis], labels: Mapping[str, str]) -> list[Table]:
-    """The findings as tables; what is empty is left out, but quiet failures are told even where there are none.
+    """Return the findings as tables; what is empty is left out, but quiet failures are told even where there are none.
 
     Args:
         found: one for each group of arms.

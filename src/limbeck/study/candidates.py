@@ -138,7 +138,7 @@ class Workshop:
         return self._values(reports)
 
     def known(self) -> list[str]:
-        """Names of all measures: costs, the main figure by its own name, and ``entry.figure``."""
+        """Return names of all measures: costs, the main figure by its own name, and ``entry.figure``."""
         return list(self._values(self.base))
 
     def _common(self, verb: str) -> dict[str, Any]:
@@ -217,7 +217,7 @@ def random_cost(base: str, steps: Sequence[ChainStep]) -> dict[str, float]:
 
 
 def _shortened(values: Mapping[str, Any], share: float) -> dict[str, Any]:
-    """The same training with a share of its steps; what has no ``train.steps`` is left as it is."""
+    """Return the same training with a share of its steps; what has no ``train.steps`` is left as it is."""
     train = values.get("train")
     if share >= 1 or not isinstance(train, Mapping) or "steps" not in train:
         return dict(values)

@@ -95,7 +95,7 @@ class Verdict:
     measured: tuple[Measured, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return plain values."""
         return dict(plain(asdict(self)))
 
 

@@ -18,9 +18,11 @@ from limbeck.data.readers import Rows, read
 from limbeck.decode.settings import Decoding
 from limbeck.errors import ConfigError, DataError
 from limbeck.formats.load import Bundle, load_bundle
+from limbeck.jobs.comparison import evaluated
+from limbeck.jobs.measured_task import MeasuredTask
 from limbeck.jobs.recipe import Display, Recipe, Report
 from limbeck.jobs.reports.quantization import alternated
-from limbeck.jobs.source import device_of, dtype_of
+from limbeck.jobs.source import Reading, device_of, dtype_of
 from limbeck.measure.cost import SpeedProtocol, disk_bytes
 from limbeck.measure.scores import Scores, align
 from limbeck.storage import plain, write_json, write_text
@@ -38,9 +40,7 @@ from limbeck.study.certificate import (
 from limbeck.study.harms import Grams, Harm, Margins, harms
 from limbeck.study.sample_logs import read_samples
 from limbeck.tasks.table import AnyTask
-from limbeck.tasks.task import Measuring
 from limbeck.tasks.text import Text
-from limbeck.verbs.compare import evaluated
 
 __all__ = ["Certify"]
 
@@ -57,7 +57,7 @@ class _Side:
     protocol: Mapping[str, Any]
 
 
-class Certify(Recipe):
+class Certify(MeasuredTask, Reading, Recipe):
     """Test whether SMALLER is worse than BASE: three answers, valid whenever the test stops.
 
     With --data both models are evaluated item by item until every harm is decided. Without it BASE and SMALLER are two
@@ -73,13 +73,6 @@ class Certify(Recipe):
     )
     smaller: str = Field(description="the smaller model, of the same kind", json_schema_extra={"positional": True})
     data: str | None = Field(None, description="rows to test on: a path, toy:NAME or a Hub id", json_schema_extra=_DATA)
-    columns: dict[str, str] = Field(
-        default_factory=dict, description="our field = their column", json_schema_extra=_DATA
-    )
-    separator: str = Field(
-        "<|endoftext|>", description="line between documents of a text file", json_schema_extra=_DATA
-    )
-    limit: int | None = Field(None, ge=1, description="read only so many rows", json_schema_extra=_DATA)
     learned: str | None = Field(
         None, description="training text: copying from it is a harm (memorisation)", json_schema_extra=_DATA
     )
@@ -87,9 +80,6 @@ class Certify(Recipe):
         None, description="rows of a task that was not trained: lost generality", json_schema_extra=_DATA
     )
     zero_shot_task: AnyTask = Field(Text(), description="kind of work of zero_shot")
-    task: AnyTask = Field(Text(), description="kind of work")
-    measuring: Measuring = Field(default_factory=Measuring, description="how both are measured")
-    decoding: Decoding | None = Field(None, description="how both generate; none: the task's choice")
     part: str = Field("test", description="evaluation of the two runs", json_schema_extra=_DATA)
     margins: Margins = Field(default_factory=Margins, description="largest harm that is accepted, of each kind")
     alpha: float = Field(0.05, gt=0, lt=0.5, description="error rate of each answer", json_schema_extra=_TEST)
@@ -188,9 +178,7 @@ class Certify(Recipe):
     def _fresh(self, session: Display) -> dict[str, Any]:
         """Evaluate both models look by look."""
         assert self.data is not None
-        rows = self._drawn(self.task.read(
-            self.data, columns=self.columns, limit=self.limit, separator=self.separator
-        ))  # fmt: skip
+        rows = self._drawn(self.rows(self.data, self.task))
         beside = None
         if self.zero_shot is not None:
             beside = self._drawn(

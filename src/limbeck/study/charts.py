@@ -56,12 +56,12 @@ class Curve:
 
 
 def number(arm: int) -> dict[str, int | str]:
-    """Colour and symbol of an arm, by its number from 1: equal all over the page."""
+    """Return the colour and symbol of an arm, by its number from 1: equal all over the page."""
     return {"colour": (arm - 1) % COLOURS + 1, "symbol": _SYMBOLS[(arm - 1) // COLOURS % len(_SYMBOLS)]}
 
 
 def cost_charts(group: ArmTable, numbers: Mapping[str, int]) -> list[Chart]:
-    """Quality against bytes on disk, and against time a token, each with its Pareto front.
+    """Return the quality against bytes on disk, and against time a token, each with its Pareto front.
 
     Args:
         group: arms of one table; those whose cost was not measured are left out.
@@ -79,7 +79,7 @@ def cost_charts(group: ArmTable, numbers: Mapping[str, int]) -> list[Chart]:
 
 
 def figure_chart(group: ArmTable, numbers: Mapping[str, int], across: str, up: str) -> Chart | None:
-    """One figure against another, such as diversity and quality; None where fewer than two arms measure both.
+    """Return one figure against another, such as diversity and quality; None where fewer than two arms measure both.
 
     Args:
         group: arms of one table.
@@ -200,7 +200,7 @@ def _bars(of: Spread, colour: str) -> dict[str, Any]:
 
 
 def curve_chart(name: str, curves: Sequence[Curve], remark: str) -> Chart:
-    """One metric over training steps, one line for each run.
+    """Return one metric over training steps, one line for each run.
 
     Args:
         name: of the metric, as ``metrics.jsonl`` has it.
@@ -242,7 +242,7 @@ def _value(value: float | None) -> str:
 
 
 def _thinned(points: int) -> list[int]:
-    """Indices of at most about a thousand points, the last among them."""
+    """Return indices of at most about a thousand points, the last among them."""
     step = math.ceil(points / _MOST_POINTS)
     kept = list(range(0, points, max(1, step)))
     return kept if not kept or kept[-1] == points - 1 else [*kept, points - 1]

@@ -12,7 +12,8 @@ Reports = Sequence[Mapping[str, Any]]
 
 
 def costs(arms: Sequence[tuple[str, Reports]]) -> list[list[str]]:
-    """A heading, then a row an arm: memory, speed, beliefs against the original; columns nobody measured are left out.
+    """Return a heading, then a row an arm: memory, speed, fidelity to the original; columns nobody measured are left
+    out.
 
     Memory and speed are medians over seeds; KL and agreement are the first seed's, with their intervals.
 

@@ -101,5 +101,5 @@ def _coded(term: Sequence[str], chosen: Sequence[str], knobs: Mapping[str, Seque
 
 
 def _columns(arms: Sequence[Mapping[str, Any]], term: Sequence[str], knobs: Mapping[str, Sequence[str]]) -> Floats:
-    """(A, parameters) columns of one term of the design."""
+    """Return (A, parameters) columns of one term of the design."""
     return np.stack([_coded(term, [str(arm[name]) for name in term], knobs) for arm in arms])

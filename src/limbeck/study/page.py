@@ -89,7 +89,7 @@ def page(
 
 
 def protocol(report: Mapping[str, Any]) -> dict[str, str]:
-    """What a report's figures rest on, as text; figures beside it are left to the table with its intervals."""
+    """Return what a report's figures rest on, as text; figures beside it are left to the table with its intervals."""
     values = report.get("protocol") or {}
     if isinstance(values.get("protocol"), Mapping):
         values = {"tokenisation": values.get("tokenisation", ""), **values["protocol"]}
@@ -128,7 +128,7 @@ def _verdict(finding: PairVerdict, grouped: Sequence[ArmTable]) -> dict[str, Any
 
 
 def _costs(first: Line, second: Line) -> list[str]:
-    """What the first arm costs beside the second."""
+    """Return what the first arm costs beside the second."""
     out = []
     if first.disk_bytes is not None and second.disk_bytes is not None:
         a, b = first.disk_bytes / 1e6, second.disk_bytes / 1e6
@@ -222,7 +222,7 @@ def _curves(group: ArmTable, numbers: Mapping[str, int]) -> list[Chart]:
 
 
 def _samples(group: ArmTable, numbers: Mapping[str, int]) -> list[dict[str, Any]]:
-    """What each arm made of the same prompts, prompt by prompt."""
+    """Return what each arm made of the same prompts, prompt by prompt."""
     out: dict[str, dict[str, Any]] = {}
     for line in group.lines:
         for prompt, text, reference in line.row.reports[0].get("samples") or []:
@@ -282,7 +282,7 @@ def _said(values: Mapping[str, Any]) -> str:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    """A run's provenance; a run that was moved away or damaged says nothing, which the page shows as such."""
+    """Return a run's provenance; a run that was moved away or damaged says nothing, which the page shows as such."""
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -10,7 +10,7 @@ __all__ = ["front"]
 
 
 def front(points: Sequence[tuple[float, float]], better: Better) -> list[int]:
-    """Indices of the points that no other dominates, from the cheapest to the dearest.
+    """Return the indices of the points that no other dominates, from the cheapest to the dearest.
 
     One point dominates another if it costs no more, is no worse, and is not equal in both. Equal points therefore stand
     on the front together. It is drawn through the figures themselves: whether two neighbours differ, their

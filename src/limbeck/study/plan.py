@@ -24,7 +24,7 @@ class Arm(Config):
     environment.
     """
 
-    verb: Literal["pretrain", "finetune", "distill", "dpo", "quantize", "evaluate"]
+    verb: Literal["pretrain", "finetune", "distill", "dpo", "quantize", "evaluate", "harness"]
     values: dict[str, Any] = Field(default_factory=dict, description="the recipe's values")
     over: dict[str, list[Any]] = Field(default_factory=dict, description="key -> values: one arm for each combination")
     once: bool = Field(False, description="run under the first seed alone and share it among all")

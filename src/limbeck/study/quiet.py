@@ -111,7 +111,7 @@ def _alarms(origin: Any, arm: Any) -> list[tuple[str, str]]:
 
 
 def _costs(origin: Any, arm: Any) -> list[tuple[str, str]]:
-    """A smaller model that is slower: its fastest repeat above the slowest of the origin."""
+    """Return the finding of a smaller model that is slower: its fastest repeat above the slowest of the origin."""
     before, after = (_speed(r.reports) for r in (origin, arm))
     small, large = (_bytes(r.reports) for r in (arm, origin))
     if not before or not after or small is None or large is None or small >= large:

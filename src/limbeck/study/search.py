@@ -133,11 +133,11 @@ class Search:
                 raise RunError(f"the storage of the search went away: {first}; run the command again") from None
 
     def found(self) -> list[FoundTrial]:
-        """Every trial that was made and measured."""
+        """Return every trial that was made and measured."""
         return [_found(t, self.limits) for t in self.study.get_trials(deepcopy=False) if "model" in t.user_attrs]
 
     def refused(self) -> list[str]:
-        """Why trials were not made, each in a sentence."""
+        """Return why trials were not made, each in a sentence."""
         return [t.user_attrs["refused"] for t in self.study.get_trials(deepcopy=False) if "refused" in t.user_attrs]
 
     def _count(self) -> int:
@@ -261,5 +261,5 @@ def chosen(found: Sequence[FoundTrial], objective: SearchGoal, runners_up: int =
 
 
 def default_storage(folder: Path) -> str:
-    """SQLite within the search's folder."""
+    """Return the address of an SQLite file within the search's folder."""
     return f"sqlite:///{folder / 'search.db'}"

@@ -85,7 +85,7 @@ class SearchPlan(Config):
         return self
 
     def steps(self, chosen: Mapping[str, Any]) -> tuple[ChainStep, ...]:
-        """The chain of ``chosen``, its knobs filled in."""
+        """Return the chain of ``chosen``, its knobs filled in."""
         steps = self.pipelines[chosen["pipeline"]]
         return tuple(s.model_copy(update={"values": fill(s.values, chosen)}) for s in steps)
 

@@ -55,13 +55,13 @@ class Versus:
     standing: Standing
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for a report."""
+        """Return plain values for a report."""
         names = {"figure": self.figure, "metric": self.metric, "first": self.first, "second": self.second}
         return names | {"standing": self.standing} | self.comparison.to_json()
 
 
 def standing(comparison: Comparison, margin: float | None) -> Standing:
-    """What the second system of a comparison does beside the first.
+    """Return what the second system of a comparison does beside the first.
 
     With a margin, a difference that is shown to lie within it (two one-sided tests) does not matter: it matches.
     """
@@ -71,7 +71,7 @@ def standing(comparison: Comparison, margin: float | None) -> Standing:
 
 
 def versus(plan: StudyPlan, done: Mapping[str, ArmRow]) -> list[Versus]:
-    """Every model against every earlier one, figure by figure.
+    """Return every model against every earlier one, figure by figure.
 
     Raises:
         ConfigError: a model is not measured by the metric that a figure names.
@@ -95,7 +95,7 @@ def _statistic(row: ArmRow, metric: str | None) -> Statistic:
 def stage_tables(
     plan: StudyPlan, done: Mapping[str, ArmRow], found: Sequence[Versus], trained: Mapping[str, Mapping[str, Any]]
 ) -> list[Table]:
-    """The stage table, the probes beside it, and, where a margin is stated, who matches, exceeds or lags whom.
+    """Return the stage table, the probes beside it, and, where a margin is stated, who matches, exceeds or lags whom.
 
     Args:
         plan: with ``models`` and ``figures``.
@@ -189,7 +189,7 @@ def _standings(plan: StudyPlan, found: Sequence[Versus]) -> Table:
 
 
 def stage_markdown(tables: Sequence[Table]) -> str:
-    """The tables as Markdown."""
+    """Return the tables as Markdown."""
     lines = []
     for table in tables:
         head, *rows = [[cell.replace("|", "\\|") for cell in row] for row in table.rows]

@@ -252,7 +252,7 @@ def _recipes(
         if owner == seed:
             values = plan.values(name, kind.model_fields, folders[seed])
             out[seed] = build(kind, {**values, "seed": seed, "out": str(place)}, f"arm '{name}'")
-            if len(getattr(out[seed], "harness", ())) > 1:
+            if len(getattr(out[seed], "tasks", getattr(out[seed], "harness", ()))) > 1:
                 raise ConfigError(f"arm '{name}' has several tasks of the harness: give each an arm of its own")
     return out
 

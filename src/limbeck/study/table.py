@@ -76,7 +76,7 @@ class PairVerdict:
     words: str
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for a report."""
+        """Return plain values for a report."""
         return {
             "first": self.first,
             "second": self.second,
@@ -192,7 +192,9 @@ def groups(rows: Sequence[ArmRow], compared: Sequence[PairVerdict], metric: str 
 
 
 def tables(title: str, grouped: Sequence[ArmTable], compared: Sequence[PairVerdict]) -> tuple[RenderableType, ...]:
-    """Tables for a terminal of 80 columns: one for each set that arms were measured on, then verdicts and samples."""
+    """Return tables for a terminal of 80 columns: one for each set that arms were measured on, then verdicts and
+    samples.
+    """
     body: list[RenderableType] = [Text(title, style="bold")] if title else []
     for group in grouped:
         body += [Text(f"\n{group.heading}"), _terminal(group)]
@@ -207,7 +209,7 @@ def tables(title: str, grouped: Sequence[ArmTable], compared: Sequence[PairVerdi
 
 
 def markdown(title: str, grouped: Sequence[ArmTable], compared: Sequence[PairVerdict]) -> str:
-    """The same as Markdown, with full figures and every arm's change against the reference."""
+    """Return the same as Markdown, with full figures and every arm's change against the reference."""
     lines = [f"# {_cell(title)}", ""] if title else []
     for group in grouped:
         columns = ["arm", "seeds", "figure", "95 % interval", f"change against {group.reference}", "parameters"]
@@ -228,7 +230,7 @@ def _piped(cells: Sequence[str]) -> str:
 
 
 def others(group: ArmTable) -> list[list[str]]:
-    """Every figure but the table's own, with its interval: a heading, then a row an arm."""
+    """Return every figure but the table's own, with its interval: a heading, then a row an arm."""
     names = dict.fromkeys(s.name for line in group.lines for s in line.row.statistics if s.name != group.statistic.name)
     known = {s.name: s for line in group.lines for s in line.row.statistics}
     out = [["arm", *(f"{name} ({known[name].better} is better)" for name in names)]]
@@ -252,13 +254,13 @@ def _rates(row: ArmRow) -> list[float]:
 
 
 def figure(row: ArmRow, name: str) -> Interval | None:
-    """A figure of an arm by its name, with its interval; None where the arm does not measure it."""
+    """Return a figure of an arm by its name, with its interval; None where the arm does not measure it."""
     found = next((s for s in row.statistics if s.name == name), None)
     return None if found is None else interval(list(row.scores), found)
 
 
 def told(group: ArmTable) -> list[tuple[str, str]]:
-    """What must stand beside the figures, such as a histogram of classes: (arm, sentence), each once."""
+    """Return what must stand beside the figures, such as a histogram of classes: (arm, sentence), each once."""
     out = [
         (ln.row.label, s) for ln in group.lines for r in ln.row.reports for s in (r.get("notes") or {}).get("told", [])
     ]
@@ -266,7 +268,7 @@ def told(group: ArmTable) -> list[tuple[str, str]]:
 
 
 def rounded(value: float, low: float, high: float) -> str:
-    """``value`` with the digits that the interval's width leaves any meaning: two of the width's own."""
+    """Return ``value`` with the digits that the interval's width leaves any meaning: two of the width's own."""
     width = high - low
     if not math.isfinite(width) or width <= 0:
         return f"{value:.4g}"
@@ -274,17 +276,17 @@ def rounded(value: float, low: float, high: float) -> str:
 
 
 def span(of: Interval | Comparison) -> str:
-    """Its interval, ``[0.856, 0.886]``; one item leaves everything open."""
+    """Return its interval, ``[0.856, 0.886]``; one item leaves everything open."""
     return f"[{rounded(of.low, of.low, of.high)}, {rounded(of.high, of.low, of.high)}]"
 
 
 def change(of: Comparison) -> tuple[str, str]:
-    """Difference to the reference arm and its interval, ``-0.0074`` and ``[-0.0089, -0.0059]``."""
+    """Return the difference to the reference arm and its interval, ``-0.0074`` and ``[-0.0089, -0.0059]``."""
     return f"{'+' if of.difference >= 0 else ''}{rounded(of.difference, of.low, of.high)}", span(of)
 
 
 def short(number: int) -> str:
-    """A count in three or four digits: ``960``, ``74.0 k``, ``0.79 M``, ``124.4 M``, ``1.54 B``."""
+    """Return a count in three or four digits: ``960``, ``74.0 k``, ``0.79 M``, ``124.4 M``, ``1.54 B``."""
     for size, unit, least in ((1e9, "B", 1e9), (1e6, "M", 1e5), (1e3, "k", 1e3)):
         if number >= least:
             return f"{number / size:.{2 if number < 10 * size else 1}f} {unit}"

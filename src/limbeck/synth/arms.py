@@ -65,7 +65,7 @@ class ArmResult:
     seconds: float
 
     def describe(self) -> dict[str, Any]:
-        """Plain values; the scores are elsewhere."""
+        """Return plain values; the scores are elsewhere."""
         return {
             "arm": self.arm,
             "steps": self.steps,

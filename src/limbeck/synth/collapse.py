@@ -39,7 +39,7 @@ class Variety:
     words: float
 
     def describe(self) -> dict[str, float]:
-        """Plain values."""
+        """Return plain values."""
         return asdict(self)
 
 

@@ -45,7 +45,7 @@ class Datasheet:
         return None if self.cost is None or not len(self.found.kept) else self.cost / len(self.found.kept)
 
     def describe(self) -> dict[str, Any]:
-        """Plain values: what ``datasheet.json`` holds."""
+        """Return plain values: what ``datasheet.json`` holds."""
         return {
             "name": self.name,
             "teacher": self.teacher,

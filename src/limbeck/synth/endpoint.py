@@ -159,7 +159,7 @@ def _count(usage: Any, name: str) -> int | None:
 
 
 def _message(text: str) -> str:
-    """The server's own sentence, on one line."""
+    """Return the server's own sentence, on one line."""
     try:
         found = json.loads(text)["error"]
         said = found["message"] if isinstance(found, dict) else found

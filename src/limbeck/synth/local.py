@@ -64,4 +64,4 @@ class LocalTeacher:
         return Answer(found.text, raw, len(ids), found.tokens, finish)
 
     async def close(self) -> None:
-        """Nothing is held beyond the model."""
+        """Do nothing: nothing is held beyond the model."""

@@ -198,7 +198,7 @@ class OnPolicy:
         return self.given.per_epoch
 
     def describe(self) -> dict[str, Any]:
-        """Counts of one epoch of the given rows."""
+        """Return counts of one epoch of the given rows."""
         return self.given.describe()
 
     def at(self, index: int) -> Batch:

@@ -188,7 +188,7 @@ class Plan:
         return Request(ordinal, name, digest.hex()[:40], messages, self.sampling, seed)
 
     def describe(self) -> dict[str, Any]:
-        """Plain values by which two plans are told apart; ``count`` may grow between sessions."""
+        """Return plain values by which two plans are told apart; ``count`` may grow between sessions."""
         return {
             "kind": self.kind.name,
             "seed": self.seed,
@@ -249,7 +249,7 @@ def answer_fields(kind: Kind, text: str) -> tuple[dict[str, str], str]:
 
 
 def _first_object(text: str) -> dict[str, Any] | None:
-    """The first JSON object in ``text``, wherever it begins."""
+    """Return the first JSON object in ``text``, wherever it begins."""
     decoder, at = json.JSONDecoder(), text.find("{")
     while at >= 0:
         try:

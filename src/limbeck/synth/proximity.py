@@ -54,7 +54,7 @@ class Scorer:
         return [t.eos_id if t.bos_id is None else t.bos_id]
 
     def fits(self, a: str, b: str) -> bool:
-        """Whether both texts with the bridge fit into the context."""
+        """Return whether both texts with the bridge fit into the context."""
         size = sum(len(self.tokenizer.encode(text)) for text in (a, self.bridge, f" {b}"))
         return size < self.model.config.context
 
@@ -112,7 +112,7 @@ class Scorer:
         return found
 
     def centred(self, texts: Sequence[str]) -> Scorer:
-        """The same scorer with the mean state of ``texts`` as its center."""
+        """Return the same scorer with the mean state of ``texts`` as its center."""
         center = self.states(texts).mean(axis=0)
         return Scorer(self.model, self.tokenizer, self.bridge, self.batch_size, center)
 

@@ -119,7 +119,7 @@ class Round:
     loss: float | None
 
     def describe(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return plain values."""
         return {
             "round": self.number,
             **self.found.describe(),

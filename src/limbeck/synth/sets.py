@@ -114,6 +114,6 @@ def write_set(folder: Path, kind: Kind, sheet: Datasheet) -> None:
 
 
 def _row(kind: Kind, row: Row) -> dict[str, Any]:
-    """A row as its task reads it: without what we added; a pair is labelled as a paraphrase."""
+    """Return a row as its task reads it: without what we added; a pair is labelled as a paraphrase."""
     fields = {name: value for name, value in row.fields.items() if name not in _OURS}
     return {"id": row.id, **fields, **({"is_duplicate": 1} if set(_PAIR) <= set(kind.fields) else {})}

@@ -89,7 +89,7 @@ class Yield:
         return Share.of_counts(len(self.kept), self.entered)
 
     def describe(self) -> dict[str, Any]:
-        """Plain values for a report."""
+        """Return plain values for a report."""
         return {
             "entered": self.entered,
             "kept": len(self.kept),

@@ -39,7 +39,7 @@ NATS_PER_ITEM = ratio("nll", COUNT, name="nats per item", better="lower", unit="
 
 
 def labels_of(rows: Rows, field: str, labels: Sequence[str]) -> list[int]:
-    """Class of every row (see ``border.class_of``).
+    """Return the class of every row (see ``border.class_of``).
 
     Raises:
         DataError: a label outside ``labels``; names the row.
@@ -92,7 +92,7 @@ def encode_texts(
 
 
 def head_log_probs(model: Decoder, examples: Sequence[Example], batch_size: int) -> Floats:
-    """(n, C) log-probability of each class, in nats; texts of near-equal length share a batch.
+    """Return (n, C) log-probability of each class, in nats; texts of near-equal length share a batch.
 
     Raises:
         ConfigError: the model has no head of classes.

@@ -60,29 +60,29 @@ class GSM8K(Task):
         return Template(prompt=self.prompt, answer=self.answer)
 
     def encode(self, rows: Rows, tokenizer: Tokenizer, context: int) -> tuple[list[Example], EncodingReport]:
-        """Question and solution, without examples; the solution and the end token are learned."""
+        """Encode question and solution, without examples; the solution and the end token are learned."""
         return encode_rows(rows, tokenizer, context, template=self.template, truncate=self.truncate, bos=self.begin)
 
     def objective(self) -> AnyObjective:
-        """The likelihood of the solutions."""
+        """Return the likelihood of the solutions."""
         return NextToken()
 
     def statistics(self, columns: Collection[str]) -> tuple[Statistic, ...]:
-        """Exact match, strict then flexible, of what was generated; nats a token of the reference solutions."""
+        """Return exact match, strict then flexible, of what was generated; nats a token of the reference solutions."""
         return tuple(s for s in (*_FIGURES, NATS_PER_TOKEN) if set(s.columns) - {COUNT} <= set(columns))
 
     def predicts(self, measuring: Measuring) -> bool:
-        """What is generated, where it is."""
+        """Return whether solutions are generated."""
         return measuring.generate
 
     def decoding(self) -> Decoding:
-        """Greedy; a next question ends it."""
+        """Return greedy decoding; a next question ends it."""
         return Decoding(max_new_tokens=256, stop=("\nQuestion:",), truncate_prompts=True)
 
     def evaluate(
         self, model: Decoder, tokenizer: Tokenizer, rows: Rows, measuring: Measuring, decoding: Decoding
     ) -> Result:
-        """Likelihood of the solutions; and solve every question, if generating is asked for."""
+        """Measure the likelihood of the solutions, and solve every question if generating is asked for."""
         gold = [self._gold(row, rows.source) for row in rows]
         context = min(measuring.context or model.config.context, model.config.context)
         examples, report = self.encode(rows, tokenizer, context)
@@ -122,7 +122,7 @@ class GSM8K(Task):
         }
 
     def score(self, predictions: Mapping[str, str], rows: Rows) -> Result:
-        """Strict and flexible match of solutions from a file."""
+        """Return strict and flexible match of solutions from a file."""
         gold = [self._gold(row, rows.source) for row in rows]
         columns = _scored([predictions[row.id] for row in rows], gold)
         return Result(Scores.of(predictions, **columns), self._scoring(rows), predictions=predictions)
@@ -138,7 +138,7 @@ class GSM8K(Task):
     def _solve(
         self, model: Decoder, tokenizer: Tokenizer, rows: Rows, measuring: Measuring, decoding: Decoding
     ) -> tuple[list[str], list[bool], Fitting]:
-        """Generated texts, whether each ended of itself, and how prompts and new tokens fit into the context."""
+        """Return generated texts, whether each ended of itself, and how prompts and new tokens fit into the context."""
         source = None
         if self.shots and self.examples is not None:
             source = read(self.examples, required=self.required)

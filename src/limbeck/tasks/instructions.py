@@ -73,7 +73,7 @@ class Instructions(Task):
         return read_instructions(source, columns=columns or None, limit=limit, dialect=dialect, empty=self.empty)
 
     def equip(self, tokenizer: Tokenizer) -> Tokenizer:
-        """The tokenizer with the chat template that is learned, and its begin token or none."""
+        """Return the tokenizer with the chat template that is learned, and its begin token or none."""
         trained = tokenizer.without_begin() if self.begin is False and tokenizer.begins_with_bos else tokenizer
         return trained.with_chat_template(self._chat(tokenizer).text)
 
@@ -81,19 +81,21 @@ class Instructions(Task):
         return ChatTemplate.named(self.template, tokenizer, begin=self.begin, end=self.end)
 
     def predicts(self, measuring: Measuring) -> bool:
-        """Answers, where they are generated."""
+        """Return whether answers are generated."""
         return measuring.generate
 
     def encode(self, rows: Rows, tokenizer: Tokenizer, context: int) -> tuple[list[Example], EncodingReport]:
-        """Conversations; the answers' tokens and their end tokens are learned."""
+        """Encode conversations; the answers' tokens and their end tokens are learned."""
         return encode_conversations(rows, self._chat(tokenizer), context, truncate=self.truncate, on_empty=self.empty)
 
     def objective(self) -> AnyObjective:
-        """The likelihood of the answers."""
+        """Return the likelihood of the answers."""
         return NextToken()
 
     def statistics(self, columns: Collection[str]) -> tuple[Statistic, ...]:
-        """Nats an answer token and perplexity; the shares of answers that end, and their length by the references'."""
+        """Return nats an answer token and perplexity; the shares of answers that end, and their length by the
+        references'.
+        """
         if "ended" not in columns:
             return (NATS_PER_TOKEN, PERPLEXITY)
         return (
@@ -106,13 +108,13 @@ class Instructions(Task):
         )
 
     def decoding(self) -> Decoding:
-        """Sampled at T 0.7; how long is told by the references."""
+        """Return sampling at temperature 0.7; how long is taken from the references."""
         return Decoding(max_new_tokens=_LONGEST, temperature=0.7, truncate_prompts=True)
 
     def evaluate(
         self, model: Decoder, tokenizer: Tokenizer, rows: Rows, measuring: Measuring, decoding: Decoding
     ) -> Result:
-        """Likelihood of all answers of each conversation; and the last one generated, as told and greedily."""
+        """Measure the likelihood of all answers of each conversation, and generate the last, sampled and greedily."""
         context = min(measuring.context or model.config.context, model.config.context)
         template = self._chat(tokenizer)
         examples, report = self.encode(rows, tokenizer, context)

@@ -112,7 +112,7 @@ class Paraphrase(Task):
         return model
 
     def encode(self, rows: Rows, tokenizer: Tokenizer, context: int) -> tuple[list[Example], EncodingReport]:
-        """Cloze: the question and its answer, which alone is learned; with a head: the question and its class."""
+        """Encode the question and its answer, which alone is learned (cloze); with a head, question and class."""
         truth = labels_of(rows, "is_duplicate", _LABELS)
         if self.method == "head":
             return self._for_head(rows, truth, tokenizer, context)
@@ -128,11 +128,11 @@ class Paraphrase(Task):
         return encode_texts(rows, texts, truth, tokenizer, context, begin=self.begin, keep="end")
 
     def objective(self) -> AnyObjective:
-        """The likelihood of the answer's tokens, or of the class."""
+        """Return the likelihood of the answer's tokens, or of the class."""
         return Classify(self.pool) if self.method == "head" else NextToken()
 
     def statistics(self, columns: Collection[str]) -> tuple[Statistic, ...]:
-        """Accuracy, macro F1, majority rate, F1 of paraphrases; nats per item."""
+        """Return accuracy, macro F1, majority rate, F1 of paraphrases; nats per item."""
         return (*class_statistics(columns), *([NATS_PER_ITEM] if "nll" in columns else []))
 
     def evaluate(
@@ -229,5 +229,5 @@ class Paraphrase(Task):
         return same_items({name: known[label] for name, label in found.items()}, [row.id for row in rows], path)
 
     def score(self, predictions: Mapping[str, str], rows: Rows) -> Result:
-        """Accuracy, F1 and majority rate of classes from a file; an answer that is neither is wrong."""
+        """Return accuracy, F1 and majority rate of classes from a file; an answer that is neither is wrong."""
         return scored_classes(predictions, rows, "is_duplicate", _LABELS, {})

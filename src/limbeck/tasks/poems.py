@@ -28,7 +28,8 @@ class _Heading:
 
 
 def numbered_poems(text: str, source: str) -> list[tuple[int, str]]:
-    """Number and text of each poem that stands under a heading of its own; empty where there are no headings.
+    """Return the number and text of each poem that stands under a heading of its own; empty where there are no
+    headings.
 
     What stands before the first heading is a title page. Headings are of one style and count up by one, or go up with
     gaps where each stands between blank lines; a line that only looks like one (a year, ``I`` alone) does not continue
@@ -75,7 +76,9 @@ def _roman(text: str) -> int:
 
 
 def _counting(found: Sequence[_Heading], style: tuple[bool, bool]) -> list[_Heading]:
-    """The longest run of headings of one style that count up by one; of two the one with more blank lines around."""
+    """Return the longest run of headings of one style that count up by one; of two the one with more blank lines
+    around.
+    """
     runs: dict[int, list[_Heading]] = {}
     for heading in (h for h in found if h.style == style):
         run = [*runs.get(heading.number - 1, []), heading]

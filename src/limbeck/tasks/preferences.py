@@ -72,7 +72,7 @@ class Preferences(Task):
         )
 
     def equip(self, tokenizer: Tokenizer) -> Tokenizer:
-        """The tokenizer with the chat template that is learned, and its begin token or none."""
+        """Return the tokenizer with the chat template that is learned, and its begin token or none."""
         trained = tokenizer.without_begin() if self.begin is False and tokenizer.begins_with_bos else tokenizer
         return trained.with_chat_template(self._chat(tokenizer).text)
 
@@ -80,16 +80,16 @@ class Preferences(Task):
         return ChatTemplate.named(self.template, tokenizer, begin=self.begin)
 
     def encode(self, rows: Rows, tokenizer: Tokenizer, context: int) -> tuple[list[Example], EncodingReport]:
-        """Pairs: examples of the chosen answers, with the rejected ones beside them."""
+        """Encode pairs: examples of the chosen answers, with the rejected ones beside them."""
         pairs, report = encode_pairs(rows, self._chat(tokenizer), context, truncate=self.truncate, on_empty=self.empty)
         return list(pairs), report
 
     def objective(self) -> AnyObjective:
-        """The likelihood of the chosen answers; the verb dpo has one of its own."""
+        """Return the likelihood of the chosen answers; the verb dpo has one of its own."""
         return NextToken()
 
     def statistics(self, columns: Collection[str]) -> tuple[Statistic, ...]:
-        """Accuracies, what always taking the shorter answer would have, and nats a token of both sides."""
+        """Return accuracies, what always taking the shorter answer would have, and nats a token of both sides."""
         return (
             share("correct", "accuracy"),
             share("correct_by_sum", "accuracy by sum"),
@@ -108,7 +108,7 @@ class Preferences(Task):
     def evaluate(
         self, model: Decoder, tokenizer: Tokenizer, rows: Rows, measuring: Measuring, decoding: Decoding
     ) -> Result:
-        """Log-probability of both answers to every prompt."""
+        """Measure the log-probability of both answers to every prompt."""
         context = min(measuring.context or model.config.context, model.config.context)
         template = self._chat(tokenizer)
         pairs, report = encode_pairs(rows, template, context, truncate=self.truncate, on_empty=self.empty)

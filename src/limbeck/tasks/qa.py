@@ -71,11 +71,11 @@ class QuestionAnswering(Task):
         )
 
     def predicts(self, measuring: Measuring) -> bool:
-        """Answers, where they are generated."""
+        """Return whether answers are generated."""
         return measuring.generate
 
     def encode(self, rows: Rows, tokenizer: Tokenizer, context: int) -> tuple[list[Example], EncodingReport]:
-        """Prompt and answer; the answer's tokens and the end token are learned."""
+        """Encode prompt and answer; the answer's tokens and the end token are learned."""
         return encode_rows(
             rows,
             tokenizer,
@@ -87,11 +87,13 @@ class QuestionAnswering(Task):
         )
 
     def objective(self) -> AnyObjective:
-        """The likelihood of the answers."""
+        """Return the likelihood of the answers."""
         return NextToken()
 
     def statistics(self, columns: Collection[str]) -> tuple[Statistic, ...]:
-        """Nats an answer token and perplexity; of what was generated BLEU, F1, exact match and the share that ended."""
+        """Return nats an answer token and perplexity; of what was generated BLEU, F1, exact match and the share that
+        ended.
+        """
         known = (
             NATS_PER_TOKEN,
             PERPLEXITY,
@@ -103,13 +105,13 @@ class QuestionAnswering(Task):
         return tuple(s for s in known if set(s.columns) - {COUNT} <= set(columns))
 
     def decoding(self) -> Decoding:
-        """Sampling as system D does: T 0.7, top-k 50, top-p 0.95, 120 tokens."""
+        """Return sampling as system D does: T 0.7, top-k 50, top-p 0.95, 120 tokens."""
         return Decoding(max_new_tokens=120, temperature=0.7, top_k=50, top_p=0.95, truncate_prompts=True)
 
     def evaluate(
         self, model: Decoder, tokenizer: Tokenizer, rows: Rows, measuring: Measuring, decoding: Decoding
     ) -> Result:
-        """Likelihood of the answers, and overlap of generated answers with them."""
+        """Measure the likelihood of the answers, and the overlap of generated answers with them."""
         context = min(measuring.context or model.config.context, model.config.context)
         examples, report = self.encode(rows, tokenizer, context)
         kept = [rows[e.row] for e in examples]
@@ -146,7 +148,7 @@ class QuestionAnswering(Task):
         return Result(Scores.of([r.id for r in kept], **columns), protocol, shown, notes, predictions)
 
     def score(self, predictions: Mapping[str, str], rows: Rows) -> Result:
-        """BLEU, F1 and exact match of answers from a file."""
+        """Return BLEU, F1 and exact match of answers from a file."""
         answers = [self.template.render_answer(row, rows.source).strip() for row in rows]
         columns = _overlap([predictions[row.id].strip() for row in rows], answers)
         protocol = {"corpus": rows.source, "answer": self.answer, "bleu": _BLEU}

@@ -100,7 +100,7 @@ class Sentiment(Task):
         return with_classes(model, Classes(labels=self.labels, pool=self.pool))
 
     def encode(self, rows: Rows, tokenizer: Tokenizer, context: int) -> tuple[list[Example], EncodingReport]:
-        """Sentences with an end token, and their class."""
+        """Encode sentences with an end token, and their class."""
         return self._encode(rows, labels_of(rows, "label", self.labels), tokenizer, context)
 
     def _encode(
@@ -110,17 +110,17 @@ class Sentiment(Task):
         return encode_texts(rows, texts, truth, tokenizer, context, begin=self.begin, keep=self.keep)
 
     def objective(self) -> AnyObjective:
-        """The likelihood of the class."""
+        """Return the likelihood of the class."""
         return Classify(self.pool)
 
     def statistics(self, columns: Collection[str]) -> tuple[Statistic, ...]:
-        """Accuracy, macro F1, majority rate; nats per item."""
+        """Return accuracy, macro F1, majority rate; nats per item."""
         return (*class_statistics(columns), *([NATS_PER_ITEM] if "nll" in columns else []))
 
     def evaluate(
         self, model: Decoder, tokenizer: Tokenizer, rows: Rows, measuring: Measuring, decoding: Decoding
     ) -> Result:
-        """Tell every row's class; the classes are those of the model's head, whatever ``labels`` says."""
+        """Classify every row; the classes are those of the model's head, whatever ``labels`` says."""
         classes = classes_of(model)
         truth = labels_of(rows, "label", classes.labels)
         context = min(measuring.context or model.config.context, model.config.context)
@@ -143,7 +143,7 @@ class Sentiment(Task):
         return same_items(read_labels(path, _TITLE), [row.id for row in rows], path)
 
     def score(self, predictions: Mapping[str, str], rows: Rows) -> Result:
-        """Accuracy, macro F1 and majority rate of classes from a file.
+        """Return accuracy, macro F1 and majority rate of classes from a file.
 
         Raises:
             DataError: a class, predicted or true, that is none of ``labels``.

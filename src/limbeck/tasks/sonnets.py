@@ -90,29 +90,29 @@ class Sonnets(Task):
         return tokenizer.bos_id is not None if self.begin is None else self.begin
 
     def encode(self, rows: Rows, tokenizer: Tokenizer, context: int) -> tuple[list[Example], EncodingReport]:
-        """Whole poems with their end token."""
+        """Encode whole poems with their end token."""
         return encode_rows(rows, tokenizer, context, overlap=1, bos=self._begin(tokenizer))
 
     def objective(self) -> AnyObjective:
-        """The likelihood of every next token."""
+        """Return the likelihood of every next token."""
         return NextToken()
 
     def statistics(self, columns: Collection[str]) -> tuple[Statistic, ...]:
-        """Nats a token of whole poems; of the continued ones chrF, verse, variety and copied lines."""
+        """Return nats a token of whole poems; of the continued ones chrF, verse, variety and copied lines."""
         return tuple(s for s in (NATS_PER_TOKEN, *_FIGURES) if set(s.columns) - {COUNT} <= set(columns))
 
     def predicts(self, measuring: Measuring) -> bool:
-        """What is generated, where it is."""
+        """Return whether poems are generated."""
         return measuring.generate
 
     def decoding(self) -> Decoding:
-        """Sampling as the course's baseline does: temperature 1.2, top-p 0.9."""
+        """Return sampling as the course's baseline does: temperature 1.2, top-p 0.9."""
         return Decoding(max_new_tokens=220, temperature=1.2, top_p=0.9, truncate_prompts=True)
 
     def evaluate(
         self, model: Decoder, tokenizer: Tokenizer, rows: Rows, measuring: Measuring, decoding: Decoding
     ) -> Result:
-        """Likelihood of the poems; chrF of continuations against the whole poem, given lines included."""
+        """Measure the likelihood of the poems, and chrF of continuations against whole poems, given lines included."""
         context = min(measuring.context or model.config.context, model.config.context)
         examples, report = self.encode(rows, tokenizer, context)
         chunks = nll_sums(model, examples, measuring.batch_size)
@@ -148,7 +148,7 @@ class Sonnets(Task):
         return Result(Scores.of([r.id for r in rows], **columns), protocol, shown, notes, predictions)
 
     def score(self, predictions: Mapping[str, str], rows: Rows) -> Result:
-        """ChrF, verse, variety and copied lines of poems from a file; only their new lines, where so said."""
+        """Return ChrF, verse, variety and copied lines of poems from a file; only their new lines, where so said."""
         notes = {"distinct_of_all": corpus_distinct(self._new(predictions, rows), order=_ORDER)}
         scores = Scores.of(predictions, **self.judge(predictions, rows))
         return Result(scores, self._judging(rows), (), notes, predictions)
@@ -186,7 +186,7 @@ class Sonnets(Task):
         return columns
 
     def _new(self, predictions: Mapping[str, str], rows: Rows) -> list[str]:
-        """What was written after the given lines."""
+        """Return what was written after the given lines."""
         return [predictions[row.id].removeprefix(self._given(row)) for row in rows]
 
     def write_predictions(self, result: Result, path: Path) -> None:
@@ -229,7 +229,7 @@ class Sonnets(Task):
 
 
 def _poem(body: str) -> str:
-    """The lines of a poem, blank ones and the couplet's indent left out."""
+    """Return the lines of a poem, blank ones and the couplet's indent left out."""
     return "\n".join(line.strip() for line in body.splitlines() if line.strip())
 
 

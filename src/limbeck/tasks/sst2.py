@@ -74,7 +74,7 @@ class SST2(Task):
         return Template(prompt=self.prompt, answer=f"{{{_WORD}}}")
 
     def encode(self, rows: Rows, tokenizer: Tokenizer, context: int) -> tuple[list[Example], EncodingReport]:
-        """The prompt without examples; the label word alone is learned."""
+        """Encode the prompt without examples; the label word alone is learned."""
         truth = labels_of(rows, "label", _LABELS)
         worded = Rows.of(
             (Row(r.id, {**r.fields, _WORD: self.answers[c]}) for r, c in zip(rows, truth, strict=True)), rows.source
@@ -82,11 +82,11 @@ class SST2(Task):
         return encode_rows(worded, tokenizer, context, template=self.template, end_token=False, bos=self.begin)
 
     def objective(self) -> AnyObjective:
-        """The likelihood of the label word."""
+        """Return the likelihood of the label word."""
         return NextToken()
 
     def statistics(self, columns: Collection[str]) -> tuple[Statistic, ...]:
-        """Accuracy (calibrated first, where that is asked for), macro F1, majority rate, F1; nats per item."""
+        """Return the accuracy (calibrated first, where asked for), macro F1, majority rate, F1; nats per item."""
         plain, *rest = class_statistics(columns)
         other = ratio(
             "other_correct",
@@ -140,7 +140,7 @@ class SST2(Task):
         )
 
     def _shown(self, rows: Rows) -> str:
-        """The examples as they stand before a sentence."""
+        """Return the examples as they stand before a sentence."""
         source = None
         if self.shots and self.examples is not None:
             source = self.read(self.examples, columns={}, limit=None, separator="")
@@ -167,7 +167,7 @@ class SST2(Task):
         }
 
     def score(self, predictions: Mapping[str, str], rows: Rows) -> Result:
-        """Accuracy, F1 and majority rate of classes (0, 1) from a file."""
+        """Return accuracy, F1 and majority rate of classes (0, 1) from a file."""
         return scored_classes(predictions, rows, "label", _LABELS, {})
 
 

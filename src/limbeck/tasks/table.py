@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Union
 
 from pydantic import Field
 
@@ -20,19 +20,19 @@ from limbeck.tasks.text import Text
 __all__ = ["TASKS", "AnyTask"]
 
 TASKS: dict[str, type[Task]] = {
-    "text": Text,
-    "qa": QuestionAnswering,
-    "sonnets": Sonnets,
-    "sentiment": Sentiment,
-    "paraphrase": Paraphrase,
-    "sst2": SST2,
-    "gsm8k": GSM8K,
-    "instructions": Instructions,
-    "preferences": Preferences,
+    Text.name: Text,
+    QuestionAnswering.name: QuestionAnswering,
+    Sonnets.name: Sonnets,
+    Sentiment.name: Sentiment,
+    Paraphrase.name: Paraphrase,
+    SST2.name: SST2,
+    GSM8K.name: GSM8K,
+    Instructions.name: Instructions,
+    Preferences.name: Preferences,
 }
 
-AnyTask = Annotated[
-    Text | QuestionAnswering | Sonnets | Sentiment | Paraphrase | SST2 | GSM8K | Instructions | Preferences,
-    Field(discriminator="kind"),
-]
+if TYPE_CHECKING:
+    AnyTask = Task
+else:
+    AnyTask = Annotated[Union[tuple(TASKS.values())], Field(discriminator="kind")]  # noqa: UP007
 """The same as a field of a recipe: a mapping's ``kind`` picks its class."""

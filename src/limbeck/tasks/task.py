@@ -63,11 +63,13 @@ class Task(Config):
         name: how it is called on the command line; each subclass also has it as the literal field ``kind``.
         required: the fields that every row must have.
         split_by: the field whose equal values must land in one part of a split.
+        from_corpora: it learns plain documents, so that it can learn from corpora on disk.
     """
 
     name: ClassVar[str]
     required: ClassVar[tuple[str, ...]]
     split_by: ClassVar[str | None] = None
+    from_corpora: ClassVar[bool] = False
 
     def read(
         self,
@@ -110,7 +112,7 @@ class Task(Config):
             raise ConfigError(f"the model's head tells classes ({told}), not the next token as task '{self.name}' asks")
 
     def prepare(self, model: Decoder) -> Decoder:
-        """The model to train: ``model``, with the task's own head where it has one.
+        """Return the model to train: ``model``, with the task's own head where it has one.
 
         Raises:
             ConfigError: the model's head tells something else.
@@ -119,7 +121,9 @@ class Task(Config):
         return model
 
     def equip(self, tokenizer: Tokenizer) -> Tokenizer:
-        """The tokenizer to save with a model trained on it: ``tokenizer``, with a chat template where it has one."""
+        """Return the tokenizer to save with a model trained on it: ``tokenizer``, with a chat template where it has
+        one.
+        """
         return tokenizer
 
     @abstractmethod
@@ -130,13 +134,20 @@ class Task(Config):
             NothingToLearnError: a row (or every row) has no target left.
         """
 
+    def document_marks(self, tokenizer: Tokenizer) -> tuple[bool, bool]:
+        """Return whether documents of a corpus get the begin token, and whether they get the end token.
+
+        A task with ``from_corpora`` implements it.
+        """
+        raise TypeError(f"task '{self.name}' learns from no corpora on disk")
+
     @abstractmethod
     def objective(self) -> AnyObjective:
-        """What to learn without a teacher."""
+        """Return what to learn without a teacher."""
 
     @abstractmethod
     def statistics(self, columns: Collection[str]) -> tuple[Statistic, ...]:
-        """The figures of an evaluation that has these score columns; the first is the main one."""
+        """Return the figures of an evaluation that has these score columns; the first is the main one."""
 
     @abstractmethod
     def evaluate(
@@ -145,11 +156,11 @@ class Task(Config):
         """Measure ``model`` on ``rows``."""
 
     def decoding(self) -> Decoding:
-        """How it generates unless told otherwise."""
+        """Return how it generates unless told otherwise."""
         return Decoding()
 
     def predicts(self, measuring: Measuring) -> bool:
-        """Whether an evaluation generates or chooses something for each item, which can be written to a file."""
+        """Return whether an evaluation generates or chooses something for each item, which can be written to a file."""
         return True
 
     def write_predictions(self, result: Result, path: Path) -> None:

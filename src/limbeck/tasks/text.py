@@ -32,6 +32,7 @@ class Text(Task):
 
     name: ClassVar[str] = "text"
     required: ClassVar[tuple[str, ...]] = ("text",)
+    from_corpora: ClassVar[bool] = True
 
     kind: Literal["text"] = "text"
     protocol: ProtocolName | None = Field(
@@ -58,8 +59,12 @@ class Text(Task):
         return self
 
     def begins(self, tokenizer: Tokenizer) -> bool:
-        """Whether the begin token stands before each document."""
+        """Return whether the begin token stands before each document."""
         return tokenizer.bos_id is not None if self.begin is None else self.begin
+
+    def document_marks(self, tokenizer: Tokenizer) -> tuple[bool, bool]:
+        """Return the begin token as ``begins`` says, the end token as ``end``."""
+        return self.begins(tokenizer), self.end
 
     def encode(self, rows: Rows, tokenizer: Tokenizer, context: int) -> tuple[list[Example], EncodingReport]:
         """Cut documents into chunks of the context; empty ones are counted."""
@@ -74,11 +79,11 @@ class Text(Task):
         )
 
     def objective(self) -> AnyObjective:
-        """The likelihood of every next token."""
+        """Return the likelihood of every next token."""
         return NextToken(z_loss=self.z_loss)
 
     def settings(self, tokenizer: Tokenizer, corpus: str, context: int | None) -> PerplexityProtocol:
-        """What its perplexity rests on.
+        """Return what its perplexity rests on.
 
         Raises:
             ConfigError: another context is asked for than that of the named protocol.
@@ -99,14 +104,14 @@ class Text(Task):
         )
 
     def statistics(self, columns: Collection[str]) -> tuple[Statistic, ...]:
-        """Nats a token, word and byte; under a named protocol its perplexity comes first."""
+        """Return nats a token, word and byte; under a named protocol its perplexity comes first."""
         nats = (NATS_PER_TOKEN, nats_per("word"), nats_per("byte"))
         return nats if self.protocol is None else (perplexity_per(PROTOCOLS[self.protocol].settings.unit), *nats)
 
     def evaluate(
         self, model: Decoder, tokenizer: Tokenizer, rows: Rows, measuring: Measuring, decoding: Decoding
     ) -> Result:
-        """Perplexity of every document, and a few continued from their first words to look at."""
+        """Measure the perplexity of every document, and continue a few from their first words to look at."""
         documents = {row.id: row.text("text", rows.source) for row in rows}
         protocol = self.settings(tokenizer, rows.source, measuring.context)
         told = () if self.protocol is None else PROTOCOLS[self.protocol].check(documents, rows.source)
@@ -120,11 +125,11 @@ class Text(Task):
         return Result(found.scores, alike, samples, notes)
 
     def predicts(self, measuring: Measuring) -> bool:
-        """Nothing: the few samples are only to look at."""
+        """Return false: the few samples are only to look at."""
         return False
 
     def decoding(self) -> Decoding:
-        """Greedy, a few sentences."""
+        """Return greedy decoding, a few sentences long."""
         return Decoding(max_new_tokens=48)
 
     def _samples(

@@ -60,7 +60,7 @@ class Depth(Technique):
         return self
 
     def choose(self, model: Decoder, calibration: Sequence[Batch] = ()) -> tuple[int, ...]:
-        """Which layers of ``model`` are kept.
+        """Return which layers of ``model`` are kept.
 
         Raises:
             TechniqueError: a layer that does not exist, more layers than there are, or importance without calibration.
@@ -103,7 +103,7 @@ class Depth(Technique):
         return model, None
 
     def training_skeleton(self, model: Decoder) -> Decoder:
-        """A decoder of as many layers; by importance any of them, since all have one shape.
+        """Return a decoder of as many layers; by importance any of them, since all have one shape.
 
         Raises:
             TechniqueError: see ``choose``.
@@ -114,7 +114,7 @@ class Depth(Technique):
         return self.model_copy(update={"rule": "uniform"}).apply(model)
 
     def stated_bytes(self, model: Decoder) -> int:
-        """Bytes of ``model`` without the largest set of blocks that may have to stay."""
+        """Return bytes of ``model`` without the largest set of blocks that may have to stay."""
         sizes = [_bytes(block) for block in model.blocks]
         if isinstance(self.layers, tuple):
             kept = sum(sizes[i] for i in self.choose(model))
@@ -148,7 +148,7 @@ def _keep(model: Decoder, layers: tuple[int, ...]) -> Decoder:
 
 
 def block_influence(model: Decoder, calibration: Sequence[Batch]) -> list[float]:
-    """How much each block turns its input: 1 - E[cos(x_in, x_out)] over real tokens (Men et al. 2024, eq. 1).
+    """Return how much each block turns its input: 1 - E[cos(x_in, x_out)] over real tokens (Men et al. 2024, eq. 1).
 
     Args:
         model: measured in evaluation mode; its mode is restored.

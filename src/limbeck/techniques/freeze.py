@@ -19,7 +19,7 @@ _NAMED = ("last_layer", "half", "no_embeddings")
 
 
 def _patterns(value: Any) -> Any:
-    """A word of ours, alone or in a list of one, stays that word; everything else is patterns."""
+    """Return what is meant: a word of ours, alone or in a list of one, stays that word; everything else is patterns."""
     if isinstance(value, str):
         return value if value in _NAMED else (value,)
     if isinstance(value, list | tuple) and (word := next((v for v in value if v in _NAMED), None)) is not None:
@@ -64,7 +64,7 @@ class Freeze(Technique):
         return self
 
     def trained(self, model: Decoder) -> frozenset[str]:
-        """Names of the parameters that take gradients.
+        """Return names of the parameters that take gradients.
 
         Raises:
             TechniqueError: more blocks than there are, or a pattern that matches no parameter.
@@ -113,9 +113,9 @@ class Freeze(Technique):
         return model, None
 
     def training_skeleton(self, model: Decoder) -> Decoder:
-        """``apply``: it adds no tensor."""
+        """Return what ``apply`` does: it adds no tensor."""
         return self.apply(model)
 
     def stated_bytes(self, model: Decoder) -> int:
-        """Those of ``model``."""
+        """Return the bytes of ``model``: no tensor is added."""
         return model.count_bytes()

@@ -50,9 +50,9 @@ class GPTQ(Quantizer):
         return model
 
     def convert(self, model: Decoder) -> tuple[Decoder, Technique | None]:
-        """Nothing is left to do; the deployed spec says on which grid each weight is."""
+        """Return the model as it is; the deployed spec says on which grid each weight is."""
         return model, deployed_spec_of(model, self)
 
     def training_skeleton(self, model: Decoder) -> Decoder:
-        """The quantized modules, empty."""
+        """Return the quantized modules, empty."""
         return self.deployed_skeleton(model)

@@ -94,7 +94,7 @@ class LoRA(Technique):
         return model
 
     def training_skeleton(self, model: Decoder) -> Decoder:
-        """``apply``: it needs no calibration."""
+        """Return what ``apply`` does: it needs no calibration."""
         return self.apply(model)
 
     def deployed_skeleton(self, model: Decoder) -> Decoder:
@@ -103,7 +103,7 @@ class LoRA(Technique):
         return model
 
     def trained(self, model: Decoder) -> frozenset[str]:
-        """Names of the adapters' parameters, and of a head of classes, which is new and has learned nothing yet."""
+        """Return names of the adapters' parameters, and of a head of classes, which has learned nothing yet."""
         kinds, wrapped = ("lora_a", "lora_b"), adapters(model)
         names = {f"{name}.{kind}.{group.name}" for name, m in wrapped.items() for kind in kinds for group in m.groups}
         if model.config.classes is not None and "head" not in wrapped:
@@ -135,7 +135,7 @@ class LoRA(Technique):
         return model, None
 
     def stated_bytes(self, model: Decoder) -> int:
-        """Bytes of ``model``, of a head untied on purpose, and of adapters that may stay beside."""
+        """Return bytes of ``model``, of a head untied on purpose, and of adapters that may stay beside."""
         plan = self._plan(model)
         linears, shared, wide = _linears(model), _shared(model), _adapter_dtype(model).itemsize
         beside = sum(
@@ -208,7 +208,7 @@ class LoRA(Technique):
         return {n: [p for p in _parts(n, m) if p in chosen[n]] for n, m in linears.items() if n in chosen}
 
     def _groups(self, name: str, module: nn.Module, parts: list[str], used: set[str]) -> Iterator[AdapterGroup]:
-        """The adapters of one layer; notes in ``used`` which of ``ranks`` and ``alphas`` applied."""
+        """Yield the adapters of one layer; notes in ``used`` which of ``ranks`` and ``alphas`` applied."""
         rows, at = {}, 0
         for part, size in _parts(name, module).items():
             rows[part] = slice(at, at + size)
@@ -234,7 +234,7 @@ class LoRA(Technique):
 
 
 def _means(target: str, name: str, part: str, module: nn.Module) -> bool:
-    """Does ``target`` mean this part of the layer ``name``, by the part's own address or by the layer's?
+    """Return whether ``target`` means this part of the layer ``name``, by the part's own address or by the layer's.
 
     The address of ``q`` in ``blocks.0.attention.qkv`` is ``blocks.0.attention.q``. Where a fused layer is called like
     one of its parts, as ``up`` that holds gate and up, the name means the part.
@@ -246,7 +246,7 @@ def _means(target: str, name: str, part: str, module: nn.Module) -> bool:
 
 
 def _override(values: Mapping[str, float], meant: Callable[[str], bool], used: set[str], default: float) -> float:
-    """The first of ``values`` whose pattern is ``meant``; notes in ``used`` that it was."""
+    """Return the first of ``values`` whose pattern is ``meant``; notes in ``used`` that it was."""
     for pattern, value in values.items():
         if meant(pattern):
             used.add(pattern)

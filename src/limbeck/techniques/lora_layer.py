@@ -95,7 +95,7 @@ class LoRALinear(nn.Module):
         return b
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., in_features) -> (..., out_features), in the base's dtype."""
+        """Map (..., in_features) to (..., out_features), in the base's dtype."""
         plain = self._plain(x) if self.on else None
         if plain is not None:
             return adapted_linear(x, *plain, self._a().to(x.dtype), self._b().to(x.dtype))
@@ -121,7 +121,7 @@ class LoRALinear(nn.Module):
 
     @torch.no_grad()
     def merged(self) -> Tensor:
-        """(out_features, in_features) weight with the adapter in it, summed in float64 and rounded once."""
+        """Return (out_features, in_features) weight with the adapter in it, summed in float64 and rounded once."""
         a, b = self._a().double(), self._b(torch.float64)
         assert isinstance(self.base, nn.Linear)
         weight = self.base.weight
@@ -129,18 +129,18 @@ class LoRALinear(nn.Module):
 
 
 def sizes(module: nn.Module) -> tuple[int, int]:
-    """(in_features, out_features) of a linear layer of any kind."""
+    """Return (in_features, out_features) of a linear layer of any kind."""
     return int(module.in_features), int(module.out_features)  # type: ignore[arg-type]
 
 
 def adapters(model: nn.Module) -> dict[str, LoRALinear]:
-    """Every adapted layer of ``model`` by name."""
+    """Return every adapted layer of ``model`` by name."""
     return {name: m for name, m in model.named_modules() if isinstance(m, LoRALinear)}
 
 
 @contextmanager
 def switched_off(model: nn.Module) -> Iterator[None]:
-    """The model without its adapters, for the length of a ``with``; ``model`` may be a wrapper."""
+    """Switch the adapters off for the length of a ``with``; ``model`` may be a wrapper."""
     layers = list(adapters(model).values())
     for layer in layers:
         layer.on = False
@@ -152,7 +152,7 @@ def switched_off(model: nn.Module) -> Iterator[None]:
 
 
 def untouched(model: nn.Module) -> bool:
-    """Whether new adapters (B = 0) alone learn: switched off, the model is what training starts from."""
+    """Return whether new adapters (B = 0) alone learn: switched off, the model is what training starts from."""
     layers = adapters(model)
     own = {id(p) for m in layers.values() for group in (m.lora_a, m.lora_b) for p in group.values()}
     alone = all(id(p) in own for p in model.parameters() if p.requires_grad)

@@ -58,7 +58,7 @@ class Mixed(Quantizer):
         return self
 
     def grid_of(self, name: str) -> Grid | None:
-        """Grid by an override; the first candidate stands for what is still to be chosen."""
+        """Return the grid by an override; the first candidate stands for what is still to be chosen."""
         grid = super().grid_of(name)
         return self.candidates[0] if grid is self.grid else grid
 
@@ -85,12 +85,7 @@ class Mixed(Quantizer):
             raise TechniqueError("mixed precision measures sensitivity on calibration text: give some")
         sizes = [[g.layout(*m.module.weight.shape).bytes for g in self.candidates] for m in free]
         fixed = sum(m.bytes for m in every if not self._is_free(m.name))
-        if self.average_bits is not None:
-            budget = int(self.average_bits / 8 * sum(m.module.weight.numel() for m in every)) - fixed
-        else:
-            assert self.byte_budget is not None
-            dense = sum(m.module.weight.numel() * m.module.weight.itemsize for m in every)
-            budget = self.byte_budget - (model.count_bytes() - dense) - fixed
+        budget = self._budget(model, every) - fixed
         least = sum(min(s) for s in sizes)
         if least > budget:
             raise TechniqueError(
@@ -101,15 +96,31 @@ class Mixed(Quantizer):
         picks = allocate(costs, sizes, budget)
         return {m.name: self.candidates[k] for m, k in zip(free, picks, strict=True)}
 
+    def _budget(self, model: Decoder, every: Sequence[WeightMatrix]) -> int:
+        """Return the bytes that all quantized weights together may take."""
+        if self.average_bits is not None:
+            return int(self.average_bits / 8 * sum(m.module.weight.numel() for m in every))
+        assert self.byte_budget is not None
+        dense = sum(m.module.weight.numel() * m.module.weight.itemsize for m in every)
+        return self.byte_budget - (model.count_bytes() - dense)
+
+    def stated_bytes(self, model: Decoder) -> int:
+        """Return exact bytes where every grid is fixed, else the most that the budget allows."""
+        every = matrices(model, self)
+        if len(self.candidates) == 1 or not any(self._is_free(m.name) for m in every):
+            return super().stated_bytes(model)
+        dense = sum(m.module.weight.numel() * m.module.weight.itemsize for m in every)
+        return model.count_bytes() - dense + self._budget(model, every)
+
     def _is_free(self, name: str) -> bool:
         return super().grid_of(name) is self.grid
 
     def convert(self, model: Decoder) -> tuple[Decoder, Technique | None]:
-        """The deployed spec names the grid of every weight, read from the model itself."""
+        """Return the model as it is; the deployed spec names the grid of every weight, read from the model itself."""
         return model, deployed_spec_of(model, self, self.candidates, always=True)
 
     def training_skeleton(self, model: Decoder) -> Decoder:
-        """The quantized modules, empty.
+        """Return the quantized modules, empty.
 
         Raises:
             TechniqueError: the grids are not chosen yet.
@@ -117,7 +128,7 @@ class Mixed(Quantizer):
         return self.deployed_skeleton(model)
 
     def deployed_skeleton(self, model: Decoder) -> Decoder:
-        """The quantized modules, empty.
+        """Return the quantized modules, empty.
 
         Raises:
             TechniqueError: the grids are not chosen yet.
@@ -152,7 +163,7 @@ def sensitivities(
     cost: Literal["kl", "nll"],
     clip: Literal["none", "search"] = "none",
 ) -> list[list[float]]:
-    """Nats a predicted token that each candidate costs each weight when it alone is quantized.
+    """Return nats a predicted token that each candidate costs each weight when it alone is quantized.
 
     Returns:
         A row a weight, a column a candidate; a growth of NLL may be negative.
@@ -186,7 +197,8 @@ def _cost(full: Tensor, quantized: Tensor, labels: Tensor, cost: str) -> float:
 
 
 def allocate(costs: Sequence[Sequence[float]], sizes: Sequence[Sequence[int]], budget: int) -> list[int]:
-    """One choice a row of least total cost whose sizes sum to at most ``budget``, by dynamic programming over bytes.
+    """Return one choice a row of least total cost whose sizes sum to at most ``budget``, by dynamic programming over
+    bytes.
 
     Exact where the bytes to spare, in units of their common divisor, make at most 32,768 steps; beyond that sizes are
     rounded up to a step, so that the budget holds and at most one step a row of it stays unused.

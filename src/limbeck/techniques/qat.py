@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from limbeck.data.batch import Batch
 from limbeck.errors import TechniqueError
-from limbeck.kernels.packed_layout import Codes, Layout, pack_int4
+from limbeck.kernels.packed_layout import DOUBLE, NARROW, Codes, Layout, pack
 from limbeck.model.decoder import Decoder
 from limbeck.model.linear import Linear
 from limbeck.model.quantized import QuantizedEmbedding, QuantizedLinear, QuantizedWeight
@@ -37,6 +37,7 @@ class QAT(Quantizer):
     """
 
     name: ClassVar[str] = "qat"
+    post_training: ClassVar[bool] = False
 
     kind: Literal["qat"] = "qat"
     learned_scales: bool = Field(False, description="train the scales (LSQ) instead of taking them from the weights")
@@ -51,7 +52,7 @@ class QAT(Quantizer):
         return self._install(model, start=True)
 
     def training_skeleton(self, model: Decoder) -> Decoder:
-        """The modules of ``apply`` with scales not yet computed."""
+        """Return the modules of ``apply`` with scales not yet computed."""
         return self._install(model, start=False)
 
     def _install(self, model: Decoder, start: bool) -> Decoder:
@@ -62,6 +63,11 @@ class QAT(Quantizer):
                 if m.grid.granularity == "none":
                     raise TechniqueError(
                         f"{m.name} is to be {m.grid.format}, which has no scale: set learned_scales=false"
+                    )
+                if m.grid.scale_dtype == "double":
+                    raise TechniqueError(
+                        f"{m.name} is to have scales that are rounded to 8 bits and cannot be learned: "
+                        "set scale_dtype to fp16, or learned_scales=false"
                     )
 
         def build(name: str, module: nn.Module) -> nn.Module:
@@ -140,24 +146,25 @@ class FakeWeight(nn.Module):
 
     @torch.no_grad()
     def codes(self) -> Codes:
-        """What is deployed: the codes and scales of ``value``."""
+        """Return what is deployed: the codes and scales of ``value``."""
         if self.scales is None:
             return encode(self.latent, self.grid)
         latent = _wide(self.latent)
         scales = stored(*self._learned(), latent.dtype)
         wide = Scales(scales.scales, scales.zeros, spread(scales.step, self.layout), _spread(scales.low, self.layout))
         codes = nearest_codes(latent, wide, self.grid)
-        return Codes(self.layout, pack_int4(codes) if self.grid.kind == "int4" else codes, scales.scales, scales.zeros)
+        return Codes(self.layout, pack(codes, self.grid.kind), scales.scales, scales.zeros)
 
     def value(self) -> Tensor:
-        """(R, C) rounded weight in the latent's dtype, differentiable in ``latent``, ``scales`` and ``zeros``."""
+        """Return rounded (R, C) weights in the latent's dtype; differentiable in latent, scales and zeros."""
         if self.scales is None:
             return _straight(self.latent, self.codes().decode(self.latent.dtype))
         return self._learned_value(self.latent, spread(self._view(self.scales), self.layout), self._zeros())
 
     def rows(self, ids: Tensor) -> Tensor:
-        """(N,) ids -> (N, C) rows of ``value``; only those are rounded, where no scale spans several rows."""
-        if self.layout.span == 0 and self.layout.scale_dtype is not None:
+        """Return (N,) ids -> (N, C) rows of ``value``; only those are rounded, where no scale spans several rows."""
+        whole = self.layout.span == 0 or self.layout.scale_dtype == DOUBLE  # scales, or theirs, span rows
+        if whole and self.layout.scale_dtype is not None:
             return F.embedding(ids, self.value())
         latent = F.embedding(ids, self.latent)
         if self.scales is None:
@@ -204,8 +211,16 @@ class _Straight(torch.autograd.Function):
 
 
 _EXTREMES: Mapping[str, tuple[float, float]] = {
-    "int8": (-128, 127), "int4": (-8, 7), "fp8_e4m3": (-448, 448), "fp8_e5m2": (-57344, 57344)
+    "int8": (-128, 127), "fp8_e4m3": (-448, 448), "fp8_e5m2": (-57344, 57344), "nf4": (-1, 1)
 }  # fmt: skip
+
+
+def _extremes(grid: Grid, offset: bool) -> tuple[float, float]:
+    """Return the extreme codes by which a scale is multiplied: narrow ones count from 0 where there is an offset."""
+    if grid.kind in _EXTREMES:
+        return _EXTREMES[grid.kind]
+    least = 0 if offset else -grid.middle
+    return least, least + 2**grid.bits - 1
 
 
 class _LSQ(torch.autograd.Function):
@@ -223,9 +238,9 @@ class _LSQ(torch.autograd.Function):
         wide = _wide(latent)
         kept = stored(scales.to(dtype), None if zeros is None else zeros.to(dtype), wide.dtype)
         codes = numbers_of(nearest_codes(wide, kept, grid), Scales(*kept[:2], torch.ones_like(kept.step), None), grid)
-        if zeros is not None and grid.kind == "int4":
-            codes = codes + 8  # nibbles count from 0 where there is an offset
-        low, high = (0.0, 15.0) if zeros is not None and grid.kind == "int4" else _EXTREMES[grid.kind]
+        if zeros is not None and grid.kind in NARROW:
+            codes = codes + grid.middle  # they count from 0 where there is an offset
+        low, high = _extremes(grid, zeros is not None)
         ctx.factor = (shared * high) ** -0.5
         ctx.limits, ctx.shapes = (low, high), (scales.shape, None if zeros is None else zeros.shape)
         ctx.save_for_backward(wide, codes, kept.step, kept.low)
@@ -269,7 +284,7 @@ class FakeLinear(nn.Module):
         return self._borrowed[0] if self._borrowed else self.own
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., in_features) -> (..., out_features)."""
+        """Map (..., in_features) to (..., out_features)."""
         return F.linear(x, self.fake.value(), self.bias)
 
 
@@ -282,5 +297,5 @@ class FakeEmbedding(nn.Module):
         self.fake = fake
 
     def forward(self, ids: Tensor) -> Tensor:
-        """(...) ids -> (..., C)."""
+        """Map (...) ids to (..., C)."""
         return self.fake.rows(ids.reshape(-1)).view(*ids.shape, -1)

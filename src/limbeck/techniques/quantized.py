@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -49,8 +49,11 @@ class Quantizer(Technique):
     positions stay as they are (under 1 % of a model, and GGUF keeps them too) unless an override names them.
     """
 
-    bits: Literal[4, 8] | None = Field(
-        None, description="short for a grid: 4 is int4 in groups of 32, 8 is int8 by channel"
+    rounds: ClassVar[bool] = True
+    post_training: ClassVar[bool] = True
+
+    bits: Literal[2, 3, 4, 5, 6, 7, 8] | None = Field(
+        None, description="short for a grid: 8 is int8 by channel, 2 to 7 are int2 to int7 in groups of 32"
     )
     grid: Annotated[Grid, Field(validate_default=True)] = Grid()
     embeddings: bool = Field(True, description="quantize the token embedding, and with it a tied head")
@@ -62,7 +65,7 @@ class Quantizer(Technique):
     @model_validator(mode="before")
     @classmethod
     def _from_bits(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("bits") in (4, 8) and "grid" not in values:
+        if isinstance(values, dict) and values.get("bits") in range(2, 9) and "grid" not in values:
             return {**values, "grid": {"format": f"int{values['bits']}"}}
         return values
 
@@ -73,7 +76,7 @@ class Quantizer(Technique):
         return self
 
     def grid_of(self, name: str) -> Grid | None:
-        """Grid of the module called ``name``; None: it stays as it is."""
+        """Return the grid of the module called ``name``; None: it stays as it is."""
         for pattern, grid in self.overrides.items():
             if matches(name, (pattern,)):
                 return grid
@@ -84,13 +87,15 @@ class Quantizer(Technique):
         return None if name == "positions" else self.grid
 
     def stated_bytes(self, model: Decoder) -> int:
-        """Exact bytes of the quantized model, told from the full one."""
+        """Return exact bytes of the quantized model, told from the full one."""
         chosen = matrices(model, self)
         dense = sum(m.module.weight.numel() * m.module.weight.itemsize for m in chosen)
         return model.count_bytes() - dense + sum(m.bytes for m in chosen)
 
     def deployed_skeleton(self, model: Decoder) -> Decoder:
-        """Empty quantized modules in place of the weights, which are dropped unread; on "meta" no memory is touched."""
+        """Return empty quantized modules in place of the weights, which are dropped unread; on "meta" no memory is
+        touched.
+        """
         install(
             model,
             matrices(model, self),
@@ -100,7 +105,8 @@ class Quantizer(Technique):
 
 
 def deployed_spec_of(model: Decoder, plan: Quantizer, grids: Iterable[Grid] = (), always: bool = False) -> Quantizer:
-    """``plan``, or where it does not describe ``model`` (any more) its like with the grid of every weight by name.
+    """Return ``plan``, or where it does not describe ``model`` (any more) its like with the grid of every weight by
+    name.
 
     A plan that speaks of blocks by number ceases to describe a model that lost blocks since.
 
@@ -145,7 +151,7 @@ def refuse_quantized(model: Decoder, who: str) -> None:
 
 
 def matrices(model: Decoder, plan: Quantizer) -> list[WeightMatrix]:
-    """The weights that ``plan`` quantizes, in the model's order.
+    """Return the weights that ``plan`` quantizes, in the model's order.
 
     Raises:
         TechniqueError: the model is quantized already, an override matches no module, or nothing is left to quantize.

@@ -103,7 +103,8 @@ class SparseAttention(Technique):
         return model, None
 
     def training_skeleton(self, model: Decoder) -> Decoder:
-        """A model with the tensors of ``apply``'s; with a budget its layers are all sparse, as none can be chosen.
+        """Return a model with the tensors of ``apply``'s; with a budget its layers are all sparse, as none can be
+        chosen.
 
         Raises:
             TechniqueError: see ``apply``.
@@ -111,7 +112,7 @@ class SparseAttention(Technique):
         return self.model_copy(update={"budget": None}).apply(model)
 
     def stated_bytes(self, model: Decoder) -> int:
-        """Those of ``model``: no weight changes."""
+        """Return the bytes of ``model``: no weight changes."""
         return model.count_bytes()
 
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from limbeck.config import Config
+from limbeck.config import Config, Constructed
 from limbeck.data.batch import Batch
 from limbeck.model.decoder import Decoder
 
@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 
-class Technique(Config):
+class Technique(Config, metaclass=Constructed):
     """Base of every technique: a config that carries its own handler.
 
     Several compose as a tuple, applied first to last and converted last to first: QLoRA is ``(RTN(bits=4), LoRA(8))``.
@@ -42,11 +42,15 @@ class Technique(Config):
         identity: ``apply`` changes no logit (I16).
         tolerance: largest relative change of the logits that ``convert`` may make, by ``torch.dtype`` name, where what
             was trained is of the weights' size: rounding is in proportion to it (a LoRA of alpha / rank 64 has more).
+        rounds: ``convert`` leaves weights on a grid; of such techniques a model takes one.
+        post_training: ``apply`` alone does the work, without a training: ``limbeck quantize`` offers it.
     """
 
     name: ClassVar[str]
     identity: ClassVar[bool] = False
     tolerance: ClassVar[dict[str, float]] = {"float32": 1e-5, "float64": 1e-12}
+    rounds: ClassVar[bool] = False
+    post_training: ClassVar[bool] = False
 
     @abstractmethod
     def apply(self, model: Decoder, calibration: Sequence[Batch] = ()) -> Decoder:

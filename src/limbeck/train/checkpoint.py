@@ -52,16 +52,16 @@ class Checkpoints:
         self._frozen: tuple[tuple[int, int], str] | None = None
 
     def path(self, step: int) -> Path:
-        """Folder of one step's checkpoint."""
+        """Return the folder of one step's checkpoint."""
         return self.folder / f"step-{step:08d}"
 
     def steps(self) -> list[int]:
-        """Steps that have a checkpoint, oldest first."""
+        """Return steps that have a checkpoint, oldest first."""
         found = (p.name.removeprefix("step-") for p in self.folder.glob("step-*"))
         return sorted(int(name) for name in found if name.isdigit())
 
     def pointer(self, which: str) -> Path | None:
-        """Folder that ``last`` or ``best`` points to, None where there is none."""
+        """Return the folder that ``last`` or ``best`` points to, None where there is none."""
         try:
             values = json.loads((self.folder / f"{which}.json").read_text(encoding="utf-8"))
             path = self.folder / str(values["folder"])

@@ -116,7 +116,7 @@ class World:
 
 
 def world() -> World:
-    """The process group that stands, or one rank alone."""
+    """Return the process group that stands, or one rank alone."""
     if not (dist.is_available() and dist.is_initialized()):
         return World()
     cuda = dist.get_backend() == "nccl"
@@ -145,7 +145,7 @@ def group(device: torch.device | str = "cpu") -> Iterator[World]:
 
 
 def wrap(model: nn.Module, here: World) -> nn.Module:
-    """Copy-per-rank training: PyTorch's DDP around ``model``; ``model`` itself for one rank.
+    """Wrap ``model`` in PyTorch's DDP, a copy per rank; return ``model`` itself for one rank.
 
     DDP *averages* gradients over ranks, while each rank's loss is already its share of the global mean: the loop
     multiplies its loss by ``here.size`` to make the average a sum (I22).
@@ -175,20 +175,20 @@ def shard(model: nn.Module, bf16: bool) -> nn.Module:
 
 
 def sync(model: nn.Module, last: bool) -> AbstractContextManager[Any]:
-    """Context of one backward: DDP exchanges gradients only in the ``last`` one of an accumulation."""
+    """Return context of one backward: DDP exchanges gradients only in the ``last`` one of an accumulation."""
     if isinstance(model, DistributedDataParallel) and not last:
         return model.no_sync()
     return nullcontext()
 
 
 def full(tensor: Tensor) -> Tensor:
-    """The whole of a possibly sharded tensor, detached; every rank must call it."""
+    """Return the whole of a possibly sharded tensor, detached; every rank must call it."""
     tensor = tensor.detach()
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def like(parameter: Tensor, whole: Tensor) -> Tensor:
-    """A copy of ``whole`` with the dtype, device and sharding of ``parameter``."""
+    """Return a copy of ``whole`` with the dtype, device and sharding of ``parameter``."""
     value = whole.detach().to(parameter.device, parameter.dtype, copy=True)
     if isinstance(parameter, DTensor):
         return distribute_tensor(value, parameter.device_mesh, parameter.placements)

@@ -18,7 +18,7 @@ _BLOCK = 1 << 20  # elements: with its gradient, moments and copy some 20 MiB, o
 
 
 def decayed(model: nn.Module, decay_embeddings: bool = False) -> set[str]:
-    """Names of the trainable parameters that weight decay pulls on.
+    """Return names of the trainable parameters that weight decay pulls on.
 
     The rule: tensors of one dimension (biases, gains of norms) never; embedding tables (tokens, positions, and with
     them a tied head) only with ``decay_embeddings``; every other matrix always.
@@ -32,7 +32,7 @@ def decayed(model: nn.Module, decay_embeddings: bool = False) -> set[str]:
 
 
 def adamw(trained: Mapping[str, nn.Parameter], decay: set[str], settings: TrainSettings) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter 2019) over ``trained``, in one kernel a group.
+    """Return AdamW (Loshchilov & Hutter 2019) over ``trained``, in one kernel a group.
 
     Args:
         trained: the tensors to step, by name; a tied weight is there once.
@@ -59,7 +59,7 @@ def sweep(
     copies: Mapping[str, Tensor],
     divisor: Tensor,
 ) -> None:
-    """What ``optimizer.step()`` does on a CPU, in one walk through memory.
+    """Do what ``optimizer.step()`` does on a CPU, in one walk through memory.
 
     A block of a tensor at a time is cast, clipped, stepped and rounded into the model's copy while it is in cache.
 
@@ -95,7 +95,7 @@ def sweep(
 
 
 def state_tensors(optimizer: torch.optim.Optimizer, trained: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-    """The optimizer's state as ``moment/parameter`` -> whole tensor; empty before the first step."""
+    """Return the optimizer's state as ``moment/parameter`` -> whole tensor; empty before the first step."""
     return {
         f"{moment}/{name}": full(optimizer.state[p][moment])
         for name, p in trained.items()

@@ -78,7 +78,7 @@ class TrainedWeights:
 
     @torch.no_grad()
     def publish(self) -> None:
-        """After an optimizer step: round the masters into the model."""
+        """Round the masters into the model; called after an optimizer step."""
         if self.trained is not self._own:
             torch._foreach_copy_(list(self._own.values()), list(self.trained.values()))
 
@@ -91,11 +91,11 @@ class TrainedWeights:
                 p.grad = None
 
     def gradients(self) -> dict[str, Tensor]:
-        """Gradient of each trained tensor that has one, in the dtype that it was left in."""
+        """Return the gradient of each trained tensor that has one, in the dtype that it was left in."""
         return {n: p.grad for n, p in self._holders().items() if p.grad is not None}
 
     def copies(self) -> dict[str, Tensor]:
-        """The model's own bf16 copy of each master; empty where the model holds the masters themselves."""
+        """Return the model's own bf16 copy of each master; empty where the model holds the masters themselves."""
         return {} if self.trained is self._own else {n: p.detach() for n, p in self._own.items()}
 
     def _holders(self) -> dict[str, nn.Parameter]:
@@ -103,7 +103,9 @@ class TrainedWeights:
         return self.trained if self._apart else self._own
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Whole tensors in full precision: what training changes (trained, buffers), and what it does not (frozen)."""
+        """Return whole tensors in full precision: what training changes (trained, buffers), and what it does not
+        (frozen).
+        """
         changing = {n: full(p) for n, p in self.trained.items()} | self._buffers()
         frozen = {n: full(p) for n, p in self._frozen.items()}
         for name, p in frozen.items():

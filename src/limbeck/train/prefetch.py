@@ -30,7 +30,7 @@ class Prefetched:
     arrived: torch.cuda.Event | None = None
 
     def to(self, device: torch.device) -> Any:
-        """The micro-batch on ``device``, for work that is queued from now on."""
+        """Return the micro-batch on ``device``, for work that is queued from now on."""
         if self.copy is None:
             return self.batch.to(device)
         if self.arrived is not None:
@@ -59,7 +59,7 @@ class Prefetcher:
         self._coming: dict[int, Future[Prefetched]] = {}
 
     def take(self, now: Sequence[int], then: Sequence[int] = ()) -> list[Prefetched]:
-        """The micro-batches ``now``; those named ``then`` are begun.
+        """Return the micro-batches ``now``, and begin those named ``then``.
 
         Raises:
             Exception: whatever the stream raised over one of ``now``.

@@ -26,7 +26,7 @@ def wsd(progress: float, final: float, decay_share: float) -> float:
 
 
 def factor(step: int, total: int, settings: TrainSettings) -> float:
-    """Learning rate of optimizer step ``step`` (0 to ``total`` - 1) as a share of the peak.
+    """Return the learning rate of optimizer step ``step`` (0 to ``total`` - 1) as a share of the peak.
 
     Warm-up rises linearly and reaches the peak at its last step; the fall starts there and would reach
     ``final_fraction`` at step ``total``, the first not taken: no step is wasted on a rate of zero. wsd's share of decay

@@ -68,7 +68,7 @@ class TrainSettings(Config):
         return self
 
     def total_steps(self, micro_batches_per_epoch: int, ranks: int = 1) -> int:
-        """Optimizer steps of the whole training; epochs are rounded up to whole steps.
+        """Return optimizer steps of the whole training; epochs are rounded up to whole steps.
 
         Raises:
             ConfigError: an epoch is asked of an endless or empty stream.
@@ -81,5 +81,5 @@ class TrainSettings(Config):
         return max(1, math.ceil(micro_batches / (self.accumulation * ranks) - 1e-9))
 
     def warmup_steps(self, total: int) -> int:
-        """Steps of rising learning rate among ``total``."""
+        """Return steps of rising learning rate among ``total``."""
         return round(self.warmup * total) if self.warmup < 1 else min(int(self.warmup), total)

@@ -43,7 +43,9 @@ class Tally:
             self.peaks[name] = max(value, self.peaks.get(name, value))
 
     def means(self) -> dict[str, float]:
-        """Mean of each term that counted anything as ``train/term``, and their weighted sum as ``train/loss``."""
+        """Return the mean of each term that counted anything as ``train/term``, and their weighted sum as
+        ``train/loss``.
+        """
         terms = {n: s / self.counts[n] for n, s in self.sums.items() if self.counts[n] > 0}
         return {"train/loss": sum(self.weights[n] * v for n, v in terms.items())} | {
             f"train/{name}": value for name, value in terms.items()
@@ -97,7 +99,7 @@ class State:
         return False
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values; floats come back bit for bit."""
+        """Return plain values; floats come back bit for bit."""
         return asdict(self)
 
     @classmethod

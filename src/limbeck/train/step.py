@@ -74,7 +74,7 @@ class Stepper:
         self.feed = Prefetcher(stream, device)
 
     def indices(self, step: int, rank: int | None = None) -> list[int]:
-        """Micro-batches of ``step`` on this rank (or on ``rank``): the ranks take turns in the stream."""
+        """Return micro-batches of ``step`` on this rank (or on ``rank``): the ranks take turns in the stream."""
         k, rank = self.settings.accumulation, self.world.rank if rank is None else rank
         return [(step * k + j) * self.world.size + rank for j in range(k)]
 

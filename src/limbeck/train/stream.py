@@ -25,25 +25,25 @@ class Stream(Protocol[B_co]):
 
 
 def derive(seed: int, *what: object) -> int:
-    """A 63-bit seed for one purpose: the same for the same arguments, unrelated for others."""
+    """Return a 63-bit seed for one purpose: the same for the same arguments, unrelated for others."""
     text = ":".join(map(str, (seed, *what)))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
 
 
 def parts(batch: Any) -> tuple[Batch, ...]:
-    """The plain batches within a batch: itself, or the two sides of pairs."""
+    """Return the plain batches within a batch: itself, or the two sides of pairs."""
     return (batch.chosen, batch.rejected) if isinstance(batch, PairBatch) else (batch,)
 
 
 def tokens(batch: Any) -> tuple[int, int]:
-    """Real tokens and target tokens of a batch."""
+    """Return real tokens and target tokens of a batch."""
     real = sum(int(b.real.sum()) for b in parts(batch))
     target = sum(int((b.next_token_labels() != IGNORE).sum()) for b in parts(batch))
     return real, target
 
 
 def name_rows(batches: Iterable[Any], most: int = 12) -> str:
-    """Data rows of some batches, as words for a message: ``rows 3, 17 and 40``."""
+    """Return data rows of some batches, as words for a message: ``rows 3, 17 and 40``."""
     rows = sorted({int(r) for batch in batches for b in parts(batch) for r in b.row_ids.flatten().tolist() if r >= 0})
     shown = [str(r) for r in rows[:most]]
     if len(rows) > most:

@@ -7,24 +7,24 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field, JsonValue
 
 from limbeck.data.batch import Batch, Example, collate
-from limbeck.data.readers import Dialect, Rows
-from limbeck.decode.settings import Decoding
+from limbeck.data.readers import Rows
 from limbeck.errors import ConfigError
 from limbeck.formats.load import Bundle, load_bundle, save_bundle
 from limbeck.formats.stored import stored_dtype, stored_dtypes
 from limbeck.jobs.checks import fired_first
+from limbeck.jobs.measured_task import MeasuredTask
 from limbeck.jobs.model_source import NAMES
 from limbeck.jobs.recipe import Display, Recipe, Report
 from limbeck.jobs.reports.evaluation import measure
 from limbeck.jobs.reports.limits import clamped
 from limbeck.jobs.reports.quantization import Speeds, alternated, quality_lost, show_quantized
-from limbeck.jobs.source import device_of, dtype_of
+from limbeck.jobs.source import Reading, device_of, dtype_of
 from limbeck.kernels.packed import choose
 from limbeck.measure.agreement import KL_PER_TOKEN, TOP_AGREEMENT, agreement
 from limbeck.measure.cost import SpeedProtocol, cost, disk_bytes
@@ -35,21 +35,20 @@ from limbeck.model.decoder import Decoder
 from limbeck.model.quantized import QuantizedLinear
 from limbeck.run import Run
 from limbeck.storage import plain
-from limbeck.tasks.table import AnyTask
-from limbeck.tasks.task import Measuring
-from limbeck.tasks.text import Text
-from limbeck.techniques.gptq import GPTQ
-from limbeck.techniques.mixed import Mixed
 from limbeck.techniques.quantized import refuse_quantized
+from limbeck.techniques.rotate import Rotate
 from limbeck.techniques.rtn import RTN
+from limbeck.techniques.table import AnyPostTraining
 from limbeck.techniques.technique import apply_all, convert_all
 
 __all__ = ["Quantize"]
 
 _DATA: dict[str, JsonValue] = {"section": "data"}
+_UNMEASURED: dict[str, Any] = {"evaluated": None, "metrics": {}, "comparisons": {}, "agreement": {}, "alarms": []}
+"""What a report holds in place of figures where no rows were given to measure on."""
 
 
-class Quantize(Recipe):
+class Quantize(MeasuredTask, Reading, Recipe):
     """Quantize a model after training, save it, and measure it beside the original.
 
     Figures of the task with intervals and a paired verdict, KL to the original and top-token agreement, bytes of the
@@ -60,9 +59,12 @@ class Quantize(Recipe):
     summary: ClassVar[str] = "quantize a model, and measure what it loses and saves"
 
     model: str = Field(description=NAMES, json_schema_extra={"positional": True})
-    data: str = Field(description="rows to measure on: a path, toy:NAME or a Hub id", json_schema_extra=_DATA)
+    data: str | None = Field(
+        None, description="rows to measure on: a path, toy:NAME or a Hub id; none: size and speed alone are measured",
+        json_schema_extra=_DATA,
+    )  # fmt: skip
     calibration: str | None = Field(
-        None, description="rows that gptq and mixed look at; not those measured on", json_schema_extra=_DATA
+        None, description="rows that the technique looks at; not those measured on", json_schema_extra=_DATA
     )
     calibration_tokens: int = Field(
         65_536, ge=1, description="take no more tokens of it than this", json_schema_extra=_DATA
@@ -70,22 +72,8 @@ class Quantize(Recipe):
     context: int | None = Field(
         None, ge=2, description="tokens a calibration sequence; none: the model's own", json_schema_extra=_DATA
     )
-    columns: dict[str, str] = Field(
-        default_factory=dict, description="our field = their column", json_schema_extra=_DATA
-    )
-    separator: str = Field(
-        "<|endoftext|>", description="line between documents of a text file", json_schema_extra=_DATA
-    )
-    dialect: Dialect = Field(
-        default_factory=Dialect, description="delimiter and quotes of tables of text", json_schema_extra=_DATA
-    )
-    limit: int | None = Field(None, ge=1, description="read only so many rows of each", json_schema_extra=_DATA)
-    technique: Annotated[RTN | GPTQ | Mixed, Field(discriminator="kind")] = Field(
-        default_factory=RTN, description="how to quantize"
-    )
-    task: AnyTask = Field(default_factory=Text, description="kind of work that is measured")
-    measuring: Measuring = Field(default_factory=Measuring, description="how it is measured")
-    decoding: Decoding | None = Field(None, description="how it generates; none: the task's choice")
+    rotate: Rotate | None = Field(None, description="rotate the weights first, which changes no logit; none: do not")
+    technique: AnyPostTraining = Field(default_factory=RTN, description="how to quantize")
     margin: float | None = Field(None, gt=0, description="a difference that does not matter: equivalence is tested too")
     lost: float = Field(
         0.1, gt=0, le=1, description="alarm if the main figure of the quantized model is worse by more than this share"
@@ -108,32 +96,36 @@ class Quantize(Recipe):
         source = load_bundle(self.model, self._dtype(), device_of(self.device))
         refuse_quantized(source.model, self.technique.name)
         self.task.check(source.model)
-        rows = self._rows(self.data)
-        calibration = None if self.calibration is None else self._rows(self.calibration)
+        rows = None if self.data is None else self.rows(self.data, self.task)
+        calibration = None if self.calibration is None else self.rows(self.calibration, self.task)
         batches, used = self._batches(calibration, source)
         session.say(*clamped(self.context if used else None, source.model.config.context, "calibration"))
         session.say(f"quantizing {self.model} by {self.technique.name}")
         model = self._quantized(source, batches)  # before there is a run, so that what does not fit leaves none
         with Run.create(Path(self.out), self) as run:
-            hashes = {"all": rows.hash} | ({} if calibration is None else {"calibration": calibration.hash})
-            run.provenance(seed=self.seed, data=hashes)
+            read = {"all": rows, "calibration": calibration}
+            run.provenance(seed=self.seed, data={name: some.hash for name, some in read.items() if some is not None})
             model, deployed_specs = convert_all((self.technique,), model)
             save_bundle(model, source.tokenizer, run.model, generation=source.generation, deployed_specs=deployed_specs)
             source = load_bundle(self.model, self._dtype(), device_of(self.device))
             made = load_bundle(str(run.model), self._dtype(), device_of(self.device))
-            session.say(f"measuring both on {len(rows)} rows of {self.data}")
+            if rows is not None:
+                session.say(f"measuring both on {len(rows)} rows of {self.data}")
             values: dict[str, Any] = {
                 "verb": self.verb,
                 "run": str(run.path),
                 "model": self.model,
+                "rotate": self.rotate,
                 "technique": self.technique,
                 "deployed_specs": list(made.deployed_specs),
-                "data": {"all": rows.describe()},
+                "data": {} if rows is None else {"all": rows.describe()},
                 "calibration": used,
-                **self._compared(source, made, rows, run),
+                **(_UNMEASURED if rows is None else self._compared(source, made, rows, run)),
                 **self._costs(source, made),
             }
-            if calibration is not None and calibration.hash == rows.hash:
+            if rows is None:
+                values["told"].insert(0, f"no figure was measured, as no rows were given: {_measuring(run.path)}")
+            elif calibration is not None and calibration.hash == rows.hash:
                 values["told"].insert(0, "the calibration rows are those measured on: the figures are too good")
             values = plain(values)
             run.finish(values)
@@ -151,11 +143,6 @@ class Quantize(Recipe):
 
     def _dtype(self) -> torch.dtype:
         return dtype_of(self.dtype)
-
-    def _rows(self, source: str) -> Rows:
-        return self.task.read(
-            source, columns=self.columns, limit=self.limit, separator=self.separator, dialect=self.dialect
-        )
 
     def _batches(self, rows: Rows | None, source: Bundle) -> tuple[list[Batch], dict[str, Any] | None]:
         """Calibration text in batches, rows of like length together, and what was taken of it."""
@@ -187,13 +174,14 @@ class Quantize(Recipe):
     def _quantized(self, source: Bundle, batches: Sequence[Batch]) -> Decoder:
         """Quantize ``source``, in place; what stays as it is keeps the dtype that it was stored in."""
         torch.manual_seed(self.seed)
-        model = apply_all((self.technique,), source.model, batches)
+        before = () if self.rotate is None else (self.rotate,)
+        model = apply_all((*before, self.technique), source.model, batches)
         assert source.folder is not None  # what was loaded lies somewhere
         return model.to(stored_dtype(source.folder) if self.dtype == "auto" else self._dtype())
 
     def _compared(self, source: Bundle, made: Bundle, rows: Rows, run: Run) -> dict[str, Any]:
         """Figures of both, their paired differences, and how near their beliefs are."""
-        decoding = (self.decoding or self.task.decoding()).seeded(self.seed)
+        decoding = self.generates(self.seed)
         files = {"original": run.scores / "original.jsonl", "quantized": run.scores / "quantized.jsonl"}
         found = {
             name: measure(b.model, b.tokenizer, self.task, rows, name, self.measuring, decoding, files[name])
@@ -256,6 +244,10 @@ class Quantize(Recipe):
             "speed": speeds,
             "told": [*_told(made.model, speeds), *larger, *dict.fromkeys(str(w.message) for w in caught)],
         }
+
+
+def _measuring(run: Path) -> str:
+    return f"limbeck evaluate {run} --data FILE measures it, best on rows other than those of the calibration"
 
 
 def _larger(original: Footprint, quantized: Footprint) -> list[str]:

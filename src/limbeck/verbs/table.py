@@ -18,6 +18,7 @@ RECIPES: dict[str, str] = {
     "synthesize": "limbeck.verbs.synthesize:Synthesize",
     "quantize": "limbeck.verbs.quantize:Quantize",
     "evaluate": "limbeck.verbs.evaluate:Evaluate",
+    "harness": "limbeck.verbs.harness:Harness",
     "score": "limbeck.verbs.score:Score",
     "audit": "limbeck.verbs.audit:Audit",
     "generate": "limbeck.verbs.generate:Generate",

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from limbeck.kernels.fused_head import engine
-from limbeck.kernels.fused_head.fused import fused_nll
 from tests.reference import losses as slow
+from tests.reference.fused import fused_nll
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,11 @@ import torch
 from limbeck.kernels import native
 from limbeck.kernels.fused_head import engine, tiles
 from limbeck.kernels.fused_head.divergence import Dense, TeacherLoss
-from limbeck.kernels.fused_head.fused import fused_nll, fused_nll_z, fused_rows
+from limbeck.kernels.fused_head.fused import fused_rows
 from limbeck.losses.divergence import ForwardKL
 from limbeck.losses.likelihood import IGNORE
 from tests.reference import losses as slow
+from tests.reference.fused import fused_nll, fused_nll_z
 
 DTYPES = [torch.bfloat16, torch.float32]
 

@@ -75,11 +75,11 @@ class IndexedRows:
         return hashes[kept], kept
 
     def row_texts(self, row: int) -> tuple[str, ...]:
-        """Texts of a row, field by field."""
+        """Return texts of a row, field by field."""
         return tuple(self.texts[row * self.fields : (row + 1) * self.fields])
 
     def pieces(self) -> Iterator[tuple[Index, list[str]]]:
-        """Chunks of the texts that are compared, with their numbers."""
+        """Yield chunks of the texts that are compared, with their numbers."""
         kept = self.compared
         for at, some in chunks([self.texts[i] for i in kept]):
             yield kept[at : at + len(some)], list(some)
@@ -100,7 +100,7 @@ class Match:
     ngram_words: int
 
     def excerpt(self, mine: IndexedRows, theirs: IndexedRows) -> str:
-        """A shared run of words or line, else how the shared text begins."""
+        """Return a shared run of words or line, else how the shared text begins."""
         text, other = mine.texts[self.text], theirs.texts[self.other_text]
         if self.kind == "ngram":
             found = _shared_run(text[:_SEARCHED], other[:_SEARCHED], self.ngram_words)
@@ -112,7 +112,7 @@ class Match:
 
 
 def opening(text: str) -> str:
-    """How a text begins, on one line."""
+    """Return how a text begins, on one line."""
     return " ".join(text[:_SEARCHED].split())[:_EXCERPT]
 
 
@@ -121,14 +121,14 @@ def _words(text: str) -> list[str]:
 
 
 def _shared_line(a: str, b: str) -> str:
-    """The first line of ``a`` of some words that stands in ``b``, or nothing."""
+    """Return the first line of ``a`` of some words that stands in ``b``, or nothing."""
     there = {"".join(_words(line)) for line in b.split("\n")}
     cut = ((line, _words(line)) for line in a.split("\n"))
     return next((line for line, words in cut if len(words) >= _LINE_WORDS and "".join(words) in there), "")
 
 
 def _shared_run(a: str, b: str, n: int) -> str:
-    """The first run of ``n`` words of ``a`` that stands in ``b``, or nothing."""
+    """Return the first run of ``n`` words of ``a`` that stands in ``b``, or nothing."""
     ours, theirs = _words(a), _words(b)
     there = {tuple(theirs[i : i + n]) for i in range(len(theirs) - n + 1)}
     runs = (ours[i : i + n] for i in range(len(ours) - n + 1))
@@ -223,7 +223,7 @@ class Matcher:
     # -- matching -------------------------------------------------------------------------------------------------
 
     def find(self, mine: IndexedRows, *, earlier: bool = False) -> list[Match]:
-        """The best match of each row and kind, rows in order.
+        """Return the best match of each row and kind, rows in order.
 
         Args:
             mine: usually training rows.
@@ -270,7 +270,7 @@ class Matcher:
         return _Pairs(s.left, s.right, share, s.count).where(share >= self.jaccard)
 
     def _best(self, kind: Kind, some: list[_Pairs], mine: IndexedRows) -> list[Match]:
-        """The pair that shares most, of each row."""
+        """Return the pair that shares most, of each row."""
         left, right, share, count = (
             np.concatenate([getattr(p, name) for p in some]) if some else np.zeros(0, np.int64)
             for name in ("left", "right", "share", "count")
@@ -340,7 +340,7 @@ def _joined(some: list[Held]) -> Held:
 
 
 def _distinct_sizes(hashes: Hashes, owner: Index, asked: Index) -> Index:
-    """Number of distinct hashes that each of ``asked`` holds."""
+    """Return the number of distinct hashes that each of ``asked`` holds."""
     if not asked.size:
         return asked
     held = np.isin(owner, np.unique(asked))

@@ -55,7 +55,7 @@ class HashIndex:
         self._filter[self.hashes >> np.uint64(64 - _FILTER_BITS)] = True
 
     def pairs(self, hashes: Hashes, owners: Index) -> Shared:
-        """Every pair of one of ``owners`` and an owner here that share a hash."""
+        """Return every pair of one of ``owners`` and an owner here that share a hash."""
         hit = self._filter[hashes >> np.uint64(64 - _FILTER_BITS)]
         hashes, owners = _distinct(hashes[hit], owners[hit])
         low = np.searchsorted(self.hashes, hashes, "left")
@@ -77,7 +77,7 @@ def _distinct(hashes: Hashes, owners: Index) -> tuple[Hashes, Index]:
 
 
 def signatures(shingles: Hashes, owners: Index, count: int) -> Hashes:
-    """MinHash (Broder 1997): two signatures agree at each place with probability the sets' Jaccard similarity.
+    """Return MinHash signatures (Broder 1997): two agree at each place with probability the sets' Jaccard similarity.
 
     Args:
         shingles: (s,) well-mixed hashes.
@@ -100,7 +100,8 @@ def signatures(shingles: Hashes, owners: Index, count: int) -> Hashes:
 
 
 def bands(signature: Hashes, owners: Index) -> tuple[Hashes, Index]:
-    """One hash a band: two owners that share any are candidates (Leskovec et al., Mining of Massive Datasets, 3.4).
+    """Return one hash a band: two owners that share any are candidates (Leskovec et al., Mining of Massive Datasets,
+    3.4).
 
     Args:
         signature: (n, BANDS * ROWS).
@@ -115,7 +116,7 @@ def bands(signature: Hashes, owners: Index) -> tuple[Hashes, Index]:
 
 
 def jaccard(a: Hashes, b: Hashes) -> float:
-    """Size of the intersection over that of the union of two sets; 0 for two empty ones."""
+    """Return the size of the intersection over that of the union of two sets; 0 for two empty ones."""
     a, b = np.unique(a), np.unique(b)
     both = len(np.intersect1d(a, b, assume_unique=True))
     union = len(a) + len(b) - both

@@ -35,7 +35,7 @@ class Repeats:
         return len(self._ends) - 1
 
     def id_of(self, number: int) -> str:
-        """Id of a row that went by."""
+        """Return the id of a row that went by."""
         return self._ids[self._ends[number] : self._ends[number + 1]].decode("utf-8", "surrogatepass")
 
     def find(self, block: IndexedRows) -> list[Repeat]:

@@ -111,7 +111,7 @@ class AuditReport:
         return tuple(f for f in self.findings if f.against != WITHIN)
 
     def leaked(self, share: float = 0.5) -> int:
-        """Evaluation rows of which some training row shares at least ``share``: more than a phrase in common."""
+        """Return evaluation rows of which some training row shares at least ``share``: more than a phrase in common."""
         return len({(f.against, f.other) for f in self.leaks if f.share >= share})
 
     @property
@@ -129,7 +129,7 @@ class AuditReport:
         return out
 
     def sentences(self) -> tuple[str, ...]:
-        """What a reader must know, a sentence each."""
+        """Return what a reader must know, a sentence each."""
         told = []
         for name, size in self.against.items():
             rows = len({f.row for f in self.leaks if f.against == name})
@@ -182,7 +182,9 @@ class AuditReport:
         return left, replace(self, decision=on, dropped=dropped)
 
     def describe(self, shown: int = 20) -> dict[str, Any]:
-        """Plain values for a report: counts, sentences and, of each kind, the ``shown`` findings that share most."""
+        """Return plain values for a report: counts, sentences and, of each kind, the ``shown`` findings that share
+        most.
+        """
         findings: list[dict[str, Any]] = []
         for against in (*self.against, WITHIN):
             for kind in KINDS:
@@ -256,7 +258,7 @@ def audit_stream(
     within: bool = False,
     settings: AuditSettings | None = None,
 ) -> AuditReport:
-    """The audit of training rows that go by once and are too many to hold: the same findings, but for two kinds.
+    """Return the audit of training rows that go by once and are too many to hold: the same findings, but for two kinds.
 
     ``near`` is not looked for among the training rows themselves (it is against the evaluation rows), and their labels
     are not counted. Memory: that of ``audit`` for the evaluation sets, a megabyte of training text (or one row, where
@@ -338,7 +340,9 @@ def _blocks(rows: Iterable[Row], fields: Sequence[str]) -> Iterator[list[Row]]:
 
 
 def _theirs(rows: Rows, ours: Sequence[str], wanted: Sequence[str]) -> tuple[str, ...]:
-    """The same fields where the other set has them; else those of it that hold text (a set may be shaped otherwise)."""
+    """Return the same fields where the other set has them; else those of it that hold text (a set may be shaped
+    otherwise).
+    """
     shared = tuple(f for f in ours if f in rows.columns)
     return shared or text_fields(rows, wanted)
 

@@ -18,7 +18,7 @@ _ENDINGS = tuple(".!?:;\"'”’)]}>…。！？」」")
 
 
 def text_fields(rows: Rows, wanted: Sequence[str] = ()) -> tuple[str, ...]:
-    """Fields that hold text to compare.
+    """Return fields that hold text to compare.
 
     Args:
         rows: the data set.
@@ -40,7 +40,7 @@ def text_fields(rows: Rows, wanted: Sequence[str] = ()) -> tuple[str, ...]:
 
 
 def wordy_fields(rows: Rows) -> tuple[str, ...]:
-    """Fields whose values are strings, most of them of three words or more; of the first thousand rows."""
+    """Return fields whose values are strings, most of them of three words or more; of the first thousand rows."""
     found = []
     for name in rows.columns:
         values = [row.fields.get(name) for row in rows.rows[:_LOOKED_AT]]
@@ -55,7 +55,7 @@ def _wordy(text: str) -> bool:
 
 
 def is_empty(row: Row, fields: Sequence[str]) -> bool:
-    """Whether one of ``fields`` is missing, no text, or white space."""
+    """Return whether one of ``fields`` is missing, no text, or white space."""
     return any(not str(row.fields.get(f) or "").strip() for f in fields)
 
 
@@ -94,7 +94,7 @@ class CutRows:
                     self._there[measure].append((row.id, hash(value)))
 
     def found(self) -> tuple[str, ...]:
-        """Ids of those so far that seem cut."""
+        """Return ids of those so far that seem cut."""
         least = max(3, math.ceil(self._share * self._rows))
         out: dict[str, None] = {}
         for some in self._there.values():
@@ -104,7 +104,8 @@ class CutRows:
 
 
 def label_balance(rows: Rows, texts: Sequence[str], most: int = 20) -> dict[str, dict[str, int]]:
-    """Field -> label -> rows, commonest first, of every field beside ``texts`` that looks like a label.
+    """Return a mapping field -> label -> rows, commonest first, of every field beside ``texts`` that looks like a
+    label.
 
     A label field has a value in every row, at most ``most`` different ones, and fewer than half as many as rows.
     """

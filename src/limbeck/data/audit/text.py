@@ -52,7 +52,7 @@ class Hashed:
 
 
 def normalised(text: str) -> str:
-    """``text`` in compatibility composition (NFKC) and folded case; punctuation and white space still stand."""
+    """Return ``text`` in compatibility composition (NFKC) and folded case; punctuation and white space still stand."""
     return unicodedata.normalize("NFKC", text).casefold()
 
 
@@ -65,7 +65,7 @@ def mix(x: Hashes) -> Hashes:
 
 @cache
 def odd_numbers(count: int, seed: int) -> Hashes:
-    """(count,) odd 64-bit numbers, the same in every process."""
+    """Return (count,) odd 64-bit numbers, the same in every process."""
     return np.random.default_rng(seed).integers(0, 1 << 64, count, dtype=np.uint64) | np.uint64(1)
 
 
@@ -121,7 +121,7 @@ def _sums(values: Hashes, starts: Index) -> Hashes:
 
 
 def chunks(texts: Sequence[str], size: int = _CHUNK) -> Iterator[tuple[int, Sequence[str]]]:
-    """Whole texts of about ``size`` characters together, with the index of the first."""
+    """Yield whole texts of about ``size`` characters together, with the index of the first."""
     at = 0
     while at < len(texts):
         end, held = at, 0
@@ -133,7 +133,7 @@ def chunks(texts: Sequence[str], size: int = _CHUNK) -> Iterator[tuple[int, Sequ
 
 
 def grams(hashed: Hashed, n: int, *, short: bool = False) -> tuple[Hashes, Index]:
-    """Every run of ``n`` words within one text.
+    """Return every run of ``n`` words within one text.
 
     Args:
         hashed: the texts.

@@ -47,13 +47,13 @@ _AGAIN = 0.03  # share of questions asked a second time in other letters
 
 
 def _world() -> dict[str, tuple[str, ...]]:
-    """The facts about each person, the same for every seed, so that every corpus speaks of one world."""
+    """Return the facts about each person, the same for every seed, so that every corpus speaks of one world."""
     random = Random("limbeck's small world")
     return {name: tuple(random.choice(values) for values, _, _ in _FACTS) for name in GIRLS + BOYS}
 
 
 def qa(random: Random) -> Iterator[dict[str, str]]:
-    """Questions about the small world, fields ``question`` and ``answer``; about 4,900.
+    """Yield questions about the small world, fields ``question`` and ``answer``; about 4,900.
 
     Each fact is asked for in twenty wordings, so a model that has met some of them can answer the others. A few
     questions come again with other capitals or spaces, as in real data: a split by question must keep them together.
@@ -80,7 +80,7 @@ _GOODS = ("plums", "coins", "shells", "stamps", "buttons", "pears", "cards", "ma
 
 
 def sums(random: Random) -> Iterator[dict[str, str]]:
-    """Endless sums in words, fields ``question`` and ``answer``; the answer ends in ``#### N`` as in GSM8K."""
+    """Yield endless sums in words, fields ``question`` and ``answer``; the answer ends in ``#### N`` as in GSM8K."""
     while True:
         name, other = two(random, GIRLS + BOYS)
         things = random.choice(_GOODS)
@@ -137,7 +137,7 @@ _ON_WORDS: tuple[tuple[str, Callable[[list[str]], str]], ...] = (
 
 
 def instructions(random: Random) -> Iterator[dict[str, str]]:
-    """Endless instructions, fields ``instruction``, ``input`` (at times empty) and ``output``."""
+    """Yield endless instructions, fields ``instruction``, ``input`` (at times empty) and ``output``."""
     while True:
         form = random.randrange(12)
         if form < len(_ON_WORDS):
@@ -181,7 +181,7 @@ _OFF = (
 
 
 def preferences(random: Random) -> Iterator[dict[str, Any]]:
-    """Endless pairs of replies, fields ``prompt``, ``chosen`` (polite and right) and ``rejected``.
+    """Yield endless pairs of replies, fields ``prompt``, ``chosen`` (polite and right) and ``rejected``.
 
     What is rejected is rude, beside the point, wrong about the small world, or says everything twice.
     """

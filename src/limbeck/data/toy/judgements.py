@@ -34,7 +34,7 @@ _VERDICTS = (
 
 
 def _sentence(random: Random, level: int) -> str:
-    """A sentence whose sentiment is ``level``, 0 to 4: after a 'but' the second half decides."""
+    """Return a sentence whose sentiment is ``level``, 0 to 4: after a 'but' the second half decides."""
     good = random.choice(_ADJECTIVES[level])
     part, other = two(random, _PARTS)
     work = random.choice(_WORKS)
@@ -63,7 +63,7 @@ def _sentence(random: Random, level: int) -> str:
 
 
 def sentiment(random: Random) -> Iterator[dict[str, Any]]:
-    """Endless sentences, fields ``sentence`` and ``label``: 0 negative, 1 positive."""
+    """Yield endless sentences, fields ``sentence`` and ``label``: 0 negative, 1 positive."""
     while True:
         label = random.randrange(2)
         level = random.choice((3, 4) if label else (0, 1))
@@ -71,7 +71,7 @@ def sentiment(random: Random) -> Iterator[dict[str, Any]]:
 
 
 def sentiment5(random: Random) -> Iterator[dict[str, Any]]:
-    """Endless sentences, fields ``sentence`` and ``label``: 0 very negative to 4 very positive."""
+    """Yield endless sentences, fields ``sentence`` and ``label``: 0 very negative to 4 very positive."""
     while True:
         level = random.randrange(5)
         yield {"sentence": _sentence(random, level), "label": level}
@@ -118,7 +118,7 @@ _INTENTS: dict[str, tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]] = {
 
 
 def paraphrase(random: Random) -> Iterator[dict[str, Any]]:
-    """Endless pairs, fields ``sentence1``, ``sentence2`` and ``is_duplicate``: 1 in two of five.
+    """Yield endless pairs, fields ``sentence1``, ``sentence2`` and ``is_duplicate``: 1 in two of five.
 
     The others share the topic or the kind of question, so that words in common do not give the answer away.
     """

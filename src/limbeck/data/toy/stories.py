@@ -191,7 +191,7 @@ _PLOTS: tuple[Callable[[Random, _Cast], str], ...] = (
 
 
 def stories(random: Random) -> Iterator[dict[str, str]]:
-    """Endless stories, field ``text``."""
+    """Yield endless stories, field ``text``."""
     while True:
         cast = _Cast(random)
         plot = random.choice(_PLOTS)

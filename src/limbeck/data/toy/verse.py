@@ -75,7 +75,7 @@ _CLOSING = (
 
 
 def verse(random: Random) -> Iterator[dict[str, str]]:
-    """Endless poems of fourteen lines, field ``text``."""
+    """Yield endless poems of fourteen lines, field ``text``."""
     while True:
         yield {"text": "\n".join(_poem(random))}
 

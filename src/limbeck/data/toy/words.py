@@ -34,16 +34,16 @@ def say(random: Random, text: str, **values: object) -> str:
 
 
 def two(random: Random, items: Sequence[T]) -> tuple[T, T]:
-    """Two different items."""
+    """Return two different items."""
     first, second = random.sample(items, 2)
     return first, second
 
 
 def capital(text: str) -> str:
-    """``text`` with its first letter large."""
+    """Return ``text`` with its first letter large."""
     return text[:1].upper() + text[1:]
 
 
 def number(value: int) -> str:
-    """A small number in words."""
+    """Return a small number in words."""
     return NUMBERS[value]

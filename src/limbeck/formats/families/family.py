@@ -133,7 +133,7 @@ def one(
 
 
 def heads_together(heads: int, head_dim: int) -> Tensor:
-    """(3 * heads * head_dim,) int64: our rows of q, k and v in the order head by head, each its q, k and v."""
+    """Return (3 * heads * head_dim,) int64: our rows of q, k and v in the order head by head, each its q, k and v."""
     import torch
 
     rows = torch.arange(3 * heads * head_dim, device="cpu").view(3, heads, head_dim)

@@ -100,7 +100,7 @@ def config_to(family: str, config: DecoderConfig) -> dict[str, Any]:
 
 
 def family_of(config: DecoderConfig) -> tuple[str | None, str]:
-    """Which family says exactly ``config``: what it writes must read back as the same decoder.
+    """Return which family says exactly ``config``: what it writes must read back as the same decoder.
 
     Returns:
         The family and an empty string, or None and what the nearest family cannot say.
@@ -146,10 +146,10 @@ def pieces(family: str, config: DecoderConfig, prefix: str | None = None) -> Ite
 
 
 def hub_prefix(family: str, keys: Mapping[str, object]) -> str:
-    """How a file spells the stack: with a prefix such as ``model.``, or bare as the Hub's gpt2 does."""
+    """Return how a file spells the stack: with a prefix such as ``model.``, or bare as the Hub's gpt2 does."""
     return "" if FAMILIES[family].first in keys else FAMILIES[family].prefix
 
 
 def ignored(family: str, key: str) -> bool:
-    """Is ``key`` on the family's list of tensors that are no weights?"""
+    """Return whether ``key`` is on the family's list of tensors that are no weights."""
     return FAMILIES[family].ignored.fullmatch(key) is not None

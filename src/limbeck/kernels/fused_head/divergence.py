@@ -26,7 +26,7 @@ def plain_linear(head: nn.Module) -> tuple[Tensor, Tensor | None] | None:
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
-    """Dtype in which products with ``x`` are formed: autocast's where it is on, else that of ``x``."""
+    """Return the dtype in which products with ``x`` are formed: autocast's where it is on, else that of ``x``."""
     kind = x.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
@@ -44,12 +44,14 @@ class Dense:
     head: nn.Module
 
     def select(self, index: Tensor) -> Dense:
-        """Rows ``index`` (M,) of the signal flattened to (N, D)."""
+        """Return rows ``index`` (M,) of the signal flattened to (N, D)."""
         return Dense(self.hidden.reshape(-1, self.hidden.shape[-1]).index_select(0, index), self.head)
 
     @torch.no_grad()
     def logits(self, start: int, stop: int) -> Tensor:
-        """(stop - start, V') logits of rows ``start`` to ``stop`` of a signal already flat; never with a gradient."""
+        """Return (stop - start, V') logits of rows ``start`` to ``stop`` of a signal already flat; never with a
+        gradient.
+        """
         rows: Tensor = self.head(self.hidden[start:stop].detach())
         return rows
 
@@ -71,6 +73,6 @@ class TeacherLoss:
     mask: Tensor | None = None
 
     def select(self, index: Tensor) -> TeacherLoss:
-        """The comparison of rows ``index`` (M,) alone."""
+        """Return the comparison of rows ``index`` (M,) alone."""
         mask = None if self.mask is None else self.mask.index_select(0, index)
         return replace(self, teacher=self.teacher.select(index), mask=mask)

@@ -35,7 +35,9 @@ _TILE_ELEMENTS = 1 << 21
 
 
 def chunk_size(rows: int, row_bytes: int, budget_bytes: int = _CHUNK_BYTES) -> int:
-    """Rows of each chunk when ``rows`` rows of ``row_bytes`` are to be walked in nearly equal chunks under a budget."""
+    """Return rows of each chunk when ``rows`` rows of ``row_bytes`` are to be walked in nearly equal chunks under a
+    budget.
+    """
     most = max(1, budget_bytes // max(row_bytes, 1))
     chunks = max(1, math.ceil(rows / most))
     return max(1, math.ceil(rows / chunks))
@@ -135,7 +137,7 @@ class _Teacher:
             self.buffer = torch.empty((chunk, self.weight.shape[0]), dtype=self.dtype, device=weight.device)
 
     def logits(self, a: int, b: int) -> Tensor:
-        """(b - a, V') logits over no more rows than the student has."""
+        """Return (b - a, V') logits over no more rows than the student has."""
         if self.linear is None:
             return self.teacher.logits(a, b)[:, : self.student_rows]
         hidden = self.teacher.hidden[a:b].detach().to(self.dtype)
@@ -247,7 +249,7 @@ class _Pass:
             bias_grad[: grad.shape[1]].addmv_(grad.t(), self.factor[start:stop])
 
     def _tile(self, logits: Tensor) -> Tensor:
-        """A wide copy of some logits."""
+        """Return a wide copy of some logits."""
         return torch.empty(logits.shape, dtype=self.wide, device=self.device).copy_(logits)
 
     def _likelihood(self, logits: Tensor, labels: Tensor, start: int, stop: int) -> Tensor | None:

@@ -27,7 +27,7 @@ def head_losses(
     expected: LossWeights | None = None,
     chunk_rows: int | None = None,
 ) -> Losses:
-    """Sums of losses of ``head(hidden)``; rows that count nowhere are dropped before it.
+    """Return sums of losses of ``head(hidden)``; rows that count nowhere are dropped before it.
 
     Args:
         hidden: (..., D) final hidden states, N rows when flattened.
@@ -60,7 +60,7 @@ def head_sequence_log_probs(
     *,
     chunk_rows: int | None = None,
 ) -> Tensor:
-    """Summed log-probability of each sequence's labels; ``IGNORE`` rows are dropped before the head.
+    """Return summed log-probability of each sequence's labels; ``IGNORE`` rows are dropped before the head.
 
     Args:
         hidden: (B, T, D) final hidden states.

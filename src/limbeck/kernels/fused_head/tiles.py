@@ -40,7 +40,7 @@ def likelihood(tile: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def compiled_likelihood(logits: Tensor) -> ctypes.CDLL | None:
-    """The library whose pass serves ``logits`` here (``native/likelihood.c``), or None."""
+    """Return the library whose pass serves ``logits`` here (``native/likelihood.c``), or None."""
     if logits.device.type != "cpu" or logits.dtype not in (torch.float32, torch.bfloat16):
         return None
     library = native.load()
@@ -51,7 +51,7 @@ def compiled_likelihood(logits: Tensor) -> ctypes.CDLL | None:
 def likelihood_in_place(
     library: ctypes.CDLL, logits: Tensor, labels: Tensor, gradient: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """``likelihood`` in one compiled pass over rows of any number.
+    """Return ``likelihood`` in one compiled pass over rows of any number.
 
     Args:
         library: by ``compiled_likelihood``.
@@ -83,7 +83,7 @@ def scatter_rows(tile: Tensor, labels: Tensor, amounts: Tensor) -> None:
 
 
 def compare_dense(tile: Tensor, teacher: Tensor, scale: Tensor | None, comparison: TeacherLoss) -> Tensor:
-    """Divergence to a teacher's logits.
+    """Return the divergence to a teacher's logits.
 
     Args:
         tile: (n, V) student logits, overwritten with ``scale`` times the divergence's gradient in them.
@@ -108,7 +108,7 @@ def compare_dense(tile: Tensor, teacher: Tensor, scale: Tensor | None, compariso
 
 
 def compare_topk(tile: Tensor, teacher: TopK, scale: Tensor | None, comparison: TeacherLoss) -> Tensor:
-    """Divergence over the top-k partition; arguments and result as ``compare_dense``.
+    """Return the divergence over the top-k partition; arguments and result as ``compare_dense``.
 
     With buckets b, student bucket masses q_b and slopes h_b, the gradient in the logit of token v is
     ``h_v - q_v H`` for a top token and ``q_v (h_tail / q_tail - H)`` for any other, H the sum of all slopes: one scaled

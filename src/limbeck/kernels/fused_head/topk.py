@@ -16,7 +16,7 @@ __all__ = ["top_k"]
 
 @torch.no_grad()
 def top_k(signal: Dense, k: int, temperature: float, rows: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The k likeliest tokens of every row at ``temperature``, over the first ``rows`` of the vocabulary.
+    """Return the k likeliest tokens of every row at ``temperature``, over the first ``rows`` of the vocabulary.
 
     Args:
         signal: hidden states (..., D), N rows when flattened, and head.

@@ -353,7 +353,8 @@ INLINE vfloat spread_scales(int kind, const float *scales) {
     return (vfloat)_mm512_permutexvar_ps(places, _mm512_castps128_ps512(_mm_loadu_ps(scales)));
 #elif defined(USE_AVX2)
     if (kind == INT8) return fill(scales[0]);
-    return (vfloat)_mm256_insertf128_ps(_mm256_castps128_ps256(_mm_broadcast_ss(scales)), _mm_broadcast_ss(scales + 1), 1);
+    const __m256 both = _mm256_castpd_ps(_mm256_broadcast_sd((const double *)scales));
+    return (vfloat)_mm256_permutevar_ps(both, _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1));
 #else
     vfloat v;
     for (int i = 0; i < LANES; i++) v[i] = scales[i / (kind == INT4 ? 4 : 8)];
@@ -474,19 +475,24 @@ static void multiply_integers(const thread_scratch *o, const matrix *m, int64_t 
     }
 }
 
+/* Sums of x over each group of W's columns: what W's zeros are multiplied by. */
+static void sum_groups(const matrix *m, int64_t rows, const float *x, int64_t ldx, float *sums, int64_t lds) {
+    const int64_t span = m->span > 0 && m->span < m->columns ? m->span : m->columns;
+    for (int64_t b = 0; b < rows; b++)
+        for (int64_t g = 0; g * span < m->columns; g++) {
+            const int64_t end = (g + 1) * span < m->columns ? (g + 1) * span : m->columns;
+            float total = 0;
+            for (int64_t c = g * span; c < end; c++) total += x[b * ldx + c];
+            sums[b * lds + g] = total;
+        }
+}
+
 /* Rows [from, to) of y = x @ W.T + bias, or y += that. */
 static void share(const thread_scratch *o, const matrix *m, int64_t rows, const float *x, int64_t ldx, float *y, int64_t ldy,
                   int add, int64_t from, int64_t to) {
     const int64_t span = m->span > 0 && m->span < m->columns ? m->span : m->columns;
     const int64_t groups = (m->columns + span - 1) / span, lds = up_to(groups, LANES);
-    if (m->zeros)
-        for (int64_t b = 0; b < rows; b++)
-            for (int64_t g = 0; g < groups; g++) {
-                float total = 0;
-                const int64_t end = (g + 1) * span < m->columns ? (g + 1) * span : m->columns;
-                for (int64_t c = g * span; c < end; c++) total += x[b * ldx + c];
-                o->sums[b * lds + g] = total;
-            }
+    if (m->zeros) sum_groups(m, rows, x, ldx, o->sums, lds);
 #if defined(USE_AVX512) && defined(__AVX512BF16__)
     if (m->kind == BF16 && m->span < 0 && rows >= 4) {
         const int64_t w = up_to(m->columns, UNIT);

@@ -97,6 +97,30 @@ typedef struct {
     const float *sink_q;
 } sight;
 
+/* Columns from c on of y: the values in sight, each by its weight; at most `n` vectors, the last may be short. */
+INLINE void add_values(int kind, int n, int64_t d, int64_t c, const uint8_t *v, const float *v_scales, const sight *o,
+                       const float *weights, float share, float *y) {
+    const int size = SIZE[kind];
+    const int64_t left = d - c < n * LANES ? d - c : n * LANES;
+    vfloat part[8];
+    UNROLL
+    for (int i = 0; i < n; i++) part[i] = fill(0);
+    for (int64_t t = 0; t < o->count; t++) {
+        const int64_t at = o->seen ? o->seen[t] : t;
+        if (at < 0) continue;
+        const vfloat w = fill(weights[t] * (v_scales ? v_scales[at] : 1.0f));
+        const uint8_t *p = v + (at * d + c) * size;
+        prefetch(p + AHEAD / 4, n * LANES * size);
+        UNROLL
+        for (int i = 0; i < n; i++) {
+            const uint8_t *q = p + i * LANES * size;
+            part[i] += w * (n > 1 || left == LANES ? load_numbers(kind, q) : load_rest(kind, q, left, size));
+        }
+    }
+    UNROLL
+    for (int i = 0; i < n; i++) write_some(0, (uint8_t *)(y + c), i * LANES, left - i * LANES, part[i] * share);
+}
+
 /* One query (D, padded with zeros) over the slots in sight: y (D). ``scores`` holds ``count`` numbers. */
 INLINE void attend(int kind, const float *q, int64_t d, const uint8_t *k, const uint8_t *v, const float *k_scales,
                    const float *v_scales, const sight *o, float factor, float *scores, float *y) {
@@ -111,6 +135,7 @@ INLINE void attend(int kind, const float *q, int64_t d, const uint8_t *k, const 
             continue;
         }
         const uint8_t *p = k + at * d * size;
+        prefetch(p + AHEAD / 4, d * size);
         const float *x = at < o->sinks ? o->sink_q : q;
         vfloat total = fill(0);
         for (int64_t c = 0; c < whole; c += LANES) total += load(x + c) * load_numbers(kind, p + c * size);
@@ -139,36 +164,10 @@ INLINE void attend(int kind, const float *q, int64_t d, const uint8_t *k, const 
         sums += e;
     }
     const float share_of = 1 / sum(sums);
-    for (int64_t c = 0; c < d; c += 4 * LANES) {
-        vfloat part[4] = {fill(0), fill(0), fill(0), fill(0)};
-        if (d - c >= 4 * LANES) {
-            for (int64_t t = 0; t < count; t++) {
-                const int64_t at = seen ? seen[t] : t;
-                if (at < 0) continue;
-                const vfloat w = fill(scores[t] * (v_scales ? v_scales[at] : 1.0f));
-                const uint8_t *p = v + (at * d + c) * size;
-                for (int i = 0; i < 4; i++) part[i] += w * load_numbers(kind, p + i * LANES * size);
-            }
-            for (int i = 0; i < 4; i++) store(y + c + i * LANES, part[i] * share_of);
-            continue;
-        }
-        for (int64_t t = 0; t < count; t++) {
-            const int64_t at = seen ? seen[t] : t;
-            if (at < 0) continue;
-            const vfloat w = fill(scores[t] * (v_scales ? v_scales[at] : 1.0f));
-            for (int i = 0; c + i * LANES < d; i++) {
-                const int64_t left = d - c - i * LANES;
-                const uint8_t *p = v + (at * d + c + i * LANES) * size;
-                part[i] += w * (left >= LANES ? load_numbers(kind, p) : load_rest(kind, p, left, size));
-            }
-        }
-        float wide[LANES];
-        for (int i = 0; c + i * LANES < d; i++) {
-            const int64_t left = d - c - i * LANES;
-            store(wide, part[i] * share_of);
-            memcpy(y + c + i * LANES, wide, (left < LANES ? left : LANES) * sizeof(float));
-        }
-    }
+    int64_t c = 0;
+    for (; c + 8 * LANES <= d; c += 8 * LANES) add_values(kind, 8, d, c, v, v_scales, o, scores, share_of, y);
+    for (; c + 4 * LANES <= d; c += 4 * LANES) add_values(kind, 4, d, c, v, v_scales, o, scores, share_of, y);
+    for (; c < d; c += LANES) add_values(kind, 1, d, c, v, v_scales, o, scores, share_of, y);
 }
 
 static void one_query(int64_t kind, const float *q, int64_t d, const uint8_t *k, const uint8_t *v, const float *ks,

@@ -59,7 +59,7 @@ class TrainingIndex:
         return cls(stream, hashes[places][by_hash], places[by_hash], order, texts, len(examples) - texts)
 
     def known(self, ids: Sequence[int]) -> NDArray[np.bool_]:
-        """(len(ids) - order + 1,) whether the n-gram that begins at each token stands in the training text."""
+        """Return (len(ids) - order + 1,) whether the n-gram that begins at each token stands in the training text."""
         hashes = _gram_hashes(np.asarray(ids, dtype=np.int64), self.order)
         at = np.searchsorted(self.hashes, hashes)
         found = at < len(self.hashes)
@@ -67,7 +67,7 @@ class TrainingIndex:
         return found
 
     def longest_run(self, ids: Sequence[int], *, most_places: int = 256) -> int:
-        """Tokens of the longest run that also stands in one training text; 0 where it is shorter than an n-gram.
+        """Return tokens of the longest run that also stands in one training text; 0 where it is shorter than an n-gram.
 
         Args:
             ids: what was written.

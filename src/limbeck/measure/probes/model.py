@@ -151,7 +151,8 @@ def _nats(model: Decoder, examples: Sequence[Example], batch_size: int) -> float
 def calibration_error(
     confidence: NDArray[np.float64], correct: NDArray[np.float64], bins: int = 15
 ) -> tuple[float, float]:
-    """Expected calibration error over equal bins (Guo et al. 2017, equation 3), and mean confidence - accuracy.
+    """Return the expected calibration error over equal bins (Guo et al. 2017, equation 3), and mean confidence -
+    accuracy.
 
     Args:
         confidence: (n,) probability of what was predicted, 0 to 1.

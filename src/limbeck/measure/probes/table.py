@@ -123,5 +123,5 @@ class ClassCalibration:
 
 
 def score_alarms(scores: Scores) -> list[Alarm]:
-    """Alarms that the scores of an evaluation tell by themselves."""
+    """Return alarms that the scores of an evaluation tell by themselves."""
     return run_probes((OneClass(), Accuracy(), ClassCalibration()), Subject(scores=scores))

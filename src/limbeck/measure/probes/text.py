@@ -10,7 +10,7 @@ Ids = Sequence[int]
 
 
 def common_run(a: Ids, b: Ids) -> int:
-    """Tokens of the longest run that stands in both, by dynamic programming over ``len(a) * len(b)`` cells."""
+    """Return tokens of the longest run that stands in both, by dynamic programming over ``len(a) * len(b)`` cells."""
     best, row = 0, [0] * (len(b) + 1)
     for x in a:
         before = 0
@@ -21,7 +21,7 @@ def common_run(a: Ids, b: Ids) -> int:
 
 
 def loop_tokens(ids: Ids, *, longest_period: int = 32, repeats: int = 3) -> int:
-    """Tokens at the end of ``ids`` that only repeat one period, 0 where they do not.
+    """Return tokens at the end of ``ids`` that only repeat one period, 0 where they do not.
 
     Args:
         ids: what was written, without an end token.
@@ -42,7 +42,9 @@ def loop_tokens(ids: Ids, *, longest_period: int = 32, repeats: int = 3) -> int:
 
 
 def repeated_share(texts: Sequence[Ids], order: int = 4) -> tuple[float, int]:
-    """1 - distinct n-grams per n-gram, each text's counted apart (rep-n of Welleck et al. 2020), and all n-grams."""
+    """Return 1 - distinct n-grams per n-gram, each text's counted apart (rep-n of Welleck et al. 2020), and all
+    n-grams.
+    """
     distinct = total = 0
     for ids in texts:
         grams = [tuple(ids[i : i + order]) for i in range(len(ids) - order + 1)]

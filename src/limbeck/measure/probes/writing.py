@@ -26,7 +26,7 @@ _LEAST = 4  # generations below which nothing is said of shares among them
 
 
 def cut_example(example: Example) -> tuple[list[int], list[int]]:
-    """Prompt and true continuation of an example.
+    """Return the prompt and true continuation of an example.
 
     Where nearly all is learned, as of plain text, the first quarter is given (16 tokens at most); else what stands
     before the first learned token.
