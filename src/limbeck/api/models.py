@@ -177,7 +177,7 @@ def quantize(
     out: str | os.PathLike[str] | None = None,
     **options: Any,
 ) -> JobResult:
-    """Quantize a model after training, and measure it beside the original.
+    """Quantize a model after training, and compare it with the original.
 
     Args:
         model: a name, a loaded model, or the result of an earlier job.

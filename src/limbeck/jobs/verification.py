@@ -16,6 +16,7 @@ from limbeck.jobs.recipe import Recipe, Report, facts
 from limbeck.jobs.source import device_of, dtype_of
 from limbeck.measure.equivalence import DeploymentCheck, compare
 from limbeck.measure.sides import BundleSide, Side, TransformersSide
+from limbeck.model.cache import KVKind
 
 __all__ = ["VerificationOptions", "verification"]
 
@@ -28,7 +29,7 @@ class VerificationOptions(Recipe):
     engine: Literal["limbeck", "transformers"] = Field(
         "limbeck", description="what runs the target: transformers opens Hugging Face folders alone"
     )
-    cache: Literal["model", "int8"] = Field("model", description="cache of keys and values of the target in Limbeck")
+    cache: KVKind = Field("model", description="cache of keys and values of the target in Limbeck")
     text: str | None = Field(None, description="text file whose first tokens are the prompts; default: random tokens")
     new_tokens: int = Field(16, ge=1, le=256, description="tokens of each greedy continuation")
     strict: bool = Field(False, description="fail (exit code 1) where the two differ")
@@ -51,7 +52,7 @@ def verification(options: VerificationOptions) -> Report:
     return _report(result)
 
 
-def _side(options: VerificationOptions, name: str, cache: Literal["model", "int8"] = "model") -> Side:
+def _side(options: VerificationOptions, name: str, cache: KVKind = "model") -> Side:
     bundle = load_bundle(name, dtype_of(options.dtype), device_of(options.device))
     return BundleSide(bundle, name, cache)
 

@@ -29,7 +29,7 @@ class QAT(Quantizer):
 
     Rounding is passed straight through (Bengio et al. 2013). Scales follow the weights by round-to-nearest's rule at
     every step, or are learned by LSQ's gradient (Esser et al. 2020, eq. 3) from the ranges of least squared error on.
-    Any objective trains it; adapters may stand beside it. ``convert`` packs the very codes of the last forward (I18).
+    Any objective trains it, adapters too. ``convert`` packs the very codes of the last forward (I18).
 
     >>> import limbeck
     >>> limbeck.QAT(bits=4, learned_scales=True).learned_scales

@@ -175,7 +175,7 @@ def matrices(model: Decoder, plan: Quantizer) -> list[WeightMatrix]:
         if grid is not None:
             out.append(WeightMatrix(name, module, grid))
     if not out:
-        raise TechniqueError(f"{plan.name} was told to leave every weight of the model as it is")
+        raise TechniqueError(f"{plan.name} leaves every weight of the model as it is")
     return out
 
 

@@ -13,8 +13,8 @@ __all__ = ["Audit"]
 class Audit(AuditingOptions):
     """Look for evaluation text in training text: copies, shared fields, shared runs of words, near-duplicates, verse.
 
-    With ``out`` the findings are written to ``findings.jsonl``, the summary to ``audit.json`` and, when told to drop,
-    the rows that are left to ``kept.jsonl``.
+    With ``out`` the findings are written to ``findings.jsonl``, the summary to ``audit.json`` and, with ``on``
+    ``drop``, the rows that are left to ``kept.jsonl``.
     """
 
     verb: ClassVar[str] = "audit"

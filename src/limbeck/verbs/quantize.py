@@ -49,7 +49,7 @@ _UNMEASURED: dict[str, Any] = {"evaluated": None, "metrics": {}, "comparisons": 
 
 
 class Quantize(MeasuredTask, Reading, Recipe):
-    """Quantize a model after training, save it, and measure it beside the original.
+    """Quantize a model after training, save it, and compare it with the original.
 
     Figures of the task with intervals and a paired verdict, KL to the original and top-token agreement, bytes of the
     files of both, speed of both.
