@@ -33,7 +33,7 @@ def verdict(found: dict[str, Any]) -> tuple[int, list[str]]:
 
 def main(file: Path) -> int:
     """Run pip-audit over ``file`` and return the exit code."""
-    command = [sys.executable, "-m", "pip_audit", "--requirement", str(file), "--no-deps", "--disable-pip", "-f", "json"]
+    command = [sys.executable, "-m", "pip_audit", "-r", str(file), "--no-deps", "--disable-pip", "-f", "json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     try:
         code, told = verdict(json.loads(done.stdout))

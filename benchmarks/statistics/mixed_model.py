@@ -1,6 +1,8 @@
 """The mean-squares peer of ``simulation.py`` beside statsmodels' mixed model, fitted by REML to the same draws.
 
-usage: python benchmarks/statistics/mixed_model.py [--draws 20]   (needs statsmodels, which no extra brings: pip install statsmodels)
+usage: python benchmarks/statistics/mixed_model.py [--draws 20]
+
+It needs statsmodels, which no extra brings: pip install statsmodels.
 """
 
 from __future__ import annotations

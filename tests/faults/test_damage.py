@@ -52,9 +52,9 @@ def test_a_checkpoint_damaged_at_any_place_gives_way_aloud(damage, tmp_path: Pat
 
 def training(folder: Path, base: Path) -> list[str]:
     return [
-        "finetune", "--model", str(base / "start"), "--data", str(base / "rows.jsonl"), "--task", "text", "--steps", "6",
-        "--batch-size", "4", "--context", "32", "--dtype", "fp32", "--probes", "off", "--audit", "off", "--no-generate",
-        "--checkpoint-every", "2", "--quiet", "--out", str(folder),
+        "finetune", "--model", str(base / "start"), "--data", str(base / "rows.jsonl"), "--task", "text",
+        "--steps", "6", "--batch-size", "4", "--context", "32", "--dtype", "fp32", "--probes", "off", "--audit", "off",
+        "--no-generate", "--checkpoint-every", "2", "--quiet", "--out", str(folder),
     ]  # fmt: skip
 
 

@@ -41,8 +41,8 @@ def resolve(name: str) -> Path:
         A folder with a config.json, or with a PEFT adapter's adapter_config.json; or a GGUF file.
 
     Raises:
-        ModelError: there is no such folder, Hub model or revision, it is gated, it has no safetensors, or the Hub cannot
-            be reached and the cache has no copy.
+        ModelError: there is no such folder, Hub model or revision, it is gated, it has no safetensors, or the Hub
+            cannot be reached and the cache has no copy.
     """
     folder = _folder(name)
     for place in (folder, folder / "model"):

@@ -351,8 +351,8 @@ def whole_variance(
 
     ``seeds`` holds resampling ``noise`` that ``items`` holds as well, so it is taken off once. A component that comes
     out small is worth more degrees of freedom than ``seed_df``, as the item variance then carries the whole; how far
-    this may go without losing coverage was found by simulation (``benchmarks/statistics/mean_squares.py``). ``least_df``
-    is of the system with the fewest seeds.
+    this may go without losing coverage was found by simulation (``benchmarks/statistics/mean_squares.py``).
+    ``least_df`` is of the system with the fewest seeds.
     """
     floor = _FLOOR * min(1.0, max(0.0, seed_df - 1))
     spared = min(0.2, max(0.0, 0.08 * (seed_df - 1)))
