@@ -9,7 +9,7 @@ from huggingface_hub import errors
 
 from limbeck.data.tokenizer import Tokenizer
 from limbeck.errors import ModelError
-from limbeck.formats.hub import commit_of, resolve, resolve_tokenizer
+from limbeck.formats.hub import commit_of, commits_of, resolve, resolve_tokenizer
 from limbeck.formats.load import load_bundle
 from tests.reference.checkpoints import save
 
@@ -138,6 +138,13 @@ def test_a_revision_is_pinned_by_name(cache):
     refused("owner/tiny@v2", "owner/tiny@v2", "cache has no copy")
     assert commit_of(older) == "a" * 40 and commit_of(older / "config.json") == "a" * 40
     assert commit_of(cache.parents[2]) is None and commit_of(cache.parent / "main") is None
+
+
+def test_the_commits_of_a_recipe_are_known_once_it_has_loaded(cache):
+    resolve("owner/tiny@main")
+    recipe = {"model": "owner/tiny@main", "teacher": {"models": ["owner/other", "owner/tiny@main"]}, "steps": 3}
+    assert commits_of(recipe) == {"owner/tiny@main": "0" * 40}
+    assert commits_of({"model": "no/such"}) == {}
 
 
 def test_a_revision_that_the_hub_lacks(monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import huggingface_hub
@@ -12,7 +13,7 @@ from limbeck import storage
 from limbeck.data.tokenizer_files import BPE_FILES
 from limbeck.errors import ModelError, nearest
 
-__all__ = ["ADAPTER", "GGUF", "commit_of", "resolve", "resolve_tokenizer"]
+__all__ = ["ADAPTER", "GGUF", "commit_of", "commits_of", "resolve", "resolve_tokenizer"]
 
 ADAPTER = "adapter_config.json"
 """What tells a PEFT adapter's folder."""
@@ -27,6 +28,7 @@ _ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?(@[A-Za-z0-9][\w./-]*
 
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_FETCHED: dict[str, str] = {}  # the commit of each Hub model that this process found, for provenance
 
 
 def resolve(name: str) -> Path:
@@ -57,6 +59,18 @@ def resolve(name: str) -> Path:
     if not _ID.fullmatch(name) or name.endswith((".", "-")):
         raise ModelError(f"the model folder {name} does not exist{nearest(name, siblings)}")
     return _from_hub(name, nearest(name, siblings))
+
+
+def commits_of(values: object) -> dict[str, str]:
+    """Return the commit of each Hub model that this process fetched and whose name stands in ``values``.
+
+    Args:
+        values: a recipe's plain values: lists, mappings and texts, nested.
+    """
+    if isinstance(values, str):
+        return {values: _FETCHED[values]} if values in _FETCHED else {}
+    some = values.values() if isinstance(values, Mapping) else values if isinstance(values, list | tuple) else ()
+    return {name: commit for value in some for name, commit in commits_of(value).items()}
 
 
 def commit_of(folder: Path) -> str | None:
@@ -111,11 +125,11 @@ def _is_model(folder: Path) -> bool:
 def _from_hub(name: str, hint: str) -> Path:
     """Fetch ``name``; ``hint`` names a folder here that may have been meant."""
     repository, _, revision = name.partition("@")
-    pinned = {"revision": revision} if revision else {}
     try:
         folder = Path(
-            huggingface_hub.snapshot_download(repository, allow_patterns=ALLOWED, ignore_patterns=["*/*"], **pinned)
-        )
+            huggingface_hub.snapshot_download(
+                repository, revision=revision or None, allow_patterns=ALLOWED, ignore_patterns=["*/*"]
+            )
     except errors.RevisionNotFoundError:
         raise ModelError(f"the Hub model {repository} has no branch, tag or commit '{revision}'") from None
     except errors.GatedRepoError:
@@ -135,4 +149,6 @@ def _from_hub(name: str, hint: str) -> Path:
         raise ModelError(f"the Hub repository {name} holds no config.json: it is no transformers model")
     if not any(folder.glob("*.safetensors")):
         raise ModelError(f"the Hub model {name} has no safetensors; pickled weights are never fetched or loaded")
+    if commit := commit_of(folder):
+        _FETCHED[name] = commit
     return folder

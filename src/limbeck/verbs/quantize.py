@@ -15,6 +15,7 @@ from pydantic import Field, JsonValue
 from limbeck.data.batch import Batch, Example, collate
 from limbeck.data.readers import Rows
 from limbeck.errors import ConfigError
+from limbeck.formats.hub import commits_of
 from limbeck.formats.load import Bundle, load_bundle, save_bundle
 from limbeck.formats.stored import stored_dtype, stored_dtypes
 from limbeck.jobs.checks import fired_first
@@ -104,7 +105,8 @@ class Quantize(MeasuredTask, Reading, Recipe):
         model = self._quantized(source, batches)  # before there is a run, so that what does not fit leaves none
         with Run.create(Path(self.out), self) as run:
             read = {"all": rows, "calibration": calibration}
-            run.provenance(seed=self.seed, data={name: some.hash for name, some in read.items() if some is not None})
+            hashes = {name: some.hash for name, some in read.items() if some is not None}
+            run.provenance(seed=self.seed, data=hashes, models=commits_of(self.model_dump()))
             model, deployed_specs = convert_all((self.technique,), model)
             save_bundle(model, source.tokenizer, run.model, generation=source.generation, deployed_specs=deployed_specs)
             source = load_bundle(self.model, self._dtype(), device_of(self.device))
