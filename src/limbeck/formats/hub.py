@@ -130,6 +130,7 @@ def _from_hub(name: str, hint: str) -> Path:
             huggingface_hub.snapshot_download(
                 repository, revision=revision or None, allow_patterns=ALLOWED, ignore_patterns=["*/*"]
             )
+        )
     except errors.RevisionNotFoundError:
         raise ModelError(f"the Hub model {repository} has no branch, tag or commit '{revision}'") from None
     except errors.GatedRepoError:
