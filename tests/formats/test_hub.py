@@ -51,6 +51,9 @@ def test_a_mistyped_path_offers_its_neighbour(tmp_path):
     refused(tmp_path / "techer", "does not exist", f"did you mean '{tmp_path / 'teacher'}'")
     refused(tmp_path / "no" / "where", "does not exist")
     refused("./a folder", "does not exist")
+    refused("nowhere.gguf", "there is no file nowhere.gguf here")
+    (tmp_path / "small.gguf").touch()
+    refused(tmp_path / "smal.gguf", "there is no file", f"did you mean '{tmp_path / 'small.gguf'}'")
 
 
 def test_the_hub_is_asked_for_no_pickle(tmp_path, monkeypatch):

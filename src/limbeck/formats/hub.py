@@ -55,7 +55,10 @@ def resolve(name: str) -> Path:
         return folder
     if folder.exists():
         raise ModelError(f"{name} is a file, but no {GGUF}: name the folder of the model")
-    siblings = [str(p) for p in folder.parent.iterdir() if p.is_dir()] if folder.parent.is_dir() else []
+    near = list(folder.parent.iterdir()) if folder.parent.is_dir() else []
+    if folder.suffix == GGUF:
+        raise ModelError(f"there is no file {name} here{nearest(name, [str(p) for p in near if p.suffix == GGUF])}")
+    siblings = [str(p) for p in near if p.is_dir()]
     if not _ID.fullmatch(name) or name.endswith((".", "-")):
         raise ModelError(f"the model folder {name} does not exist{nearest(name, siblings)}")
     return _from_hub(name, nearest(name, siblings))
