@@ -9,7 +9,7 @@ from huggingface_hub import errors
 
 from limbeck.data.tokenizer import Tokenizer
 from limbeck.errors import ModelError
-from limbeck.formats.hub import resolve, resolve_tokenizer
+from limbeck.formats.hub import commit_of, commits_of, resolve, resolve_tokenizer
 from limbeck.formats.load import load_bundle
 from tests.reference.checkpoints import save
 
@@ -130,6 +130,33 @@ def cache(tmp_path, monkeypatch):
 def test_offline_the_cache_is_read(cache):
     assert resolve("owner/tiny") == cache
     assert load_bundle("owner/tiny").model.config.layers == 2
+
+
+def test_a_revision_is_pinned_by_name(cache):
+    older = cache.parent / ("a" * 40)
+    save("gpt2", older)
+    (cache.parents[1] / "refs" / "v1").write_text("a" * 40)
+    assert resolve("owner/tiny@v1") == older and resolve("owner/tiny@" + "a" * 40) == older
+    assert resolve("owner/tiny@main") == cache == resolve("owner/tiny")
+    refused("owner/tiny@v2", "owner/tiny@v2", "cache has no copy")
+    assert commit_of(older) == "a" * 40 and commit_of(older / "config.json") == "a" * 40
+    assert commit_of(cache.parents[2]) is None and commit_of(cache.parent / "main") is None
+
+
+def test_the_commits_of_a_recipe_are_known_once_it_has_loaded(cache):
+    resolve("owner/tiny@main")
+    recipe = {"model": "owner/tiny@main", "teacher": {"models": ["owner/other", "owner/tiny@main"]}, "steps": 3}
+    assert commits_of(recipe) == {"owner/tiny@main": "0" * 40}
+    assert commits_of({"model": "no/such"}) == {}
+
+
+def test_a_revision_that_the_hub_lacks(monkeypatch):
+    def fail(name, **options):
+        assert (name, options["revision"]) == ("owner/tiny", "v9")
+        raise errors.RevisionNotFoundError("no", response=ANSWER)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    refused("owner/tiny@v9", "owner/tiny has no branch, tag or commit 'v9'")
 
 
 def test_offline_and_not_cached(cache):

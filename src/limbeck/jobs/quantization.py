@@ -15,6 +15,7 @@ from pydantic import Field, JsonValue
 from limbeck.data.batch import Batch, Example, collate
 from limbeck.data.readers import Rows
 from limbeck.errors import ConfigError
+from limbeck.formats.hub import commits_of
 from limbeck.formats.load import Bundle, load_bundle, save_bundle
 from limbeck.formats.stored import stored_dtype, stored_dtypes
 from limbeck.jobs.checks import fired_first
@@ -98,7 +99,8 @@ def quantization(options: QuantizationOptions, display: Display) -> Report:
     model = _quantized(options, source, batches)  # before there is a run, so that what does not fit leaves none
     with Run.create(Path(options.out), options) as run:
         read = {"all": rows, "calibration": calibration}
-        run.provenance(seed=options.seed, data={name: some.hash for name, some in read.items() if some is not None})
+        hashes = {name: some.hash for name, some in read.items() if some is not None}
+        run.provenance(seed=options.seed, data=hashes, models=commits_of(options.model_dump()))
         model, deployed_specs = convert_all((options.technique,), model)
         save_bundle(model, source.tokenizer, run.model, generation=source.generation, deployed_specs=deployed_specs)
         source = load_bundle(options.model, _dtype(options), device_of(options.device))

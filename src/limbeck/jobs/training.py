@@ -14,6 +14,7 @@ import torch
 from limbeck.data.audit.report import AuditReport
 from limbeck.data.batch import collate
 from limbeck.data.batches import fixed_batches
+from limbeck.formats.hub import commits_of
 from limbeck.formats.load import save_bundle
 from limbeck.jobs.checks import Checks, ProbeLevel
 from limbeck.jobs.estimate import FirstMinute, announce, dry_run, needs
@@ -121,7 +122,9 @@ class TrainingJob:
             return planned if here.main else Report({})
         with self._open(here) as run:
             hashes = {k: v["hash"] for k, v in prepared.parts.describe().items()}
-            here.on_main(lambda: run.provenance(seed=options.seed, data=hashes))
+            here.on_main(
+                lambda: run.provenance(seed=options.seed, data=hashes, models=commits_of(options.model_dump()))
+            )
             lowered = clamped(options.context, prepared.data.context, "training")
             display.say(f"{options.verb}: {run.describe()}", *prepared.parts.train.notes, *lowered)
             prepared = self._with_examples(replace(prepared, run=run), here)

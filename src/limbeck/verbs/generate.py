@@ -17,13 +17,11 @@ from limbeck.decode.generate import Generation, OnText, fit_prompts, generate
 from limbeck.decode.settings import Decoding
 from limbeck.decode.speculative import speculate
 from limbeck.errors import ConfigError, Interrupted
-from limbeck.formats.load import Bundle, load_bundle
+from limbeck.formats.load import Bundle
 from limbeck.jobs.generation import chat_ids, prompt_ids
 from limbeck.jobs.model_source import NAMES, ModelSource
 from limbeck.jobs.recipe import Display, Recipe, Report
-from limbeck.jobs.source import device_of, dtype_of
 from limbeck.kernels import native
-from limbeck.model.decoder import Decoder
 from limbeck.storage import plain, write_json
 
 __all__ = ["Generate"]
@@ -66,7 +64,7 @@ class Generate(ModelSource, Recipe):
         if stream:
             fit_prompts(bundle.model, prompts, self.decoding, bundle.tokenizer)  # refuse before anything is shown
             session.write(f"{texts[0]}\n" if self.chat else texts[0])
-        draft = None if self.draft is None else self._draft(bundle)
+        draft = None if self.draft is None else self.load_draft(self.draft, bundle, self.dtype, self.device)
         if bundle.model.device.type == "cpu":
             native.load()  # compiling the kernels, at their first use, is no part of the time of decoding
         on_text, worth = _writer(session) if stream else None, None
@@ -115,15 +113,6 @@ class Generate(ModelSource, Recipe):
             place = f" in {Path(self.out) / 'generations.json'}" if self.out is not None else ""
             raise Interrupted(f"stopped: {count} of {wanted} generations were done and are kept{place}", plain(values))
         return Report(values, (RichText(rate, style="dim"),))
-
-    def _draft(self, bundle: Bundle) -> Decoder:
-        assert self.draft is not None
-        draft = load_bundle(self.draft, dtype_of(self.dtype), device_of(self.device))
-        if draft.tokenizer.fingerprint != bundle.tokenizer.fingerprint:
-            raise ConfigError(
-                f"draft {self.draft} has another tokenizer than {self.model}: take one of the same, a distilled student"
-            )
-        return draft.model
 
     def _texts(self) -> tuple[list[str], list[str]]:
         if self.prompts is None:
