@@ -177,3 +177,10 @@ def test_a_tokenizer_may_lie_alone_in_its_folder(tmp_path: Path) -> None:
         resolve_tokenizer(str(pair))
     (pair / "vocab.bpe").write_text("")
     assert resolve_tokenizer(str(pair)) == pair
+
+
+def test_the_current_folder_and_the_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save("gpt2", tmp_path / "here")
+    monkeypatch.chdir(tmp_path / "here")
+    assert resolve(".") == Path(".") and resolve("../here").name == "here"
+    refused("/", "neither a model nor a run")

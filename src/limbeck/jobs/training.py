@@ -21,6 +21,7 @@ from limbeck.jobs.estimate import FirstMinute, announce, dry_run, needs
 from limbeck.jobs.options import TrainingOptions
 from limbeck.jobs.prepared import DataSteps, PreparedTraining
 from limbeck.jobs.recipe import Display, Report
+from limbeck.jobs.reports.ending import described_base
 from limbeck.jobs.reports.evaluation import measure, show_report
 from limbeck.jobs.reports.limits import clamped, unlike
 from limbeck.jobs.source import Parts, device_of
@@ -222,9 +223,18 @@ class TrainingJob:
         before = [*values.get("alarms", []), *(a.describe() for a in seen)]
         values |= prepared.checks.told(model, data.report, before)
         values["cost"] = cost(model, run.model, trainable=trainable)
+        if (base := _base(start)) is not None:
+            values["base"] = described_base(base, run.model)
         values = plain(values)
         run.finish(values)
         return Report(values, show_report(values))
+
+
+def _base(start: Start) -> str | None:
+    """Return the name of the model that the result is smaller or larger than: the teacher, or what it began from."""
+    if start.teacher is not None:
+        return start.teacher.source
+    return None if start.fresh else start.source
 
 
 def _measured(prepared: PreparedTraining) -> dict[str, Any]:
