@@ -35,6 +35,7 @@ EXAMPLES = {
     "generate": 'limbeck generate gpt2 "Once upon a time" --max-new-tokens 40 --temperature 0.8',
     "info": "limbeck info gpt2",
     "list": "limbeck list techniques",
+    "doctor": "limbeck doctor",
     "export": "limbeck export runs/tiny --to gguf --out tiny.gguf",
     "compare": "limbeck compare runs/a runs/b",
     "study": "limbeck study study.yaml --out runs/study",

@@ -24,6 +24,7 @@ RECIPES: dict[str, str] = {
     "generate": "limbeck.verbs.generate:Generate",
     "info": "limbeck.verbs.info:Info",
     "list": "limbeck.verbs.listing:Listing",
+    "doctor": "limbeck.verbs.doctor:Doctor",
     "export": "limbeck.verbs.export:Export",
     "verify": "limbeck.verbs.verify:Verify",
     "compare": "limbeck.verbs.compare:Compare",
