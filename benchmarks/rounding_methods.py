@@ -28,6 +28,7 @@ from limbeck.measure.agreement import KL_PER_TOKEN, agreement
 from limbeck.measure.stats import compare, interval
 from limbeck.model.decoder import Decoder
 from limbeck.model.presets import Architecture
+from limbeck.techniques.awq import AWQ
 from limbeck.techniques.folding import blocks, readers
 from limbeck.techniques.gptq import GPTQ
 from limbeck.techniques.rotate import Rotate
@@ -40,6 +41,8 @@ ARMS: dict[str, tuple[Technique, ...]] = {
     "rtn clipped": (RTN(bits=4, clip="search", **LINEAR),),
     "rotate, rtn": (Rotate(untie=True), RTN(bits=4, **LINEAR)),
     "rotate, rtn clipped": (Rotate(untie=True), RTN(bits=4, clip="search", **LINEAR)),
+    "awq": (AWQ(bits=4, steps=10, **LINEAR),),
+    "awq clipped": (AWQ(bits=4, steps=10, clip="search", **LINEAR),),
     "gptq": (GPTQ(bits=4, **LINEAR),),
     "rotate, gptq": (Rotate(untie=True), GPTQ(bits=4, **LINEAR)),
 }

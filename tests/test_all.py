@@ -62,13 +62,26 @@ def test_every_public_definition_is_offered(name: str) -> None:
     assert defined <= set(module.__all__), "public in name, but not in __all__"
 
 
-@pytest.mark.parametrize("name", PACKAGES)
+CALLABLE = "limbeck.study"
+"""The one package with code: it is the public function of its name too."""
+
+
+@pytest.mark.parametrize("name", [name for name in PACKAGES if name != CALLABLE])
 def test_packages_hold_nothing(name: str) -> None:
     """What a package's ``__init__`` imported would be imported for everybody; import from the defining module."""
     file = importlib.import_module(name).__file__
     assert file is not None
     body = ast.parse(Path(file).read_text(encoding="utf-8")).body
     assert all(isinstance(node, ast.Expr) for node in body)
+
+
+def test_the_package_that_can_be_called_imports_none_of_ours() -> None:
+    file = importlib.import_module(CALLABLE).__file__
+    assert file is not None and callable(limbeck.study)
+    nodes = list(ast.walk(ast.parse(Path(file).read_text(encoding="utf-8"))))
+    froms = {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    assert froms | names == {"__future__", "importlib", "sys", "types", "typing"}
 
 
 def test_no_class_name_stands_for_two_things() -> None:

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import limbeck
-from limbeck.errors import ConfigError, DataError, ModelError
+from limbeck.errors import ConfigError, DataError, LimbeckError, ModelError, TechniqueError
 from limbeck.given import data_name
 from limbeck.handle import nested
 from tests.reference.tiny_runs import pretrained, run
@@ -171,6 +171,23 @@ def test_finetune_compare_export_and_the_page(here: Path) -> None:
     assert out.report["agreement"]["max_difference"] == 0
 
 
+def test_pages_of_other_results(here: Path) -> None:
+    """A comparison's page is written beside comparison.json, where the same call finds both; markup is escaped."""
+    for name in ("a", "b"):
+        limbeck.evaluate("runs/tiny", "toy:stories", limit=4, out=f"runs/{name}", **QUICK)
+    for _ in range(2):
+        compared = limbeck.compare("runs/a", "runs/b", out="runs/compared")
+        assert compared.path == Path("runs/compared")
+        assert "no difference shown" in compared.open(show=False).read_text(encoding="utf-8")
+    with pytest.raises(ConfigError, match="runs/a"):
+        limbeck.compare("runs/a", "runs/b", out="runs/a")  # holds other files
+    page = limbeck.report("runs/a", "runs/b", title="two <b>runs</b>", out="runs/page").open(show=False)
+    assert page == Path("runs/page/report.html") and "<b>runs</b>" not in page.read_text(encoding="utf-8")
+    shown = limbeck.JobResult("<i>x</i>", {"metrics": {"<b>": 1}, "run": "<u>"}, limbeck.load)
+    assert "<b>&lt;" not in shown._repr_html_() and "<i>" not in shown.page() and "<u>" not in shown.page()
+    assert limbeck.info("runs/a").path is None
+
+
 def test_options_by_their_flags_names() -> None:
     values = nested("finetune", {"steps": 3, "learning_rate": 0.1, "train": {"accumulation": 2}, "limit": 4})
     assert values == {"train": {"steps": 3, "learning_rate": 0.1, "accumulation": 2}, "limit": 4}
@@ -178,5 +195,76 @@ def test_options_by_their_flags_names() -> None:
         limbeck.finetune("runs/tiny", "toy:stories", stepps=3)
     with pytest.raises(ModelError, match="runs/tinny"):
         limbeck.load("runs/tinny")
-    with pytest.raises(ConfigError, match="'data' is required"):
-        limbeck.quantize("runs/tiny", "rtn")
+
+
+def test_calibration_rows_are_not_measured_on(here: Path) -> None:
+    """GPTQ with calibration rows alone: its report has sizes and speed, no figure, and says why."""
+    technique = limbeck.GPTQ(bits=8)
+    result = limbeck.quantize("runs/tiny", technique, calibration="toy:verse", calibration_tokens=600, out="runs/int8")
+    assert result.metrics == {} and not list((here / "runs" / "int8" / "scores").glob("*"))
+    assert result.report["told"][0].startswith("no figure was measured, as no rows were given: limbeck evaluate runs")
+    assert result.report["bytes"]["quantized"] < result.report["bytes"]["original"]
+    measured = limbeck.quantize(
+        "runs/tiny", technique, data="toy:stories", limit=4, calibration="toy:verse", calibration_tokens=600
+    )
+    assert "nats per token" in measured.metrics
+    with pytest.raises(TechniqueError, match="calibration text"):
+        limbeck.quantize("runs/tiny", technique)
+
+
+def adapted(here: Path) -> limbeck.LanguageModel:
+    """``runs/tiny`` with a LoRA adapter beside its weights that changes what it predicts."""
+    rows = [f"Once there was number {i} and it was happy." for i in range(30)]
+    tuned = limbeck.finetune(
+        "runs/tiny", rows, techniques=[limbeck.LoRA(rank=2, merge="never")], steps=20, learning_rate=0.01,
+        out="runs/tuned", **QUICK,
+    )  # fmt: skip
+    limbeck.job("export", {"model": str(tuned.path), "to": "peft", "out": "adapter"})
+    return limbeck.load("runs/tiny", adapter="adapter")
+
+
+def test_an_adapter_is_applied_once(here: Path) -> None:
+    """To a job that takes an adapter, to one that takes a name alone, and after the weights were changed."""
+    model = adapted(here)
+    alone = limbeck.evaluate("runs/tiny", "toy:stories", limit=4, **QUICK).metrics["nats per token"].value
+    once = limbeck.evaluate(model, "toy:stories", limit=4, **QUICK).metrics["nats per token"].value
+    assert once != alone and model.given() == {"model": "runs/tiny", "adapter": "adapter"}
+    assert limbeck.verify(model, model.save(here / "saved")).report["equal"]  # verify takes names alone
+    assert not limbeck.verify("runs/tiny", model).report["equal"]
+    before = model.generate("Once", max_new_tokens=8)
+    with torch.no_grad():
+        model.bundle.model.norm.weight.mul_(1.0)  # written to, and yet the same
+    assert set(model.given()) == {"model"}
+    changed = limbeck.evaluate(model, "toy:stories", limit=4, **QUICK).metrics["nats per token"].value
+    assert changed == once and limbeck.load(model.saved_name()).generate("Once", max_new_tokens=8) == before
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (lambda: limbeck.LoRA(rnk=8), "unknown key 'rnk' in LoRA"),
+        (lambda: limbeck.LoRA(rank=0), "'rank' in LoRA"),
+        (lambda: limbeck.GPTQ(bits="many"), "'bits' in GPTQ"),
+        (lambda: limbeck.info(3), "a model of type int"),
+        (lambda: limbeck.study({"arms": {1: set()}}), "the plan holds a value"),
+        (lambda: limbeck.study({"arms": {"one": {"verb": "evaluat"}}}), "evaluat"),
+        (lambda: limbeck.certify("runs/no", "runs/tiny"), "runs/no"),
+        (lambda: limbeck.verify("runs/tiny", "no.gguf"), "no.gguf"),
+        (lambda: limbeck.score({"0": "1"}, [{"question": "a", "answer": "b"}], task="qq"), "qq"),
+        (lambda: limbeck.synthesize("qa", out="made"), "name a teacher"),
+        (lambda: limbeck.report("runs"), "runs"),
+    ],
+)
+def test_wrong_arguments_are_one_sentence(wrong: Any, words: str) -> None:
+    with pytest.raises(LimbeckError) as caught:
+        wrong()
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_the_room_of_studies_can_be_called_before_and_after_it_is_imported() -> None:
+    code = (
+        "import limbeck; first = limbeck.study; import limbeck.study.plan as plan, limbeck.study.fit;"
+        "print(first is limbeck.study, callable(limbeck.study), plan.__name__)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "True", "limbeck.study.plan"]

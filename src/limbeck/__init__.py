@@ -12,21 +12,12 @@ from typing import TYPE_CHECKING, Any
 from limbeck.processors import limit_threads
 
 if TYPE_CHECKING:
-    from limbeck.api import (
-        audit,
-        compare,
-        distill,
-        dpo,
-        evaluate,
-        finetune,
-        info,
-        load,
-        pretrain,
-        quantize,
-    )
+    from limbeck.api.evidence import audit, certify, compare, evaluate, fit, info, report, score, study, verify
+    from limbeck.api.models import distill, dpo, finetune, load, pretrain, quantize, self_distill, synthesize
     from limbeck.errors import LimbeckError
     from limbeck.handle import LanguageModel, job
     from limbeck.results import JobResult, Metric
+    from limbeck.techniques.awq import AWQ
     from limbeck.techniques.depth import Depth
     from limbeck.techniques.freeze import Freeze
     from limbeck.techniques.gptq import GPTQ
@@ -44,6 +35,7 @@ if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 __all__ = [
+    "AWQ",
     "GPTQ",
     "QAT",
     "RTN",
@@ -57,21 +49,30 @@ __all__ = [
     "Mixed",
     "JobResult",
     "audit",
+    "certify",
     "compare",
     "distill",
     "dpo",
     "evaluate",
     "finetune",
+    "fit",
     "info",
     "job",
     "load",
     "pretrain",
     "quantize",
+    "report",
+    "score",
+    "self_distill",
+    "study",
+    "synthesize",
+    "verify",
 ]
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "AWQ": "techniques.awq",
     "GPTQ": "techniques.gptq",
     "QAT": "techniques.qat",
     "Rotate": "techniques.rotate",
@@ -86,13 +87,19 @@ _HOMES = {
     "Metric": "results",
     "JobResult": "results",
 }
-"""Public name -> module that defines it; the names of ``__all__`` that are missing here are functions of ``api``."""
+"""Public name -> module that defines it; the names of ``__all__`` that are missing here are jobs of ``api``."""
+
+_MODELS = ("distill", "dpo", "finetune", "load", "pretrain", "quantize", "self_distill", "synthesize")
+"""Jobs that ``api.models`` defines; the others stand in ``api.evidence``."""
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'limbeck' has no attribute '{name}'")
-    found = getattr(import_module(f"limbeck.{_HOMES.get(name, 'api')}"), name)
+    if name == "study":  # the room of that name, which can be called: importing it binds this name to it in any case
+        return import_module("limbeck.study")
+    home = _HOMES.get(name) or ("api.models" if name in _MODELS else "api.evidence")
+    found = getattr(import_module(f"limbeck.{home}"), name)
     globals()[name] = found
     return found
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar, get_origin
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from limbeck.errors import ConfigError, nearest
 from limbeck.old_names import renamed
 
-__all__ = ["Config", "build", "dump", "load", "merge", "parse", "read"]
+__all__ = ["Config", "Constructed", "build", "dump", "load", "merge", "parse", "read"]
 
 
 class Config(BaseModel):
@@ -44,6 +44,31 @@ class Config(BaseModel):
         """Return old key -> key of the fields that have an old name."""
         extras = {name: field.json_schema_extra for name, field in cls.model_fields.items()}
         return {str(e["old_name"]): name for name, e in extras.items() if isinstance(e, dict) and "old_name" in e}
+
+
+if TYPE_CHECKING:  # for mypy alone, which wants a class
+    from pydantic._internal._model_construction import ModelMetaclass as _Metaclass
+else:
+    _Metaclass = type(Config)
+
+
+class Constructed(_Metaclass):
+    """Metaclass of configs that users construct in Python: a bad argument is a ``ConfigError`` of one sentence.
+
+    Values that pydantic builds inside of others do not pass here.
+    """
+
+    def __call__(cls, *args: Any, **values: Any) -> Any:
+        """Return the value.
+
+        Raises:
+            ConfigError: an unknown name or a bad value.
+        """
+        try:
+            return super().__call__(*args, **values)
+        except ValidationError as error:
+            kind: Any = cls
+            raise ConfigError(_sentence(kind, error, f"{cls.__name__}(...)")) from None
 
 
 C = TypeVar("C", bound=Config)

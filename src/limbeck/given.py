@@ -9,10 +9,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from limbeck.errors import DataError
+from limbeck.errors import ConfigError, DataError
 from limbeck.storage import plain, write_text
 
-__all__ = ["Data", "cache_folder", "data_name"]
+__all__ = ["Data", "cache_folder", "data_name", "plan_name", "predictions_name"]
 
 Data = str | os.PathLike[str] | Iterable[Mapping[str, Any]] | Sequence[str] | Any
 """A path, ``toy:NAME`` or Hub id; dicts or texts; an Arrow table, a ``datasets.Dataset`` or a pandas frame."""
@@ -43,7 +43,32 @@ def data_name(data: Data) -> str:
         text = "".join(json.dumps(plain(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
     except (TypeError, ValueError) as error:
         raise DataError(f"the rows hold a value that is no text, number or list: {error}") from None
-    file = cache_folder() / "data" / f"rows-{hashlib.sha256(text.encode()).hexdigest()[:16]}.jsonl"
+    return _kept(text, "data/rows-{}.jsonl")
+
+
+def plan_name(plan: str | os.PathLike[str] | Mapping[str, Any]) -> str:
+    """Return the name of a study's or a search's file; a plan given as a dict is written to a file.
+
+    Raises:
+        ConfigError: a value that is no text, number, list or dict.
+    """
+    if not isinstance(plan, Mapping):
+        return os.fspath(plan)
+    try:
+        text = json.dumps(plain(plan), ensure_ascii=False, allow_nan=False)  # which YAML reads
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"the plan holds a value that is no text, number, list or dict: {error}") from None
+    return _kept(text, "plans/{}.yaml")
+
+
+def predictions_name(predictions: Mapping[str, str]) -> str:
+    """Return the name of a file that holds predictions by item id."""
+    return _kept(json.dumps(dict(predictions), ensure_ascii=False), "predictions/{}.json")
+
+
+def _kept(text: str, name: str) -> str:
+    """Write ``text`` to a file of the cache whose ``name`` holds the hash of the text, and return its path."""
+    file = cache_folder() / name.format(hashlib.sha256(text.encode()).hexdigest()[:16])
     if not file.is_file():
         file.parent.mkdir(parents=True, exist_ok=True)
         write_text(file, text)

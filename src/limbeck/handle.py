@@ -200,15 +200,20 @@ class LanguageModel:
 
     def given(self) -> dict[str, Any]:
         """Return the options by which a verb opens this model as it was opened here."""
-        name = self.saved_name()
-        kept = self.keep_codes and name == self.name  # a copy is a folder, which keeps its codes by itself
+        if self._state() != self._loaded:
+            return {"model": self.copy_name()}  # which holds its codes and its adapter
         beside = {} if self.adapter is None else {"adapter": self.adapter}
-        return {"model": name, **beside, **({"keep_codes": True} if kept else {})}
+        return {"model": self.name, **beside, **({"keep_codes": True} if self.keep_codes else {})}
 
     def saved_name(self) -> str:
-        """Return a name that a verb loads this model by: its own, or that of a copy where its weights were changed."""
-        if self._state() == self._loaded:
-            return self.name
+        """Return one name that stands for this model as it is now.
+
+        It is its own, or that of a copy where its weights were changed or an adapter is beside them.
+        """
+        return self.name if self.adapter is None and self._state() == self._loaded else self.copy_name()
+
+    def copy_name(self) -> str:
+        """Return the folder of a copy, which is removed with this object."""
         folder = tempfile.mkdtemp(prefix="limbeck-")
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         return str(self.save(Path(folder) / "model"))
@@ -219,14 +224,24 @@ class _StoppedReading(Exception):  # noqa: N818 - it stops a generation, nothing
 
 
 def model_name(model: str | os.PathLike[str] | LanguageModel | JobResult) -> str:
-    """Return the name of a model given as a name, as a loaded model, or as the result of the job that made it."""
+    """Return the name of a model given as a name, as a loaded model, or as the result of the job that made it.
+
+    Raises:
+        ConfigError: a result without a folder, or an object of another kind.
+    """
     if isinstance(model, LanguageModel):
         return model.saved_name()
     if isinstance(model, JobResult):
         if model.path is None:
-            raise ConfigError(f"this '{model.verb}' wrote no model: name a model")
+            raise ConfigError(f"this '{model.verb}' wrote no folder: give it out, or name a model or a run")
         return str(model.path)
-    return os.fspath(model)
+    try:
+        return os.fspath(model)
+    except TypeError:
+        kind = type(model).__name__
+        raise ConfigError(
+            f"a model of type {kind} cannot be opened: give a name, a path, a loaded model or a result"
+        ) from None
 
 
 def _decoding(options: Mapping[str, Any], seed: int) -> Decoding:
@@ -261,7 +276,8 @@ def job(verb: str, values: Mapping[str, Any], display: Display | None = None) ->
     """
     given = {key: value for key, value in values.items() if value is not None}
     made = build(recipe(verb), nested(verb, given), f"the options of {verb}")
-    return JobResult(verb, made.run(display or Display.bars()).values, LanguageModel.load)
+    made.claim()
+    return JobResult(verb, made.run(display or Display.bars()).values, LanguageModel.load, made.out)
 
 
 @cache

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from limbeck.errors import ConfigError
+from limbeck.jobs.recipe import Display
 from limbeck.storage import write_text
 
 __all__ = ["Alarmed", "Metric", "JobResult"]
@@ -76,7 +77,7 @@ class JobResult:
     Attributes:
         verb: the job.
         report: everything that was found, as plain values: what ``--json`` prints on the command line.
-        path: the run folder, or None where the job wrote none.
+        path: the folder or file that the job wrote, or None where it wrote none.
 
     >>> import limbeck
     >>> result = limbeck.evaluate("runs/tiny", "toy:stories", limit=5, probes="off", out="runs/measured")
@@ -86,10 +87,14 @@ class JobResult:
     'report.html'
     """
 
-    def __init__(self, verb: str, report: Mapping[str, Any], load: Callable[[str], Any]) -> None:
+    def __init__(
+        self, verb: str, report: Mapping[str, Any], load: Callable[[str], Any], out: str | None = None
+    ) -> None:
         self.verb, self.report, self._load = verb, dict(report), load
-        where = self.report.get("run") or self.report.get("folder")
-        self.path = Path(str(where)) if where else None
+        told = [where for key in ("run", "folder") if isinstance(where := self.report.get(key), str)]
+        if isinstance(page := self.report.get("page"), str):
+            told.append(str(Path(page).parent))
+        self.path = Path(told[0]) if told else None if out is None else Path(out)
 
     @property
     def metrics(self) -> dict[str, Metric]:
@@ -112,7 +117,7 @@ class JobResult:
         """
         if self.path is None or not (self.path / "model").is_dir():
             raise ConfigError(f"'{self.verb}' made no model: finetune, distill, quantize, dpo and pretrain make one")
-        return self._load(str(self.path))
+        return self._load(str(self.path if (self.path / "recipe.yaml").is_file() else self.path / "model"))
 
     def page(self) -> str:
         """Return the result as an HTML page of its own."""
@@ -124,9 +129,9 @@ class JobResult:
         )
 
     def open(self, show: bool = True) -> Path:
-        """Write the page to ``report.html`` in the run folder, show it in a browser and return its path.
+        """Write the page to ``report.html`` in the job's folder, show it in a browser and return its path.
 
-        A study's own page is shown as it is.
+        Of a run it is the page that ``limbeck report`` writes; a study's or report's own page is shown as it is.
 
         Args:
             show: False only writes the page.
@@ -136,13 +141,24 @@ class JobResult:
         """
         if self.path is None:
             raise ConfigError(f"this '{self.verb}' wrote no folder: give out to keep a page of it")
-        page = self.path / "study.html"
-        if not page.is_file():
-            page = self.path / "report.html"
-            write_text(page, self.page())
+        page = self._page(self.path)
         if show:
             webbrowser.open(page.resolve().as_uri())
         return page
+
+    def _page(self, folder: Path) -> Path:
+        """Return the file of the page, written where there is none yet."""
+        if isinstance(own := self.report.get("page"), str):
+            return Path(own)
+        if (folder / "study.html").is_file():
+            return folder / "study.html"
+        if folder.is_dir() and (folder / "recipe.yaml").is_file():
+            from limbeck.study.report import WriteReport  # here, as plotly takes a while to import
+
+            return Path(WriteReport(runs=(str(folder),)).run(Display.silent()).values["page"])
+        file = (folder if folder.is_dir() else folder.parent) / "report.html"
+        write_text(file, self.page())
+        return file
 
     def __repr__(self) -> str:
         told = [f"{name} {metric}" for name, metric in self.metrics.items()][:3]

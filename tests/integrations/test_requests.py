@@ -154,7 +154,7 @@ def test_what_cannot_be_scored_is_an_error() -> None:
     with pytest.raises(ConfigError, match="can read 2 to 32 tokens of this model at once, not 33"):
         answers(longest=33)
     classes = decoder(tied=False, classes=Classes(labels=("a", "b")))
-    with pytest.raises(ConfigError, match="the model's head tells classes, not the next token"):
+    with pytest.raises(ConfigError, match="the model has a classification head"):
         answers(classes)
 
 

@@ -93,7 +93,7 @@ def test_what_needs_tokens_is_refused(tmp_path: Path) -> None:
     model = with_classes(small(), TWO)
     with pytest.raises(ConfigError, match="tells 2 classes: it cannot generate text"):
         generate(model, tokenizer(), [[5]], Decoding(max_new_tokens=2))
-    with pytest.raises(ConfigError, match="tells classes .bad, good., not the next token as task 'text' asks"):
+    with pytest.raises(ConfigError, match="classification head .bad, good., and task 'text' needs one of next tokens"):
         Text().check(model)
     with pytest.raises(ModelError, match="no Hugging Face family says this model .a head of classes"):
         save_bundle(model, tokenizer(), tmp_path / "m", layout="huggingface")

@@ -168,7 +168,7 @@ def test_a_task_file_of_ones_own_and_its_figures(place: Path, tmp_path: Path) ->
     assert {"log_prob:bad", "log_prob:rather good"} <= set(scores.columns) and scores.ids[0] == "test:2"
     by_file = evaluate(place, str(place / "mine" / "longer.yaml"), data={"longer": "test.tsv"})
     assert by_file["metrics"] == values["metrics"]
-    again = evaluate(place, "longer", out=str(tmp_path / "more"), **{**over, "measuring": {"batch_size": 1}})
+    again = evaluate(place, "longer", out=str(tmp_path / "more"), **{**over, "batch_size": 1})
     assert again["metrics"]["acc"]["value"] == values["metrics"]["acc"]["value"]
     compared = run("compare", run_a=str(tmp_path / "run"), run_b=str(tmp_path / "more"), resamples=100)
     assert compared["comparisons"]["acc"]["difference"] == 0

@@ -9,6 +9,7 @@ from limbeck.kernels.packed import dispatch
 from limbeck.model.config import DecoderConfig
 from limbeck.model.decoder import Decoder
 from limbeck.model.patterns import LogSparse, Sliding
+from limbeck.techniques.awq import AWQ
 from limbeck.techniques.depth import Depth
 from limbeck.techniques.freeze import Freeze
 from limbeck.techniques.gptq import GPTQ
@@ -57,8 +58,10 @@ EXAMPLES: dict[str, list[Technique]] = {
     "rtn": [
         RTN(bits=4),
         RTN(bits=8, embeddings=False, clip="search"),
+        RTN(grid=Grid(format="nf4"), overrides={"up": Grid(format="int3"), "out": Grid(format="int6")}),
         RTN(grid=Grid(format="q4_1"), overrides={"up": None, "qkv": Grid(format="fp8_e4m3")}),
     ],
+    "awq": [AWQ(bits=4), AWQ(grid=Grid(format="int4", symmetric=False), steps=3, overrides={"up": None})],
     "gptq": [GPTQ(bits=4), GPTQ(grid=Grid(format="int4", granularity="channel"), act_order=False)],
     "qat": [QAT(bits=4), QAT(grid=Grid(format="int8", symmetric=False)), QAT(bits=4, learned_scales=True)],
     "mixed": [

@@ -251,10 +251,10 @@ def test_alarms_and_warnings_are_shown_once() -> None:
     ]
     read, _ = made(arms)
     assert read.words.count("a : collapse: what collapse says") == 1
-    assert "Alarms that rang: collapse (broken), generality (doubtful); 2 further checks kept silent" in read.words
+    assert "Alarms that fired: collapse (broken), generality (doubtful); 2 further checks passed" in read.words
     assert "collapse , 2 runs: the model gives one answer" in read.words, "what to do"
     assert "b : generality: what generality says" in read.words
-    assert "what loops says" not in read.words and "2 further checks kept silent" in read.words
+    assert "what loops says" not in read.words and "2 further checks passed" in read.words
     assert read.words.count("a : predicted no: 60") == 1
     assert "Alarms" not in made([arm("a", 1.0)])[0].words
 

@@ -54,7 +54,7 @@ def test_stages_come_out_as_one_table_with_changes_and_cost(tmp_path: Path) -> N
     assert alarms
     for name, alarm in alarms.items():
         (line,) = (line for line in table if line.startswith(f"| verse: {name} |"))
-        assert f"{alarm['value']:.3g}" in line and ("rang" in line.split("|")[3]) == alarm["fired"]
+        assert f"{alarm['value']:.3g}" in line and ("fired" in line.split("|")[3]) == alarm["fired"]
     page = (tmp_path / "study.html").read_text()
     for heading in ("Stage by stage", "Probes", "Who matches, exceeds or lags whom"):
         assert f"## {heading}" in table and f"<h2>{heading}</h2>" in page

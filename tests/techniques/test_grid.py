@@ -196,7 +196,9 @@ def test_rows_taken_are_rows_of_the_whole(grid: Grid):
         ({"format": "int8", "granularity": "none"}, "needs a granularity"),
         ({"format": "int4", "granularity": "channel", "group_size": 32}, "does not go with"),
         ({"format": "fp8_e4m3", "symmetric": False}, "only integers take an offset"),
-        ({"format": "int5"}, "int5"),
+        ({"format": "int9"}, "int9"),
+        ({"format": "int4", "scale_dtype": "double"}, "it is nf4's; choose fp16 or fp32"),
+        ({"format": "nf4", "symmetric": False}, "only integers take an offset"),
         ({"formt": "int4"}, "did you mean 'format'"),
     ],
 )

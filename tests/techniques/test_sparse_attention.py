@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from pydantic import ValidationError
 
 from limbeck.data.batch import Batch
-from limbeck.errors import TechniqueError
+from limbeck.errors import ConfigError, TechniqueError
 from limbeck.model.pattern_cost import total_keys_per_query
 from limbeck.model.patterns import Causal, LogSparse, Sliding
 from limbeck.techniques.sparse_attention import SparseAttention, layer_sensitivity, with_patterns
@@ -114,5 +113,5 @@ def test_patterns_that_do_not_fit_a_model_are_refused():
 
 
 def test_a_budget_and_named_layers_exclude_each_other():
-    with pytest.raises(ValidationError, match="a budget chooses the layers that stay"):
+    with pytest.raises(ConfigError, match="a budget chooses the layers that stay"):
         SparseAttention(budget=0.5, keep_first=1)

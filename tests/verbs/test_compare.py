@@ -12,13 +12,14 @@ from rich.console import Console
 
 from limbeck.config import Config
 from limbeck.errors import ConfigError, DataError
+from limbeck.jobs.comparison import evaluated, judged, read_predictions
 from limbeck.jobs.recipe import Display, Report
 from limbeck.measure.scores import Scores
 from limbeck.measure.statistic import mean
 from limbeck.measure.stats import compare
 from limbeck.run import Run
 from limbeck.tasks.qa import QuestionAnswering
-from limbeck.verbs.compare import Compare, evaluated, read_predictions
+from limbeck.verbs.compare import Compare
 
 NLL, BLEU = QuestionAnswering().statistics(["nll", "tokens", "bleu"])[:2]
 
@@ -235,7 +236,7 @@ def test_a_further_figure_must_outlast_holm_and_the_main_one_stands_alone(tmp_pa
     figures = tuple(mean(name) for name in noise)
     one, two = (replace(evaluated(str(tmp_path / n), None), figures=figures) for n in ("a.jsonl", "b.jsonl"))
     recipe = Compare(run_a="a", run_b="b")
-    found = recipe.judged(one, two)
+    found = judged(recipe, one, two)
     assert found["main"].family == 1 and found["main"].p_adjusted == found["main"].p
     assert {c.family for n, c in found.items() if n != "main"} == {2}
     assert [n for n, c in found.items() if c.p <= 0.05 < c.p_adjusted], "Holm must take one away here"

@@ -12,10 +12,10 @@ from limbeck.data.batch import Batch
 from limbeck.errors import ConfigError, ModelError, RunError
 from limbeck.formats.load import load_bundle
 from limbeck.formats.stored import stored_dtypes
+from limbeck.jobs.export import writing as export
 from limbeck.jobs.export.nearness import agreement
 from limbeck.jobs.recipe import Display
 from limbeck.storage import write_json
-from limbeck.verbs import export
 from limbeck.verbs.export import Export
 from tests.reference.small_model import MODERN, saved
 

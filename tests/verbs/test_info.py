@@ -8,9 +8,10 @@ import torch
 from rich.console import Console
 
 from limbeck.errors import ModelError
+from limbeck.jobs.description import best_of
 from limbeck.jobs.recipe import Display, Report
 from limbeck.run import Run
-from limbeck.verbs.info import Info, best_of
+from limbeck.verbs.info import Info
 from tests.reference.small_model import MODERN, decoder, saved
 from tests.reference.small_tokenizer import byte_level
 from tests.reference.toy_recipe import Toy

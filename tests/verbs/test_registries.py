@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+import limbeck
+from limbeck.tasks.table import TASKS
+from limbeck.techniques.table import TECHNIQUES
 from tests.reference.small_model import saved
+
+SOURCE = Path(limbeck.__file__).parent
 
 TABLES = """
 import importlib.util, sys
@@ -138,3 +144,17 @@ def test_a_new_task_touches_no_verb(tmp_path: Path) -> None:
     assert code == 0, err
     assert json.loads(out)["expected"]["steps"] == 8
     assert refused[0] == 2 and "corpora are for task 'text', 'added'" in refused[2]
+
+
+def test_no_verb_asks_which_task_or_technique_it_has() -> None:
+    """Only the export of a PEFT adapter does: such an adapter is a LoRA."""
+    concrete = {kind.__name__ for kind in (*TASKS.values(), *TECHNIQUES.values())}
+    asked = [
+        f"{file.stem}:{node.lineno}"
+        for file in (f for room in ("verbs", "jobs", "command") for f in sorted((SOURCE / room).rglob("*.py")))
+        if file.parent.name != "export"
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "isinstance"
+        if {n.id for n in ast.walk(node.args[1]) if isinstance(n, ast.Name)} & concrete
+    ]
+    assert asked == []

@@ -24,7 +24,7 @@ _CELL = re.compile(r'"(?:[^"]|"")*"')
 
 
 class Dialect(Config):
-    """How a table of text is cut into cells; what is not told is found in the file and checked."""
+    """How a table of text is cut into cells; what is not given is found in the file and checked."""
 
     delimiter: str | None = Field(
         None,

@@ -110,7 +110,7 @@ def beam_search(
     """
     ends = frozenset(end_ids)
     keep = max(2, 1 + len(ends)) * decoding.beams
-    session = DecodingSession(model, prompts, decoding.max_new_tokens, pad_id, decoding.cache)
+    session = DecodingSession(model, prompts, decoding.max_new_tokens, pad_id, decoding.kv)
     searches = [_Search(p, [_Beam(row, (), 0.0, 0.0)]) for row, p in enumerate(prompts)]
     active = list(searches)
     logits = session.start()

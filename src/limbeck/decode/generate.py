@@ -208,7 +208,7 @@ def _decode(
     """Generate all ``rows`` together, in place."""
     first = {row.prompt_number: row.prompt for row in rows}
     place = {number: i for i, number in enumerate(first)}
-    session = DecodingSession(model, list(first.values()), decoding.max_new_tokens, pad_id, decoding.cache)
+    session = DecodingSession(model, list(first.values()), decoding.max_new_tokens, pad_id, decoding.kv)
     logits = session.start()
     if len(first) < len(rows):  # samples share the forward over their prompt
         repeat = [place[row.prompt_number] for row in rows]

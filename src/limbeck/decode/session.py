@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from limbeck.data.batch import Batch
 from limbeck.decode.step import MOST_ROWS, CompiledStep
-from limbeck.model.cache import KVCache, KVKind
+from limbeck.model.cache import KVCache, KVKinds
 from limbeck.model.decoder import Decoder
 
 __all__ = ["DecodingSession", "evaluating"]
@@ -44,7 +44,7 @@ class DecodingSession:
         prompts: Sequence[Sequence[int]],
         new_tokens: int,
         pad_id: int = 0,
-        cache: KVKind = "model",
+        cache: KVKinds = "model",
     ) -> None:
         self.model, self.pad_id, self.rows = model, pad_id, len(prompts)
         self._prompts = [list(p) for p in prompts]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field, field_validator, model_validator
 
 from limbeck.config import Config
-from limbeck.model.cache import KVKind
+from limbeck.model.cache import KVKind, KVKinds
 
 __all__ = ["Decoding"]
 
@@ -30,7 +30,9 @@ class Decoding(Config):
     stop: tuple[str, ...] = Field(
         (), description="texts that end a generation; they are cut off", json_schema_extra={"verbatim": True}
     )
-    cache: KVKind = Field("model", description="keys and values are kept in the model's dtype, or rounded to int8")
+    cache: KVKind = Field("model", description="keep keys and values in the model's dtype, or rounded to int8 or int4")
+    kv_keys: KVKind | None = Field(None, description="keep keys otherwise than cache says; none: as cache")
+    kv_values: KVKind | None = Field(None, description="keep values otherwise than cache says; none: as cache")
     truncate_prompts: bool = Field(False, description="cut a prompt that does not fit on its left, not refuse it")
     beyond_context: bool = Field(False, description="let rotary positions run past the model's trained length")
 
@@ -60,6 +62,11 @@ class Decoding(Config):
     def greedy(self) -> bool:
         """Takes the likeliest token each time."""
         return self.temperature == 0 and self.beams == 1
+
+    @property
+    def kv(self) -> KVKinds:
+        """What keys and values are kept in."""
+        return self.kv_keys or self.cache, self.kv_values or self.cache
 
     @property
     def outputs(self) -> int:

@@ -130,8 +130,8 @@ class _Writer:
     ) -> None:
         self.row, self.decoding, self.ends, self.proposals, self.worth = row, decoding, ends, proposals, worth
         room = decoding.max_new_tokens + proposals + 1
-        self.checker = DecodingSession(model, [row.prompt], room, cache=decoding.cache)
-        self.drafter = DecodingSession(draft, [row.prompt], room, cache=decoding.cache)
+        self.checker = DecodingSession(model, [row.prompt], room, cache=decoding.kv)
+        self.drafter = DecodingSession(draft, [row.prompt], room, cache=decoding.kv)
         self.greedy, self.picker = decoding.temperature == 0, Picker(decoding)
         self.reach = min(m.config.context if m.positions is not None else 1 << 62 for m in (model, draft))
 

@@ -48,6 +48,7 @@ class CompiledStep:
         c = model.config
         self._layers = (native.Layer * c.layers)(*(self._layer(b) for b in model.blocks if isinstance(b, Block)))
         gain, shift = self._norm(model.norm)
+        assert cache.stored is not None
         self._model = native.Model(
             layers=c.layers, width=c.hidden_size, heads=c.heads, kv_heads=c.kv_heads, head_width=c.head_dim,
             ffn=c.ffn_width, gated=c.gated, activation=_ACTIVATIONS.index(c.activation), rms=c.norm == "rms",

@@ -112,7 +112,7 @@ class Answers:
         """
         context = model.config.context
         if model.config.classes is not None:
-            raise ConfigError("the model's head tells classes, not the next token, which is what the harness asks for")
+            raise ConfigError("the model has a classification head, and the harness needs one of next tokens")
         if longest is not None and not 2 <= longest <= context:
             raise ConfigError(f"the harness can read 2 to {context} tokens of this model at once, not {longest}")
         self._model, self._tokenizer, self._batch_size = model, tokenizer, batch_size

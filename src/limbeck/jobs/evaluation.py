@@ -48,13 +48,15 @@ class EvaluationOptions(MeasuredTask, Reading, ModelSource, ZeroShotRows, Recipe
     probes: ProbeLevel = Field("quick", description="further measurements, and the alarms that they give")
     learned: str | None = Field(
         None,
-        description="rows that the model was trained on: leaked evaluation rows and text copied from them ring",
+        description="rows that the model was trained on: leaked evaluation rows and copied text raise an alarm",
         json_schema_extra=_DATA,
     )
     overlap: Literal["list", "refuse"] = Field(
-        "list", description="evaluation rows that stand in 'learned': list them, or refuse", json_schema_extra=_DATA
+        "list", description="evaluation rows that 'learned' holds too: list them, or refuse", json_schema_extra=_DATA
     )
-    base: str | None = Field(None, description="the model before its training, against which lost generality is told")
+    base: str | None = Field(
+        None, description="the model before its training; the probes measure lost generality against it"
+    )
     general: str | None = Field(
         None, description="held-out general text, on which the base is compared too", json_schema_extra=_DATA
     )

@@ -28,7 +28,7 @@ class StartingModel(Config):
 
     model: str = Field(description=f"model to start from: {NAMES}", json_schema_extra=_MODEL)
     adapter: str | None = Field(
-        None, description="PEFT adapter to put beside it, which alone is trained further", json_schema_extra=_MODEL
+        None, description="PEFT adapter to load with it; only the adapter is trained further", json_schema_extra=_MODEL
     )
 
     def start(self, parts: Parts, device: torch.device) -> Start:
@@ -48,7 +48,7 @@ class ModelSource(Config):
     """A model by name, an adapter beside it, and whether a GGUF file's codes are kept."""
 
     model: str = Field(description=NAMES, json_schema_extra={"positional": True})
-    adapter: str | None = Field(None, description="PEFT adapter to put beside it: a folder or a Hub id")
+    adapter: str | None = Field(None, description="PEFT adapter to load with it: a folder or a Hub id")
     keep_codes: bool = Field(
         False, description="keep the matrices of a .gguf file that are in Q8_0, Q4_0 or Q4_1 as codes, not as floats"
     )

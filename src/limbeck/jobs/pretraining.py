@@ -68,7 +68,7 @@ class PretrainingOptions(TrainingOptions):
     planned_rate: float | None = Field(
         None,
         gt=0,
-        description="FLOP/s that another device would reach: --dry-run tells its time",
+        description="FLOP/s that another device would reach: --dry-run prints the time that it would take",
         json_schema_extra=_MODEL,
     )
 

@@ -26,6 +26,7 @@ __all__ = ["Dtype", "Recipe", "Report", "Display", "default_folder", "facts"]
 
 Dtype = Literal["auto", "fp32", "bf16", "fp16", "fp64"]
 
+_PAGE = "report.html"  # of a result, which Python's result.open() writes beside what the verb wrote
 _UNBOUND = 140  # columns where nobody says how many there are
 _COMMON: dict[str, Any] = {"section": "common"}
 
@@ -135,7 +136,7 @@ class Recipe(Config):
             ConfigError: it holds something else, or cannot be written.
         """
         if self.out is not None and self.files is not None:
-            check_folder(Path(self.out), self.files)
+            check_folder(Path(self.out), (*self.files, _PAGE))
         elif self.out is not None:
             Run.check(Path(self.out), self)
 

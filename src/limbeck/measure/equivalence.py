@@ -29,8 +29,9 @@ _CONVERSATIONS = (
 )  # fmt: skip
 _UNTRAINED = ("dropout",)  # fields that change nothing but training
 # relative error of a matrix (Frobenius) that its stored type explains, with room; and of logits against the largest
-_WEIGHTS = {"fp64": 0.0, "fp32": 1e-6, "fp16": 1e-3, "bf16": 6e-3, "int8": 0.02, "fp8_e4m3": 0.06, "fp8_e5m2": 0.12,
-            "int4": 0.25}  # fmt: skip
+_WEIGHTS = {"fp64": 0.0, "fp32": 1e-6, "fp16": 1e-3, "bf16": 6e-3, "int8": 0.02, "int7": 0.04, "fp8_e4m3": 0.06,
+            "int6": 0.08, "fp8_e5m2": 0.12, "int5": 0.15, "nf4": 0.25, "int4": 0.25, "int3": 0.5,
+            "int2": 1.0}  # fmt: skip
 _LOGITS = {"fp64": 1e-4, "fp32": 1e-4, "fp16": 1e-2, "bf16": 0.06}
 _CACHE = {"fp16": 2e-2, "bf16": 0.1}  # relative difference of a deployment's cached and full forward, else:
 _CACHE_FP32 = 1e-3

@@ -70,7 +70,7 @@ class NamedProtocol:
         if self.bytes is not None and size != self.bytes:
             return (
                 f"the text has {size:,} bytes and the published file of {name} {self.bytes:,}: white space differs, so "
-                "that this figure stands beside others of the same file alone",
+                "that this figure can be compared with others of the same file alone",
             )
         return ()
 

@@ -182,7 +182,8 @@ class BundleSide:
 
 def _coarsest_kind(model: nn.Module) -> str:
     """Name the stored type that rounds most: the kind of the coarsest codes, or the dtype of the parameters."""
-    order = ("int4", "fp8_e5m2", "fp8_e4m3", "int8", "bf16", "fp16", "fp32", "fp64")
+    narrow = ("int2", "int3", "int4", "nf4", "int5", "fp8_e5m2", "int6", "fp8_e4m3", "int7")
+    order = (*narrow, "int8", "bf16", "fp16", "fp32", "fp64")
     kinds = {m.quantized.layout.kind for m in model.modules() if isinstance(m, QuantizedLinear | QuantizedEmbedding)}
     kinds |= {_DTYPES.get(p.dtype, "fp32") for p in model.parameters()}
     return next(kind for kind in order if kind in kinds)

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from limbeck.data.batch import Batch
+from limbeck.model.cache_store import KVKind, Store
 from limbeck.model.config import DecoderConfig
 from limbeck.model.patterns import AnyPattern, Causal
 
-__all__ = ["KVCache", "KVKind", "Slots"]
+__all__ = ["KVCache", "KVKind", "KVKinds", "Slots"]
 
-KVKind = Literal["model", "int8"]
-"""What keys and values are kept in: the model's own dtype, or int8 with one fp32 scale a token and head."""
+KVKinds = KVKind | tuple[KVKind, KVKind]
+"""One kind for both, or one for keys and one for values."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +44,8 @@ class KVCache:
     Attributes:
         lengths: (B,) tokens held of each row.
         longest: most of them.
-        keys: of each layer (B, KV, S, D) as ``stored``; ``values`` likewise.
-        key_scales: of each layer (B, KV, S) fp32 where ``stored`` is int8, else nothing; ``value_scales`` likewise.
-        stored: dtype in which they are kept.
+        stored_keys, stored_values: as they are kept, by layer.
+        stored: dtype in which both are kept one number a place; None where they differ, or numbers share a byte.
     """
 
     def __init__(
@@ -56,34 +55,47 @@ class KVCache:
         capacity: int,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
-        kind: KVKind = "model",
+        kind: KVKinds = "model",
     ) -> None:
         self.config, self.capacity, self.dtype = config, capacity, dtype
-        self.stored = torch.int8 if kind == "int8" else dtype
+        of_keys, of_values = (kind, kind) if isinstance(kind, str) else kind
+        self.stored = {"model": dtype, "int8": torch.int8, "int4": None}[of_keys] if of_keys == of_values else None
         self.lengths = torch.zeros(batch_size, dtype=torch.int64, device=device)
         self.longest = 0
-        self.keys: list[Tensor] = []
-        self.values: list[Tensor] = []
-        self.key_scales: list[Tensor] = []
-        self.value_scales: list[Tensor] = []
         self._held: dict[AnyPattern, Tensor] = {}
+        shapes = []
         for i in range(config.layers):
             pattern = config.pattern_at(i)
             slots = pattern.slots(capacity) + 1
-            shape = (batch_size, config.kv_heads, slots, config.head_dim)
-            self.keys.append(torch.zeros(shape, dtype=self.stored, device=device))
-            self.values.append(torch.zeros(shape, dtype=self.stored, device=device))
-            if kind == "int8":
-                self.key_scales.append(torch.zeros(shape[:3], device=device))
-                self.value_scales.append(torch.zeros(shape[:3], device=device))
+            shapes.append((batch_size, config.kv_heads, slots, config.head_dim))
             if pattern not in self._held:
                 self._held[pattern] = torch.full((batch_size, slots), -1, dtype=torch.int64, device=device)
+        self.stored_keys, self.stored_values = (Store(shapes, k, dtype, device) for k in (of_keys, of_values))
+
+    @property
+    def keys(self) -> list[Tensor]:
+        """Keys of each layer as they are stored."""
+        return self.stored_keys.data
+
+    @property
+    def values(self) -> list[Tensor]:
+        """Values of each layer as they are stored."""
+        return self.stored_values.data
+
+    @property
+    def key_scales(self) -> list[Tensor]:
+        """Scales of the keys of each layer; none in the model's dtype."""
+        return self.stored_keys.scales
+
+    @property
+    def value_scales(self) -> list[Tensor]:
+        """Scales of the values of each layer, likewise."""
+        return self.stored_values.scales
 
     @property
     def bytes(self) -> int:
         """Bytes of all keys and values, and of their scales."""
-        state = (*self.keys, *self.values, *self.key_scales, *self.value_scales)
-        return sum(x.numel() * x.element_size() for x in state)
+        return self.stored_keys.bytes + self.stored_values.bytes
 
     @property
     def causal(self) -> bool:
@@ -156,43 +168,22 @@ class KVCache:
 
     def write(self, layer: int, slots: Slots, keys: Tensor, values: Tensor) -> None:
         """Store ``keys`` and ``values`` (B, KV, T, D) of one layer at the planned slots."""
-        rows = torch.arange(keys.shape[0], device=keys.device)[:, None]
-        for new, into, scales in ((keys, self.keys, self.key_scales), (values, self.values, self.value_scales)):
-            if slots.leading:
-                x, length = new, new.shape[2]
-                if scales:
-                    x, scale = _to_int8(x)
-                    scales[layer][:, :, :length] = scale
-                into[layer][:, :, :length] = x
-                continue
-            x = new.transpose(1, 2)  # (B, T, KV, D)
-            if scales:
-                x, scale = _to_int8(x)
-                scales[layer][rows, :, slots.write] = scale
-            into[layer][rows, :, slots.write] = x.to(self.stored)
+        at = None if slots.leading else slots.write
+        self.stored_keys.write(layer, keys, at)
+        self.stored_values.write(layer, values, at)
 
     def read(self, layer: int, live: int) -> tuple[Tensor, Tensor]:
         """Keys and values (B, KV, live, D) of one layer's first slots, in the model's dtype."""
-        k, v = self.keys[layer][:, :, :live], self.values[layer][:, :, :live]
-        if not self.key_scales:
-            return k, v
-        scales = self.key_scales[layer][:, :, :live, None], self.value_scales[layer][:, :, :live, None]
-        return (k * scales[0]).to(self.dtype), (v * scales[1]).to(self.dtype)
+        return self.stored_keys.read(layer, live), self.stored_values.read(layer, live)
 
     def read_slots(self, layer: int, slots: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values (B, KV, n, D) of one layer at ``slots`` (B, n), in the model's dtype."""
-        rows = torch.arange(slots.shape[0], device=slots.device)[:, None]
-        k, v = (x[layer][rows, :, slots].transpose(1, 2) for x in (self.keys, self.values))
-        if not self.key_scales:
-            return k, v
-        scales = (x[layer][rows, :, slots].transpose(1, 2)[..., None] for x in (self.key_scales, self.value_scales))
-        return tuple((x * s).to(self.dtype) for x, s in zip((k, v), scales, strict=True))  # type: ignore[return-value]
+        return self.stored_keys.read_slots(layer, slots), self.stored_values.read_slots(layer, slots)
 
     def select(self, rows: Tensor) -> None:
         """Reorder or repeat rows in place, as a beam search does; ``rows`` (B',) indexes the present rows."""
-        self.keys, self.values = [k[rows] for k in self.keys], [v[rows] for v in self.values]
-        self.key_scales = [s[rows] for s in self.key_scales]
-        self.value_scales = [s[rows] for s in self.value_scales]
+        self.stored_keys.select(rows)
+        self.stored_values.select(rows)
         self._held = {p: h[rows] for p, h in self._held.items()}
         self.lengths = self.lengths[rows]
 
@@ -208,10 +199,3 @@ class KVCache:
             self._held[pattern] = held.masked_fill(held >= lengths[:, None], -1)
         self.lengths = lengths
         self.longest = int(lengths.max())
-
-
-def _to_int8(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Round rows (..., D) to int8 with one fp32 scale (...) each: the largest becomes 127."""
-    wide = x.float()
-    scale = wide.abs().amax(dim=-1) / 127
-    return (wide / scale.clamp(min=torch.finfo(torch.float32).tiny)[..., None]).round(), scale

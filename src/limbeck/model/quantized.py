@@ -17,7 +17,7 @@ _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class QuantizedWeight(nn.Module):
-    """One matrix (R, C) in the neutral layout, as buffers ``codes``, ``scales`` and ``zeros``.
+    """One matrix (R, C) in the neutral layout, as buffers ``codes``, ``scales``, ``zeros`` and ``second``.
 
     Casting the model (``model.bfloat16()``) changes the dtype in which the layers answer, never what is stored.
 
@@ -29,6 +29,7 @@ class QuantizedWeight(nn.Module):
     codes: Tensor
     scales: Tensor | None
     zeros: Tensor | None
+    second: Tensor | None
 
     def __init__(self, codes: Codes, dtype: torch.dtype) -> None:
         super().__init__()
@@ -36,18 +37,19 @@ class QuantizedWeight(nn.Module):
         self.register_buffer("codes", codes.codes)
         self.register_buffer("scales", codes.scales)
         self.register_buffer("zeros", codes.zeros)
+        self.register_buffer("second", codes.second)
         self._prepared: Prepared | None = None
 
     def value(self) -> Codes:
         """Return the matrix as a value."""
-        return Codes(self.layout, self.codes, self.scales, self.zeros)
+        return Codes(self.layout, self.codes, self.scales, self.zeros, self.second)
 
     def take_codes(self, codes: Codes, device: torch.device | str = "cpu") -> None:
         """Hold ``codes`` of the same layout in place of what is held."""
         if codes.layout != self.layout:
             raise ValueError(f"codes of the layout {codes.layout} do not fit a matrix of the layout {self.layout}")
         self._prepared = None
-        for name in ("codes", "scales", "zeros"):
+        for name in ("codes", "scales", "zeros", "second"):
             value = getattr(codes, name)
             self._buffers[name] = None if value is None else value.to(device)
 

@@ -27,13 +27,13 @@ class AlarmGroup:
     Attributes:
         name: of the alarm.
         advice: severity and what to do.
-        rang: (arm, sentence), once for equal sentences.
+        fired: (arm, sentence), once for equal sentences.
         runs: how many runs raised it.
     """
 
     name: str
     advice: Advice
-    rang: tuple[tuple[str, str], ...]
+    fired: tuple[tuple[str, str], ...]
     runs: int
 
 
@@ -73,23 +73,24 @@ _OTHER = Advice("look", "read its sentence")
 
 
 def by_kind(arms: Sequence[tuple[str, Sequence[Mapping[str, Any]]]]) -> tuple[list[AlarmGroup], int]:
-    """Group the alarms that rang by kind, the most severe first.
+    """Group the alarms that fired by kind, the most severe first.
 
     Args:
         arms: label and the alarms of all its runs.
 
     Returns:
-        The groups, and how many checks kept silent.
+        The groups, and how many checks passed.
     """
-    rang: dict[str, list[tuple[str, str]]] = {}
-    silent = 0
+    fired: dict[str, list[tuple[str, str]]] = {}
+    passed = 0
     for label, alarms in arms:
         for alarm in alarms:
             if alarm["fired"]:
-                rang.setdefault(alarm["name"], []).append((label, alarm["sentence"]))
+                fired.setdefault(alarm["name"], []).append((label, alarm["sentence"]))
             else:
-                silent += 1
+                passed += 1
     groups = [
-        AlarmGroup(name, ADVICE.get(name, _OTHER), tuple(dict.fromkeys(some)), len(some)) for name, some in rang.items()
+        AlarmGroup(name, ADVICE.get(name, _OTHER), tuple(dict.fromkeys(some)), len(some))
+        for name, some in fired.items()
     ]
-    return sorted(groups, key=lambda g: _ORDER.index(g.advice.severity)), silent
+    return sorted(groups, key=lambda g: _ORDER.index(g.advice.severity)), passed

@@ -18,6 +18,7 @@ from limbeck.data.readers import Rows, read
 from limbeck.decode.settings import Decoding
 from limbeck.errors import ConfigError, DataError
 from limbeck.formats.load import Bundle, load_bundle
+from limbeck.jobs.comparison import evaluated
 from limbeck.jobs.measured_task import MeasuredTask
 from limbeck.jobs.recipe import Display, Recipe, Report
 from limbeck.jobs.reports.quantization import alternated
@@ -40,7 +41,6 @@ from limbeck.study.harms import Grams, Harm, Margins, harms
 from limbeck.study.sample_logs import read_samples
 from limbeck.tasks.table import AnyTask
 from limbeck.tasks.text import Text
-from limbeck.verbs.compare import evaluated
 
 __all__ = ["Certify"]
 

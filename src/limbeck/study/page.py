@@ -68,7 +68,7 @@ def page(
         loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["sha256"] = lambda text: base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-    rang, silent = by_kind([(row.label, [a for r in row.reports for a in r.get("alarms") or []]) for row in arms])
+    fired, passed = by_kind([(row.label, [a for r in row.reports for a in r.get("alarms") or []]) for row in arms])
     return environment.get_template("page.html").render(
         title=title or "Study",
         lede=_lede(grouped, arms),
@@ -77,8 +77,8 @@ def page(
         verdicts=[_verdict(f, grouped) for f in compared],
         sections=sections,
         stages=stages,
-        alarms=rang,
-        silent=silent,
+        alarms=fired,
+        passed=passed,
         provenance=_provenance(arms, numbers),
         script=(_HERE / "page.js").read_text(encoding="utf-8").strip(),
         figures=_for_script(figures),

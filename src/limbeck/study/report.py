@@ -9,6 +9,7 @@ from pydantic import Field
 from rich.text import Text
 
 from limbeck.errors import DataError
+from limbeck.jobs.comparison import evaluated
 from limbeck.jobs.recipe import Display, Recipe, Report
 from limbeck.run import Run
 from limbeck.storage import write_text
@@ -16,7 +17,6 @@ from limbeck.study.analysis import analyse, analysis_tables, answer
 from limbeck.study.page import page
 from limbeck.study.study import Finished
 from limbeck.study.table import groups
-from limbeck.verbs.compare import evaluated
 
 __all__ = ["WriteReport"]
 

@@ -126,10 +126,10 @@ def _stages(
                 cell += f"; change{'' if before == above else f' from {before}'} {moved}"
             cells.append(cell)
         reports = [r for name in plan.figures for r in done[f"{model}:{name}"].reports]
-        rang = sum(any(a["fired"] for a in alarms) for alarms in _alarms(plan, done, model).values())
+        fired = sum(any(a["fired"] for a in alarms) for alarms in _alarms(plan, done, model).values())
         speed = statistics.median(r["cost"]["speed"]["decode_ms_per_token"] for r in reports)
         made = trained.get(model) or {}
-        cells += [f"{rang} rang" if rang else "none", f"{speed:.2f}"]
+        cells += [f"{fired} fired" if fired else "none", f"{speed:.2f}"]
         cells += [f"{made['real_tokens']:,}", f"{made['seconds'] / 3600:.2f}"] if made else ["-", "-"]
         rows.append((model, *cells))
         above = model
@@ -152,7 +152,7 @@ def _probes(plan: StudyPlan, done: Mapping[str, ArmRow]) -> Table:
         thresholds = dict.fromkeys("-" if x is None else f"{x:.3g}" for x in limits)
         cells = [_probe(by_model.get(model, ())) for model in plan.models]
         rows.append((f"{figure}: {name}", *cells, ", ".join(thresholds)))
-    return Table("Probes", tuple(rows), "A probe that rang says so; -: it had nothing to judge.")
+    return Table("Probes", tuple(rows), "A probe above its threshold is marked as fired; -: it had nothing to judge.")
 
 
 def _alarms(plan: StudyPlan, done: Mapping[str, ArmRow], model: str) -> dict[tuple[str, str], list[Mapping[str, Any]]]:
@@ -170,7 +170,7 @@ def _probe(alarms: Sequence[Mapping[str, Any]]) -> str:
     found = [a["value"] for a in alarms if a["value"] is not None]  # a report holds no other than finite numbers
     low, high = (f"{pick(found):.3g}" if found else "not finite" for pick in (min, max))
     said = low if low == high else f"{low} to {high}"
-    return f"{said}, rang" if any(a["fired"] for a in alarms) else said
+    return f"{said}, fired" if any(a["fired"] for a in alarms) else said
 
 
 def _standings(plan: StudyPlan, found: Sequence[Versus]) -> Table:

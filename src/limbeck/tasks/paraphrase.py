@@ -55,7 +55,9 @@ class Paraphrase(Task):
     split_by: ClassVar[str | None] = "sentence1"
 
     kind: Literal["paraphrase"] = "paraphrase"
-    method: Literal["cloze", "head"] = Field("cloze", description="the answer is the next word, or a head tells it")
+    method: Literal["cloze", "head"] = Field(
+        "cloze", description="cloze: the answer is the next word; head: a classification head gives it"
+    )
     vocabulary: Literal["restricted", "open"] = Field(
         "restricted", description="cloze: the likelier of both answers, or the likeliest token of all must be one"
     )
@@ -102,7 +104,9 @@ class Paraphrase(Task):
         if self.method == "head":
             classes_of(model)
         elif model.config.classes is not None:
-            raise ConfigError("the model's head tells classes, not the next word: set the task's method to head")
+            raise ConfigError(
+                "the model has a classification head, not one of next words: set the task's method to head"
+            )
 
     def prepare(self, model: Decoder) -> Decoder:
         """Put a head of two classes on the model, where one is asked for."""

@@ -33,7 +33,7 @@ _WORD = "label_word"
 
 
 class SST2(Task):
-    """Rows ``sentence, label`` (0 negative, 1 positive), told by the words that follow; never trained on, a probe.
+    """Rows ``sentence, label`` (0 negative, 1 positive), classified by the likelier word after the sentence; a probe.
 
     Every evaluation measures both: the plain choice and the calibrated one (contextual calibration). Fine-tuning on it
     teaches the label words after the prompt without examples.

@@ -109,7 +109,9 @@ class Task(Config):
         """
         if model.config.classes is not None:
             told = ", ".join(model.config.classes.labels)
-            raise ConfigError(f"the model's head tells classes ({told}), not the next token as task '{self.name}' asks")
+            raise ConfigError(
+                f"the model has a classification head ({told}), and task '{self.name}' needs one of next tokens"
+            )
 
     def prepare(self, model: Decoder) -> Decoder:
         """Return the model to train: ``model``, with the task's own head where it has one.

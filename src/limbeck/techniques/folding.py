@@ -37,14 +37,14 @@ class Reader(NamedTuple):
 
 
 def blocks(model: Decoder) -> Iterator[Block]:
-    """The blocks with their type."""
+    """Yield the blocks with their type."""
     for block in model.blocks:
         assert isinstance(block, Block)
         yield block
 
 
 def readers(model: Decoder) -> list[Reader]:
-    """Norms and their readers from first to last, the head included."""
+    """Return norms and their readers from first to last, the head included."""
     out = []
     for i, b in enumerate(blocks(model)):
         out.append(Reader(f"blocks.{i}.attention_norm", b.attention_norm, b.attention.qkv))  # type: ignore[arg-type]
@@ -77,7 +77,7 @@ def untie(model: Decoder) -> None:
 
 
 def wide(x: Tensor) -> Tensor:
-    """Detached, in float64, in which weights are folded."""
+    """Return ``x`` detached, in float64, in which weights are folded."""
     return x.detach().double()
 
 
@@ -88,12 +88,12 @@ def set_weight(parameter: Tensor, value: Tensor) -> None:
 
 
 def has_bias(layer: nn.Linear) -> bool:
-    """Can a constant be folded into the layer? (torch's annotations say that each has a bias.)"""
+    """Tell whether a constant can be folded into the layer (torch's annotations say that each has a bias)."""
     return getattr(layer, "bias", None) is not None
 
 
 def shift_of(reader: Reader) -> Tensor | None:
-    """Bias that stays in the norm once its gain is in the reader: bias / gain; None where the reader's bias takes it.
+    """Return the bias / gain that stays in the norm once its reader has the gain; None where that takes it.
 
     Raises:
         TechniqueError: a gain is too small for its bias.

@@ -20,11 +20,22 @@ from torch import Tensor
 
 from limbeck.config import Config
 from limbeck.errors import TechniqueError
-from limbeck.kernels.packed_layout import CODE_DTYPES, Codes, Layout, pack_int4
+from limbeck.kernels.packed_layout import (
+    CODE_DTYPES,
+    DOUBLE,
+    NARROW,
+    NF4,
+    SECOND_SPAN,
+    Codes,
+    Layout,
+    dynamic_map,
+    pack,
+)
 
 __all__ = [
     "Grid",
     "Scales",
+    "as_kept",
     "codes_of",
     "encode",
     "measure",
@@ -36,34 +47,41 @@ __all__ = [
 ]
 
 Format = Literal[
-    "fp64", "fp32", "bf16", "fp16", "fp8_e4m3", "fp8_e5m2", "int8", "int4", "q8_0", "q4_0", "q4_1"
+    "fp64", "fp32", "bf16", "fp16", "fp8_e4m3", "fp8_e5m2", "int8", "int7", "int6", "int5", "int4", "int3", "int2",
+    "nf4", "q8_0", "q4_0", "q4_1",
 ]  # fmt: skip
 
 _GGUF = {"q8_0": ("int8", True), "q4_0": ("int4", True), "q4_1": ("int4", False)}
-_LARGEST = {"int8": 127.0, "int4": 7.0, "fp8_e4m3": 448.0, "fp8_e5m2": 57344.0}  # code that the largest |w| takes
-_RANGE = {"int8": (-128, 127), "int4": (-8, 7)}
+_INTEGERS = {f"int{bits}": bits for bits in range(2, 9)}
+_LARGEST = {"fp8_e4m3": 448.0, "fp8_e5m2": 57344.0, "nf4": 1.0}  # code that the largest |w| takes
+_LARGEST |= {kind: 2.0 ** (bits - 1) - 1 for kind, bits in _INTEGERS.items()}
 _RATIOS = tuple(1 - 0.025 * i for i in range(25))  # 1.0 down to 0.4 of the largest value
 
 
 class Grid(Config):
     """Which numbers a weight may take; a bare format name stands for its defaults.
 
-    Integers take int8 codes -128..127 (scale: largest magnitude / 127) or int4 codes -8..7 (/ 7); asymmetric ones 256
-    or 16 even steps from the smallest value of a group to its largest. fp8 scales the largest magnitude to 448 (e4m3)
-    or 57,344 (e5m2).
+    Integers take int8 codes -128..127 (scale: largest magnitude / 127), int4 codes -8..7 (/ 7), and so on from int2 to
+    int7; asymmetric ones 2**bits even steps from the smallest value of a group to its largest. nf4 has 16 quantiles of
+    a normal distribution (Dettmers et al. 2023) scaled to a group's largest magnitude. fp8
+    scales the largest magnitude to 448 (e4m3) or 57,344 (e5m2).
     """
 
     format: Format = Field("int8", description="format of the numbers that are stored")
     symmetric: bool = Field(True, description="zero is a code's value; false: integers with an offset")
     granularity: Literal["none", "tensor", "channel", "group"] = Field(
-        "channel", description="what shares a scale; default: channel, group for int4 and GGUF, none for plain casts"
+        "channel",
+        description="what shares a scale; default: channel, group for GGUF and below 8 bits, none for plain casts",
     )
     group_size: Literal[0, 32, 64, 128] = Field(
         0,
-        description="columns of a group; default 32 where granularity is group",
+        description="columns of a group; default 32 where granularity is group, 64 for nf4",
         json_schema_extra={"old_name": "group"},
     )
-    scale_dtype: Literal["fp16", "fp32"] = Field("fp32", description="of stored scales; default: fp16 for groups")
+    scale_dtype: Literal["fp16", "fp32", "double"] = Field(
+        "fp32",
+        description="of stored scales; default: fp16 for groups, double for nf4: 8-bit codes with scales per 256",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -85,10 +103,10 @@ class Grid(Config):
                     raise ValueError(f"format {v['format']} fixes {key} to {value}: leave it out")
             return v
         plain = v["format"] in ("fp64", "fp32", "bf16", "fp16")
-        default = "none" if plain else "group" if v["format"] == "int4" or v.get("group_size") else "channel"
-        v.setdefault("granularity", default)
-        v.setdefault("group_size", 32 if v["granularity"] == "group" else 0)
-        v.setdefault("scale_dtype", "fp16" if v["granularity"] == "group" else "fp32")
+        grouped, nf4 = v["format"] in NARROW or v.get("group_size"), v["format"] == "nf4"
+        v.setdefault("granularity", "none" if plain else "group" if grouped else "channel")
+        v.setdefault("group_size", (64 if nf4 else 32) if v["granularity"] == "group" else 0)
+        v.setdefault("scale_dtype", "double" if nf4 else "fp16" if v["granularity"] == "group" else "fp32")
         return v
 
     @model_validator(mode="after")
@@ -98,8 +116,10 @@ class Grid(Config):
             raise ValueError(f"format {self.format} {'takes no' if plain else 'needs a'} granularity of scales")
         if (self.granularity == "group") != (self.group_size > 0):
             raise ValueError(f"a group of {self.group_size} columns does not go with granularity '{self.granularity}'")
-        if not self.symmetric and self.kind not in ("int8", "int4"):
+        if not self.symmetric and self.kind not in _INTEGERS:
             raise ValueError(f"format {self.format} is symmetric: only integers take an offset")
+        if self.scale_dtype == "double" and self.kind != "nf4":
+            raise ValueError(f"format {self.format} takes no double scale_dtype: it is nf4's; choose fp16 or fp32")
         return self
 
     @property
@@ -115,14 +135,19 @@ class Grid(Config):
     @property
     def bits(self) -> int:
         """Bits of one code, scales aside."""
-        return 4 if self.kind == "int4" else 8 * CODE_DTYPES[self.kind].itemsize
+        return NARROW.get(self.kind, 8 * CODE_DTYPES[self.kind].itemsize)
+
+    @property
+    def middle(self) -> int:
+        """Number that is added to a symmetric integer's code to store it."""
+        return 2 ** (NARROW[self.kind] - 1) if self.kind in NARROW else 0
 
     def layout(self, rows: int, columns: int) -> Layout:
         """Return the neutral layout of a (rows, columns) matrix on this grid; ``layout.bytes`` is its exact size."""
         if self.granularity == "none":
             return Layout(self.kind, rows, columns)
         span = {"tensor": 0, "channel": columns, "group": self.group_size}[self.granularity]
-        dtype = torch.float16 if self.scale_dtype == "fp16" else torch.float32
+        dtype = {"fp16": torch.float16, "fp32": torch.float32, "double": DOUBLE}[self.scale_dtype]
         return Layout(self.kind, rows, columns, span, dtype, not self.symmetric)
 
 
@@ -132,12 +157,14 @@ class Scales(NamedTuple):
     Attributes:
         scales, zeros: in their stored dtype.
         step, low: the same in the weight's dtype; for GGUF grids before they were rounded to fp16.
+        second: scales of the scales, where those are codes.
     """
 
     scales: Tensor
     zeros: Tensor | None
     step: Tensor
     low: Tensor | None
+    second: Tensor | None = None
 
 
 def measure(weight: Tensor, grid: Grid, ratio: Tensor | float = 1.0) -> Scales:
@@ -154,16 +181,36 @@ def measure(weight: Tensor, grid: Grid, ratio: Tensor | float = 1.0) -> Scales:
     if layout.offset:
         low, high = groups.amin(-1) * ratio, groups.amax(-1) * ratio
         step: Tensor = (high - low) / (2**grid.bits - 1)
-        # the value of code 0, which is the lowest of int4's codes 0..15 and the middle of int8's -128..127
-        zero = low if grid.kind == "int4" else low + 128 * step
+        # the value of code 0, which is the lowest of narrow codes (0..15) and the middle of int8's -128..127
+        zero = low if grid.kind in NARROW else low + 128 * step
     else:
         step, zero = (_signed_extreme(groups) / -8 if grid.format == "q4_0" else _magnitude(groups, grid)) * ratio, None
     assert layout.scale_dtype is not None
+    if layout.scale_dtype == DOUBLE:
+        codes, second = _compressed(step.float())
+        held = Codes(layout, codes, codes, None, second).scale_numbers()
+        assert held is not None
+        return Scales(codes, None, held.to(weight.dtype), None, second)
     scales, zeros = step.to(layout.scale_dtype), None if zero is None else zero.to(layout.scale_dtype)
     _check_stored(step, scales, step, grid)
     if zero is not None and zeros is not None:
         _check_stored(zero, zeros, zero.abs() + step * 2**grid.bits, grid)
     return Scales(scales, zeros, step, zero) if grid.gguf else stored(scales, zeros, weight.dtype)
+
+
+def _compressed(scales: Tensor) -> tuple[Tensor, Tensor]:
+    """Return scales (R, G) as codes of ``dynamic_map`` and what those are relative to, as in bitsandbytes' weights.
+
+    The mean is taken off; each 256 of the rest, row by row, are divided by the largest of them.
+    """
+    mean = scales.mean()
+    flat = (scales - mean).flatten()
+    parts = torch.nn.functional.pad(flat, (0, -len(flat) % SECOND_SPAN)).view(-1, SECOND_SPAN)
+    largest = parts.abs().amax(dim=1)
+    scaled = (parts / largest.clamp(min=torch.finfo(torch.float32).tiny)[:, None]).flatten()[: len(flat)]
+    numbers = dynamic_map().to(scales.device)
+    codes = torch.bucketize(scaled, (numbers[:-1] + numbers[1:]) / 2)
+    return codes.to(torch.uint8).view(scales.shape), torch.cat((mean[None], largest))
 
 
 _LOST = 1 / 64  # of the scales, root mean square: more than half precision rounds away, less than a code's own step
@@ -226,7 +273,7 @@ def nearest_codes(weight: Tensor, scales: Scales, grid: Grid, ggml: bool = False
         ggml: round as ggml's quantizers do, else halves to even.
 
     Returns:
-        (R, N) int8 -128..127, uint8 nibbles 0..15, or float8.
+        (R, N) int8 -128..127, uint8 from 0 (int4: 0..15), or float8.
     """
     if ggml:
         return _ggml_codes(weight.float(), scales, grid)
@@ -235,11 +282,13 @@ def nearest_codes(weight: Tensor, scales: Scales, grid: Grid, ggml: bool = False
     if grid.kind.startswith("fp8"):
         largest = _LARGEST[grid.kind]
         return scaled.clamp(-largest, largest).to(CODE_DTYPES[grid.kind])
-    least, most = (0, 15) if scales.low is not None and grid.kind == "int4" else _RANGE[grid.kind]
+    if grid.kind == "nf4":
+        levels = torch.tensor(NF4, dtype=torch.float32, device=weight.device).to(scaled.dtype)
+        return torch.bucketize(scaled.contiguous(), (levels[:-1] + levels[1:]) / 2).to(torch.uint8)
+    middle = 0 if scales.low is not None else grid.middle
+    least, most = (-128, 127) if grid.kind == "int8" else (-middle, 2**grid.bits - 1 - middle)
     codes = torch.where(scales.step == 0, torch.zeros_like(scaled), scaled.round()).clamp(least, most).to(torch.int8)
-    if grid.kind == "int8":
-        return codes
-    return (codes if scales.low is not None else codes + 8).to(torch.uint8)
+    return codes if grid.kind == "int8" else (codes + middle).to(torch.uint8)
 
 
 def _ggml_codes(weight: Tensor, scales: Scales, grid: Grid) -> Tensor:
@@ -267,27 +316,32 @@ def stored(scales: Tensor, zeros: Tensor | None, dtype: torch.dtype) -> Scales:
     return Scales(scales, zeros, scales.to(dtype), None if zeros is None else zeros.to(dtype))
 
 
+def as_kept(scales: Scales, dtype: torch.dtype) -> Scales:
+    """Return ``measure``'s scales, to round by them as they are stored."""
+    return scales if scales.second is not None else stored(scales.scales, scales.zeros, dtype)
+
+
 def numbers_of(codes: Tensor, scales: Scales, grid: Grid) -> Tensor:
-    """Return numbers that ``nearest_codes``'s codes stand for, in the dtype of ``scales.step``; as ``Codes.decode``
-    gives.
-    """
+    """Return the numbers of ``nearest_codes``'s codes in the dtype of ``scales.step``, as ``Codes.decode`` does."""
+    if grid.kind == "nf4":
+        return torch.tensor(NF4, device=codes.device).to(scales.step.dtype)[codes.int()] * scales.step
     numbers = codes.to(scales.step.dtype)
     if scales.low is not None:
         return numbers * scales.step + scales.low
-    return (numbers - 8 if grid.kind == "int4" else numbers) * scales.step
+    return (numbers - grid.middle) * scales.step
 
 
 def _wide(scales: Scales, layout: Layout) -> Scales:
     """Return the same with one step and low a column."""
     low = None if scales.low is None else spread(scales.low, layout)
-    return Scales(scales.scales, scales.zeros, spread(scales.step, layout), low)
+    return Scales(scales.scales, scales.zeros, spread(scales.step, layout), low, scales.second)
 
 
 def codes_of(weight: Tensor, grid: Grid, scales: Scales) -> Codes:
     """Round ``weight`` (R, C) to the grid under given scales, and pack."""
     layout = grid.layout(*weight.shape)
     codes = nearest_codes(weight, _wide(scales, layout), grid, ggml=grid.gguf)
-    return Codes(layout, pack_int4(codes) if grid.kind == "int4" else codes, scales.scales, scales.zeros)
+    return Codes(layout, pack(codes, grid.kind), scales.scales, scales.zeros, scales.second)
 
 
 def search(weight: Tensor, grid: Grid) -> Scales:
@@ -299,7 +353,7 @@ def search(weight: Tensor, grid: Grid) -> Scales:
     for r in _RATIOS:
         tried = measure(weight, grid, r)
         codes = nearest_codes(weight, _wide(tried, layout), grid, ggml=grid.gguf)
-        kept = _wide(stored(tried.scales, tried.zeros, weight.dtype), layout)
+        kept = _wide(as_kept(tried, weight.dtype), layout)
         error = _sums((numbers_of(codes, kept, grid) - weight) ** 2, layout)
         better = error < least
         ratio, least = torch.where(better, torch.full_like(ratio, r), ratio), torch.where(better, error, least)

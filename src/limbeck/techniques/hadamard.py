@@ -15,7 +15,7 @@ def _prime(n: int) -> bool:
 
 
 def _jacobsthal(q: int) -> Tensor:
-    """(q, q) Q[i, j] = 1 where i - j is a square modulo the prime ``q``, -1 where it is none, 0 where i = j."""
+    """Return (q, q) Q[i, j] = 1 where i - j is a square modulo the prime ``q``, -1 where it is none, 0 where i = j."""
     squares = {x * x % q for x in range(1, q)}
     sign = torch.tensor([0.0] + [1.0 if x in squares else -1.0 for x in range(1, q)], dtype=torch.float64)
     at = torch.arange(q)
@@ -23,7 +23,7 @@ def _jacobsthal(q: int) -> Tensor:
 
 
 def _paley(n: int) -> Tensor | None:
-    """Hadamard matrix of order ``n`` by Paley's first or second construction (Paley 1933); None where neither is.
+    """Return a Hadamard matrix of order ``n`` by Paley's first or second construction (1933); None where neither is.
 
     The first needs a prime n - 1 = 3 (mod 4): 4, 8, 12, 20, 24, 32, ...; the second a prime n / 2 - 1 = 1 (mod 4): 12,
     28, 36, 60, ... (Prime powers would serve too.)
@@ -45,7 +45,7 @@ def _paley(n: int) -> Tensor | None:
 
 @cache
 def _hadamard(n: int) -> Tensor | None:
-    """(n, n) of 1 and -1 with orthogonal rows, first column all 1; None where no construction here has the order."""
+    """Return (n, n) of 1 and -1 with orthogonal rows, first column all 1; None where no construction has the order."""
     if n == 1:
         return torch.ones(1, 1, dtype=torch.float64)
     found = None
@@ -57,7 +57,7 @@ def _hadamard(n: int) -> Tensor | None:
 
 
 def spreading(n: int, generator: torch.Generator) -> Tensor:
-    """(n, n) float64 orthogonal matrix whose first column is constant.
+    """Return an (n, n) float64 orthogonal matrix whose first column is constant.
 
     A Hadamard matrix over sqrt(n) where a construction is known; else the Kronecker product of the one for the powers
     of two in ``n`` with a random orthogonal block for the odd rest.
@@ -81,12 +81,12 @@ def _signs(n: int, generator: torch.Generator) -> Tensor:
 
 
 def randomized(n: int, generator: torch.Generator) -> Tensor:
-    """(n, n) float64 orthogonal: random signs, then ``spreading`` (Tseng et al. 2024, QuIP#, section 3)."""
+    """Return an (n, n) float64 orthogonal matrix: random signs, then ``spreading`` (Tseng et al. 2024, section 3)."""
     return _signs(n, generator)[:, None] * spreading(n, generator)
 
 
 def mean_keeping(n: int, generator: torch.Generator) -> Tensor:
-    """(n, n) float64 orthogonal, which leaves the vector of ones as it is and so commutes with subtracting a mean.
+    """Return an (n, n) float64 orthogonal matrix that keeps the vector of ones: it commutes with subtracting a mean.
 
     In the basis of ``spreading``, whose first vector is constant, the others are permuted and get random signs.
     """

@@ -85,12 +85,7 @@ class Mixed(Quantizer):
             raise TechniqueError("mixed precision measures sensitivity on calibration text: give some")
         sizes = [[g.layout(*m.module.weight.shape).bytes for g in self.candidates] for m in free]
         fixed = sum(m.bytes for m in every if not self._is_free(m.name))
-        if self.average_bits is not None:
-            budget = int(self.average_bits / 8 * sum(m.module.weight.numel() for m in every)) - fixed
-        else:
-            assert self.byte_budget is not None
-            dense = sum(m.module.weight.numel() * m.module.weight.itemsize for m in every)
-            budget = self.byte_budget - (model.count_bytes() - dense) - fixed
+        budget = self._budget(model, every) - fixed
         least = sum(min(s) for s in sizes)
         if least > budget:
             raise TechniqueError(
@@ -100,6 +95,22 @@ class Mixed(Quantizer):
         costs = sensitivities(model, free, self.candidates, calibration, self.cost, self.clip)
         picks = allocate(costs, sizes, budget)
         return {m.name: self.candidates[k] for m, k in zip(free, picks, strict=True)}
+
+    def _budget(self, model: Decoder, every: Sequence[WeightMatrix]) -> int:
+        """Return the bytes that all quantized weights together may take."""
+        if self.average_bits is not None:
+            return int(self.average_bits / 8 * sum(m.module.weight.numel() for m in every))
+        assert self.byte_budget is not None
+        dense = sum(m.module.weight.numel() * m.module.weight.itemsize for m in every)
+        return self.byte_budget - (model.count_bytes() - dense)
+
+    def stated_bytes(self, model: Decoder) -> int:
+        """Return exact bytes where every grid is fixed, else the most that the budget allows."""
+        every = matrices(model, self)
+        if len(self.candidates) == 1 or not any(self._is_free(m.name) for m in every):
+            return super().stated_bytes(model)
+        dense = sum(m.module.weight.numel() * m.module.weight.itemsize for m in every)
+        return model.count_bytes() - dense + self._budget(model, every)
 
     def _is_free(self, name: str) -> bool:
         return super().grid_of(name) is self.grid

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from limbeck.data.batch import Batch
 from limbeck.errors import TechniqueError
-from limbeck.kernels.packed_layout import Codes, Layout, pack_int4
+from limbeck.kernels.packed_layout import DOUBLE, NARROW, Codes, Layout, pack
 from limbeck.model.decoder import Decoder
 from limbeck.model.linear import Linear
 from limbeck.model.quantized import QuantizedEmbedding, QuantizedLinear, QuantizedWeight
@@ -29,7 +29,7 @@ class QAT(Quantizer):
 
     Rounding is passed straight through (Bengio et al. 2013). Scales follow the weights by round-to-nearest's rule at
     every step, or are learned by LSQ's gradient (Esser et al. 2020, eq. 3) from the ranges of least squared error on.
-    Any objective trains it; adapters may stand beside it. ``convert`` packs the very codes of the last forward (I18).
+    Any objective trains it, adapters too. ``convert`` packs the very codes of the last forward (I18).
 
     >>> import limbeck
     >>> limbeck.QAT(bits=4, learned_scales=True).learned_scales
@@ -63,6 +63,11 @@ class QAT(Quantizer):
                 if m.grid.granularity == "none":
                     raise TechniqueError(
                         f"{m.name} is to be {m.grid.format}, which has no scale: set learned_scales=false"
+                    )
+                if m.grid.scale_dtype == "double":
+                    raise TechniqueError(
+                        f"{m.name} is to have scales that are rounded to 8 bits and cannot be learned: "
+                        "set scale_dtype to fp16, or learned_scales=false"
                     )
 
         def build(name: str, module: nn.Module) -> nn.Module:
@@ -148,7 +153,7 @@ class FakeWeight(nn.Module):
         scales = stored(*self._learned(), latent.dtype)
         wide = Scales(scales.scales, scales.zeros, spread(scales.step, self.layout), _spread(scales.low, self.layout))
         codes = nearest_codes(latent, wide, self.grid)
-        return Codes(self.layout, pack_int4(codes) if self.grid.kind == "int4" else codes, scales.scales, scales.zeros)
+        return Codes(self.layout, pack(codes, self.grid.kind), scales.scales, scales.zeros)
 
     def value(self) -> Tensor:
         """Return rounded (R, C) weights in the latent's dtype; differentiable in latent, scales and zeros."""
@@ -157,8 +162,9 @@ class FakeWeight(nn.Module):
         return self._learned_value(self.latent, spread(self._view(self.scales), self.layout), self._zeros())
 
     def rows(self, ids: Tensor) -> Tensor:
-        """Map (N,) ids to (N, C) rows of ``value``; only those are rounded, where no scale spans several rows."""
-        if self.layout.span == 0 and self.layout.scale_dtype is not None:
+        """Return (N,) ids -> (N, C) rows of ``value``; only those are rounded, where no scale spans several rows."""
+        whole = self.layout.span == 0 or self.layout.scale_dtype == DOUBLE  # scales, or theirs, span rows
+        if whole and self.layout.scale_dtype is not None:
             return F.embedding(ids, self.value())
         latent = F.embedding(ids, self.latent)
         if self.scales is None:
@@ -205,8 +211,16 @@ class _Straight(torch.autograd.Function):
 
 
 _EXTREMES: Mapping[str, tuple[float, float]] = {
-    "int8": (-128, 127), "int4": (-8, 7), "fp8_e4m3": (-448, 448), "fp8_e5m2": (-57344, 57344)
+    "int8": (-128, 127), "fp8_e4m3": (-448, 448), "fp8_e5m2": (-57344, 57344), "nf4": (-1, 1)
 }  # fmt: skip
+
+
+def _extremes(grid: Grid, offset: bool) -> tuple[float, float]:
+    """Return the extreme codes by which a scale is multiplied: narrow ones count from 0 where there is an offset."""
+    if grid.kind in _EXTREMES:
+        return _EXTREMES[grid.kind]
+    least = 0 if offset else -grid.middle
+    return least, least + 2**grid.bits - 1
 
 
 class _LSQ(torch.autograd.Function):
@@ -224,9 +238,9 @@ class _LSQ(torch.autograd.Function):
         wide = _wide(latent)
         kept = stored(scales.to(dtype), None if zeros is None else zeros.to(dtype), wide.dtype)
         codes = numbers_of(nearest_codes(wide, kept, grid), Scales(*kept[:2], torch.ones_like(kept.step), None), grid)
-        if zeros is not None and grid.kind == "int4":
-            codes = codes + 8  # nibbles count from 0 where there is an offset
-        low, high = (0.0, 15.0) if zeros is not None and grid.kind == "int4" else _EXTREMES[grid.kind]
+        if zeros is not None and grid.kind in NARROW:
+            codes = codes + grid.middle  # they count from 0 where there is an offset
+        low, high = _extremes(grid, zeros is not None)
         ctx.factor = (shared * high) ** -0.5
         ctx.limits, ctx.shapes = (low, high), (scales.shape, None if zeros is None else zeros.shape)
         ctx.save_for_backward(wide, codes, kept.step, kept.low)

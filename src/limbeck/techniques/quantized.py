@@ -52,8 +52,8 @@ class Quantizer(Technique):
     rounds: ClassVar[bool] = True
     post_training: ClassVar[bool] = True
 
-    bits: Literal[4, 8] | None = Field(
-        None, description="short for a grid: 4 is int4 in groups of 32, 8 is int8 by channel"
+    bits: Literal[2, 3, 4, 5, 6, 7, 8] | None = Field(
+        None, description="short for a grid: 8 is int8 by channel, 2 to 7 are int2 to int7 in groups of 32"
     )
     grid: Annotated[Grid, Field(validate_default=True)] = Grid()
     embeddings: bool = Field(True, description="quantize the token embedding, and with it a tied head")
@@ -65,7 +65,7 @@ class Quantizer(Technique):
     @model_validator(mode="before")
     @classmethod
     def _from_bits(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("bits") in (4, 8) and "grid" not in values:
+        if isinstance(values, dict) and values.get("bits") in range(2, 9) and "grid" not in values:
             return {**values, "grid": {"format": f"int{values['bits']}"}}
         return values
 
@@ -175,7 +175,7 @@ def matrices(model: Decoder, plan: Quantizer) -> list[WeightMatrix]:
         if grid is not None:
             out.append(WeightMatrix(name, module, grid))
     if not out:
-        raise TechniqueError(f"{plan.name} was told to leave every weight of the model as it is")
+        raise TechniqueError(f"{plan.name} leaves every weight of the model as it is")
     return out
 
 

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from limbeck.data.batch import Batch
 from limbeck.errors import TechniqueError
 from limbeck.kernels.packed import dispatch
-from limbeck.kernels.packed_layout import Codes, pack_int4
+from limbeck.kernels.packed_layout import Codes, pack
 from limbeck.model.attention import AttentionContext
 from limbeck.model.decoder import Decoder
-from limbeck.techniques.grid import Grid, Scales, encode, measure, nearest_codes, numbers_of, search, spread, stored
+from limbeck.techniques.grid import Grid, Scales, as_kept, encode, measure, nearest_codes, numbers_of, search, spread
 from limbeck.techniques.quantized import WeightMatrix, install
 
-__all__ = ["GPTQSettings", "inverse_factor", "quantize_by_inputs", "solve"]
+__all__ = ["GPTQSettings", "first_inputs", "inverse_factor", "quantize_by_inputs", "solve"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ def solve(weight: Tensor, hessian: Tensor, grid: Grid, settings: GPTQSettings) -
     w = weight.detach().clone() if weight.dtype == torch.float64 else weight.detach().float().clone()
     layout = grid.layout(*w.shape)
     chosen = search(w, grid) if settings.clip == "search" else measure(w, grid)
-    scales = stored(chosen.scales, chosen.zeros, w.dtype)
+    scales = as_kept(chosen, w.dtype)
     step = spread(scales.step, layout).expand_as(w)
     low = None if scales.low is None else spread(scales.low, layout).expand_as(w)
     order = torch.arange(w.shape[1], device=w.device)
@@ -94,7 +94,7 @@ def solve(weight: Tensor, hessian: Tensor, grid: Grid, settings: GPTQSettings) -
         w[:, end:] -= errors @ upper[start:end, end:]
     back = torch.argsort(order)
     joined = torch.cat([c.view(torch.uint8) for c in taken], dim=1)[:, back].contiguous().view(taken[0].dtype)
-    return Codes(layout, pack_int4(joined) if grid.kind == "int4" else joined, scales.scales, scales.zeros)
+    return Codes(layout, pack(joined, grid.kind), scales.scales, scales.zeros, scales.second)
 
 
 class _Enough(Exception):  # noqa: N818 - it stops a forward, nothing is wrong
@@ -129,7 +129,7 @@ def quantize_by_inputs(
 
 def _walk(model: Decoder, linear: list[WeightMatrix], calibration: Sequence[Batch], settings: GPTQSettings) -> None:
     reals = [b.real for b in calibration]
-    inputs = [_entry(model, batch) for batch in calibration]
+    inputs = [first_inputs(model, batch) for batch in calibration]
     for i, block in enumerate(model.blocks):
         for matrix in (m for m in linear if m.name.startswith(f"blocks.{i}.")):
             _solve_one(model, matrix, reals, lambda k, block=block, inputs=inputs: block(*inputs[k]), settings)  # type: ignore[misc]
@@ -145,7 +145,7 @@ def _solve_one(
     install(model, [matrix], lambda _: codes)
 
 
-def _entry(model: Decoder, batch: Batch) -> tuple[Tensor, AttentionContext]:
+def first_inputs(model: Decoder, batch: Batch) -> tuple[Tensor, AttentionContext]:
     """Return what the first block is called with for ``batch``."""
     held: list[tuple[Tensor, AttentionContext]] = []
 

@@ -99,7 +99,7 @@ class Rotate(Technique):
         return model, None
 
     def training_skeleton(self, model: Decoder) -> Decoder:
-        """The model itself, its head untied.
+        """Return the model itself, its head untied.
 
         Raises:
             TechniqueError: see ``apply``.
@@ -109,13 +109,13 @@ class Rotate(Technique):
         return model
 
     def stated_bytes(self, model: Decoder) -> int:
-        """Bytes of ``model`` and of a head that is untied."""
+        """Return the bytes of ``model`` and of a head that is untied."""
         head = model.embed.weight.numel() * model.embed.weight.element_size() if model.config.tied else 0
         return model.count_bytes() + head
 
 
 def _centred(rows: Tensor, wanted: bool) -> Tensor:
-    """(N, C) without the mean of each row, which a LayerNorm takes away in any case."""
+    """Return (N, C) without the mean of each row, which a LayerNorm takes away in any case."""
     return rows - rows.mean(dim=1, keepdim=True) if wanted else rows
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Union
 
 from pydantic import Field
 
+from limbeck.techniques.awq import AWQ
 from limbeck.techniques.depth import Depth
 from limbeck.techniques.freeze import Freeze
 from limbeck.techniques.gptq import GPTQ
@@ -20,6 +21,7 @@ from limbeck.techniques.technique import Technique
 __all__ = ["POST_TRAINING", "TECHNIQUES", "AnyPostTraining", "AnyTechnique", "describe"]
 
 TECHNIQUES: dict[str, type[Technique]] = {
+    AWQ.name: AWQ,
     Depth.name: Depth,
     Freeze.name: Freeze,
     GPTQ.name: GPTQ,

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from limbeck.config import Config
+from limbeck.config import Config, Constructed
 from limbeck.data.batch import Batch
 from limbeck.model.decoder import Decoder
 
@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 
-class Technique(Config):
+class Technique(Config, metaclass=Constructed):
     """Base of every technique: a config that carries its own handler.
 
     Several compose as a tuple, applied first to last and converted last to first: QLoRA is ``(RTN(bits=4), LoRA(8))``.

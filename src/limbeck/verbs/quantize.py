@@ -24,7 +24,7 @@ from limbeck.jobs.recipe import Display, Recipe, Report
 from limbeck.jobs.reports.evaluation import measure
 from limbeck.jobs.reports.limits import clamped
 from limbeck.jobs.reports.quantization import Speeds, alternated, quality_lost, show_quantized
-from limbeck.jobs.source import NamedRows, Reading, device_of, dtype_of
+from limbeck.jobs.source import Reading, device_of, dtype_of
 from limbeck.kernels.packed import choose
 from limbeck.measure.agreement import KL_PER_TOKEN, TOP_AGREEMENT, agreement
 from limbeck.measure.cost import SpeedProtocol, cost, disk_bytes
@@ -44,10 +44,12 @@ from limbeck.techniques.technique import apply_all, convert_all
 __all__ = ["Quantize"]
 
 _DATA: dict[str, JsonValue] = {"section": "data"}
+_UNMEASURED: dict[str, Any] = {"evaluated": None, "metrics": {}, "comparisons": {}, "agreement": {}, "alarms": []}
+"""What a report holds in place of figures where no rows were given to measure on."""
 
 
-class Quantize(MeasuredTask, Reading, NamedRows, Recipe):
-    """Quantize a model after training, save it, and measure it beside the original.
+class Quantize(MeasuredTask, Reading, Recipe):
+    """Quantize a model after training, save it, and compare it with the original.
 
     Figures of the task with intervals and a paired verdict, KL to the original and top-token agreement, bytes of the
     files of both, speed of both.
@@ -57,7 +59,10 @@ class Quantize(MeasuredTask, Reading, NamedRows, Recipe):
     summary: ClassVar[str] = "quantize a model, and measure what it loses and saves"
 
     model: str = Field(description=NAMES, json_schema_extra={"positional": True})
-    data: str = Field(description="rows to measure on: a path, toy:NAME or a Hub id", json_schema_extra=_DATA)
+    data: str | None = Field(
+        None, description="rows to measure on: a path, toy:NAME or a Hub id; none: size and speed alone are measured",
+        json_schema_extra=_DATA,
+    )  # fmt: skip
     calibration: str | None = Field(
         None, description="rows that the technique looks at; not those measured on", json_schema_extra=_DATA
     )
@@ -91,20 +96,21 @@ class Quantize(MeasuredTask, Reading, NamedRows, Recipe):
         source = load_bundle(self.model, self._dtype(), device_of(self.device))
         refuse_quantized(source.model, self.technique.name)
         self.task.check(source.model)
-        rows = self.rows(self.data, self.task)
+        rows = None if self.data is None else self.rows(self.data, self.task)
         calibration = None if self.calibration is None else self.rows(self.calibration, self.task)
         batches, used = self._batches(calibration, source)
         session.say(*clamped(self.context if used else None, source.model.config.context, "calibration"))
         session.say(f"quantizing {self.model} by {self.technique.name}")
         model = self._quantized(source, batches)  # before there is a run, so that what does not fit leaves none
         with Run.create(Path(self.out), self) as run:
-            hashes = {"all": rows.hash} | ({} if calibration is None else {"calibration": calibration.hash})
-            run.provenance(seed=self.seed, data=hashes)
+            read = {"all": rows, "calibration": calibration}
+            run.provenance(seed=self.seed, data={name: some.hash for name, some in read.items() if some is not None})
             model, deployed_specs = convert_all((self.technique,), model)
             save_bundle(model, source.tokenizer, run.model, generation=source.generation, deployed_specs=deployed_specs)
             source = load_bundle(self.model, self._dtype(), device_of(self.device))
             made = load_bundle(str(run.model), self._dtype(), device_of(self.device))
-            session.say(f"measuring both on {len(rows)} rows of {self.data}")
+            if rows is not None:
+                session.say(f"measuring both on {len(rows)} rows of {self.data}")
             values: dict[str, Any] = {
                 "verb": self.verb,
                 "run": str(run.path),
@@ -112,12 +118,14 @@ class Quantize(MeasuredTask, Reading, NamedRows, Recipe):
                 "rotate": self.rotate,
                 "technique": self.technique,
                 "deployed_specs": list(made.deployed_specs),
-                "data": {"all": rows.describe()},
+                "data": {} if rows is None else {"all": rows.describe()},
                 "calibration": used,
-                **self._compared(source, made, rows, run),
+                **(_UNMEASURED if rows is None else self._compared(source, made, rows, run)),
                 **self._costs(source, made),
             }
-            if calibration is not None and calibration.hash == rows.hash:
+            if rows is None:
+                values["told"].insert(0, f"no figure was measured, as no rows were given: {_measuring(run.path)}")
+            elif calibration is not None and calibration.hash == rows.hash:
                 values["told"].insert(0, "the calibration rows are those measured on: the figures are too good")
             values = plain(values)
             run.finish(values)
@@ -236,6 +244,10 @@ class Quantize(MeasuredTask, Reading, NamedRows, Recipe):
             "speed": speeds,
             "told": [*_told(made.model, speeds), *larger, *dict.fromkeys(str(w.message) for w in caught)],
         }
+
+
+def _measuring(run: Path) -> str:
+    return f"limbeck evaluate {run} --data FILE measures it, best on rows other than those of the calibration"
 
 
 def _larger(original: Footprint, quantized: Footprint) -> list[str]:

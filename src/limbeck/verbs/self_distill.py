@@ -2,34 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from pydantic import Field, JsonValue, model_validator
-from rich.console import RenderableType
-from rich.table import Table
-from rich.text import Text
-
-from limbeck.errors import ConfigError, DataError
-from limbeck.formats.load import load_bundle, save_bundle
-from limbeck.jobs.model_source import NAMES
-from limbeck.jobs.recipe import Display, Recipe, Report, default_folder
-from limbeck.jobs.source import DataSource, device_of
-from limbeck.run import Run
-from limbeck.storage import write_text
-from limbeck.synth.figure import epoch_page
-from limbeck.synth.selfdistill import SelfDistilling, self_distill
-from limbeck.tasks.paraphrase import Paraphrase
-from limbeck.tasks.task import Measuring
-from limbeck.train.settings import TrainSettings
+from limbeck.jobs.recipe import Display, Report
+from limbeck.jobs.self_distillation import SelfDistillationOptions, self_distillation
 
 __all__ = ["SelfDistill"]
 
-_MODEL: dict[str, JsonValue] = {"section": "model"}
 
-
-class SelfDistill(DataSource, Recipe):
+class SelfDistill(SelfDistillationOptions):
     """Impossible distillation (Jung et al. 2023): rounds of generate, filter, train and measure on the model itself.
 
     Every arm sees the same real pairs and takes equally many steps; plain fine-tuning is always among them.
@@ -38,90 +19,6 @@ class SelfDistill(DataSource, Recipe):
     verb: ClassVar[str] = "self-distill"
     summary: ClassVar[str] = "let a model make its own paraphrase pairs, and compare with plain fine-tuning"
 
-    model: str = Field(description=f"model to start from: {NAMES}", json_schema_extra=_MODEL)
-    task: Paraphrase = Field(default_factory=Paraphrase, description="the classifier's task")
-    batch_size: int = Field(16, ge=1, description="rows of an optimizer step", json_schema_extra={"section": "data"})
-    distilling: SelfDistilling = Field(default_factory=SelfDistilling, description="rounds, arms and seeds")
-    train: TrainSettings = Field(default_factory=TrainSettings, description="training of the classifiers")
-    generator_rate: float = Field(3e-4, gt=0, description="peak learning rate of the generator's tuning")
-    measuring: Measuring = Field(default_factory=Measuring, description="the evaluations")
-    save_generator: bool = Field(False, description="write the generator of the first seed to the run's model folder")
-
-    @model_validator(mode="after")
-    def _agrees(self) -> SelfDistill:
-        if self.train.patience:
-            raise ValueError("arms are compared at equal steps: leave patience out")
-        return self
-
-    @property
-    def folder(self) -> Path:
-        """Run folder: ``out``, or one named after the recipe."""
-        return default_folder(self) if self.out is None else Path(self.out)
-
     def run(self, session: Display) -> Report:
-        """Make rounds, train every arm for every seed, compare, report.
-
-        Raises:
-            LimbeckError: the data or the model do not fit, a loss diverged; or Ctrl-C.
-        """
-        parts = self.parts(self.task)
-        valid = parts.valid
-        if valid is None:
-            raise DataError("self-distillation is measured by epoch: give 'valid', or a share of it in 'fractions'")
-        if self.dtype == "fp16":
-            raise ConfigError("training in fp16 is not supported, as its gradients underflow: use bf16, fp32 or auto")
-        final = parts.test if parts.test is not None else valid
-        settings = self.train if self.dtype == "auto" else self.train.model_copy(update={"precision": self.dtype})
-        bundle = load_bundle(self.model, device=device_of(self.device))
-        with Run.create(self.folder, self) as run:
-            if run.finished:
-                session.say(run.describe())
-                return Report(run.report(), _body(run.report()))
-            run.provenance(seed=self.seed, data={k: v["hash"] for k, v in parts.describe().items()})
-            generator = settings.model_copy(update={"learning_rate": self.generator_rate})
-            found = self_distill(
-                bundle, self.task, parts.train, valid, final, self.distilling, settings, generator,
-                batch_size=self.batch_size, measuring=self.measuring, seed=self.seed, folder=run.path, say=session.say,
-            )  # fmt: skip
-            if self.save_generator and found.generator is not None:
-                save_bundle(found.generator, bundle.tokenizer, run.model, generation=bundle.generation)
-            values = {"verb": self.verb, "run": str(run.path), "data": parts.describe(), **found.values}
-            write_text(run.path / "epochs.html", epoch_page(found.values["by_epoch"]))
-            run.finish(values)
-        return Report(values, _body(values))
-
-
-def _body(values: Mapping[str, Any]) -> tuple[RenderableType, ...]:
-    body: list[RenderableType] = []
-    for seed, made in enumerate(values["rounds"]):
-        if made is None:
-            continue
-        title = f"rounds, seed {seed}: {made['pairs']} pairs, stopped by {made['stopped']}"
-        table = Table(title=title, title_justify="left")
-        for column in ("round", "candidates", "kept", "distinct-2", "self-BLEU", "words", "loss", "collapse"):
-            table.add_column(column, justify="left" if column == "collapse" else "right")
-        for one in made["rounds"]:
-            written, loss = one["written"], one["loss"]
-            table.add_row(
-                str(one["round"]), str(one["entered"]), str(one["kept"]), f"{written['distinct_2']:.3f}",
-                f"{written['self_bleu']:.1f}", f"{written['words']:.1f}", "-" if loss is None else f"{loss:.3f}",
-                "; ".join(one["collapse"]) or "none",
-            )  # fmt: skip
-        body.append(table)
-    arms = Table(title=f"arms on {values['evaluated']['rows']} rows", title_justify="left")
-    for column in ("arm", "figure", "value", "interval", "seeds", "steps", "rows"):
-        arms.add_column(column, justify="left" if column in ("arm", "figure") else "right")
-    for name, row in values["table"].items():
-        span = f"[{row['low']:.4f}, {row['high']:.4f}]"
-        arms.add_row(
-            name, row["figure"], f"{row['value']:.4f}", span, str(row["seeds"]), str(row["steps"]), str(row["rows"][0])
-        )
-    body.append(arms)
-    for name, row in values["table"].items():
-        body += [Text(f"{name}: {note}", style="yellow") for note in row["notes"]]
-        if "against_plain" in row:
-            needed = row["against_plain"]["items_needed"]
-            more = "" if needed is None else f" (items needed to show such a difference: {needed:,})"
-            body.append(Text(f"{name}: {row['against_plain']['verdict']}{more}"))
-    body.append(Text(f"accuracy and loss by epoch: {values['run']}/epochs.html", style="dim"))
-    return tuple(body)
+        """Make rounds, train every arm for every seed, compare, report."""
+        return self_distillation(self, session)

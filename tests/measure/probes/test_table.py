@@ -30,7 +30,7 @@ def test_a_constant_answer_rings_both_bells() -> None:
     told = alarms(scores([0] * 63 + [1] * 37, [0] * 100))
     assert told["collapse"].fired and told["collapse"].value == 1
     assert told["majority"].fired and told["majority"].value == 0
-    assert "accuracy 0.630 stands beside 0.630 for always answering 'no'" in told["majority"].sentence
+    assert "accuracy 0.630 against 0.630 for always answering 'no'" in told["majority"].sentence
     assert "100 of 100 predictions are 'no', which is true of 63" in told["collapse"].sentence
 
 

@@ -37,14 +37,16 @@ WITHIN = "(itself)"
 
 
 class AuditSettings(Config):
-    """What is looked for, and from where on it is told."""
+    """The kinds of overlap to look for, and their thresholds."""
 
     kinds: tuple[Kind, ...] = Field(KINDS, description="kinds of overlap to look for")
     ngram_words: int = Field(13, ge=2, description="words of a shared run")
     ngram_share: float = Field(0.0, ge=0, le=1, description="least share of the shorter text's runs that is reported")
     jaccard: float = Field(0.7, ge=0.5, le=1, description="similarity from which a near-duplicate is reported")
     shingle_words: int = Field(3, ge=1, description="words of the runs that near-duplicates are compared by")
-    shared_lines: int = Field(2, ge=1, description="lines in one text of the other set from which verse is told")
+    shared_lines: int = Field(
+        2, ge=1, description="shared lines of verse with one text of the other set that count as an overlap"
+    )
     least_words: int = Field(3, ge=1, description="texts of fewer words are not compared")
 
 

@@ -134,7 +134,7 @@ def show_quantized(values: Mapping[str, Any]) -> tuple[RenderableType, ...]:
     ]
     notes = [Text(told, style="yellow") for told in values["told"] if told != values["speed"]["sentence"]]
     return (
-        table,
+        *([table] if values["comparisons"] else []),
         *verdicts,
         *show_alarms(values.get("alarms") or []),
         facts("against the original", rows),

@@ -94,7 +94,7 @@ class Accuracy:
             gain,
             self.threshold,
             gain <= self.threshold,
-            f"accuracy {counts.accuracy:.3f} stands beside {rate:.3f} for always answering '{name}'; more is expected",
+            f"accuracy {counts.accuracy:.3f} against {rate:.3f} for always answering '{name}'; more is expected",
         )
 
 

@@ -1,4 +1,4 @@
-"""The functions behind ``import limbeck``: each builds the config of a verb and runs the job that the command runs."""
+"""Functions of ``import limbeck`` that load, train and quantize models."""
 
 from __future__ import annotations
 
@@ -6,29 +6,13 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from limbeck.config import build
+from limbeck.api.forms import Named, kind_of, model_options, path_of, run_folder, training_options
 from limbeck.given import Data, data_name
-from limbeck.handle import LanguageModel, job, model_name, nested
-from limbeck.jobs.recipe import default_folder
+from limbeck.handle import LanguageModel, job, model_name
 from limbeck.results import JobResult
 from limbeck.techniques.technique import Technique
-from limbeck.verbs.table import recipe
 
-__all__ = [
-    "audit",
-    "compare",
-    "distill",
-    "dpo",
-    "evaluate",
-    "finetune",
-    "info",
-    "load",
-    "pretrain",
-    "quantize",
-]
-
-Named = str | os.PathLike[str] | LanguageModel | JobResult
-"""A model: a folder, run, Hub id or GGUF file, a loaded model, or the result that made it."""
+__all__ = ["distill", "dpo", "finetune", "load", "pretrain", "quantize", "self_distill", "synthesize"]
 
 
 def load(
@@ -46,7 +30,6 @@ def load(
         adapter: a PEFT adapter to put beside the weights.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         dtype: ``auto`` (fp32), ``fp32``, ``bf16``, ``fp16`` or ``fp64``.
-
         keep_codes: keep the matrices of a GGUF file that are in Q8_0, Q4_0 or Q4_1 as codes, not as floats.
 
     Raises:
@@ -75,7 +58,7 @@ def pretrain(data: Data, *, out: str | os.PathLike[str] | None = None, **options
     >>> result.model.parameters < 50_000
     True
     """
-    return job("pretrain", {"data": data_name(data), "out": _path(out), **options})
+    return job("pretrain", {"data": data_name(data), "out": path_of(out), **options})
 
 
 def finetune(
@@ -111,7 +94,8 @@ def finetune(
     >>> result.path.name.startswith("finetune-")
     True
     """
-    return job("finetune", {**_training(data, task, techniques, valid, test, out), **_model(model), **options})
+    values = training_options(data, task, techniques, valid, test, out)
+    return job("finetune", {**values, **model_options(model), **options})
 
 
 def distill(
@@ -146,7 +130,7 @@ def distill(
     >>> result.model.bundle.model.config.layers
     1
     """
-    values = _training(data, task, techniques, valid, test, out)
+    values = training_options(data, task, techniques, valid, test, out)
     if layers is not None:
         depth = {"kind": "depth", "layers": layers if isinstance(layers, int) else list(layers)}
         values["techniques"] = [depth, *values["techniques"]]
@@ -180,7 +164,7 @@ def dpo(
     >>> result.report["verb"]
     'dpo'
     """
-    return job("dpo", {**_training(data, None, techniques, valid, test, out), **_model(model), **options})
+    return job("dpo", {**training_options(data, None, techniques, valid, test, out), **model_options(model), **options})
 
 
 def quantize(
@@ -193,138 +177,95 @@ def quantize(
     out: str | os.PathLike[str] | None = None,
     **options: Any,
 ) -> JobResult:
-    """Quantize a model after training, and measure it beside the original.
+    """Quantize a model after training, and compare it with the original.
 
     Args:
         model: a name, a loaded model, or the result of an earlier job.
         technique: such as ``limbeck.GPTQ(bits=4)``, or a name.
-        data: rows to measure on; None: the calibration rows, and the result says so.
+        data: rows to measure on; None: size and speed alone are measured, and the result says so. The calibration
+            rows are never measured on, since figures on them are too good.
         calibration: rows that the technique looks at, where it needs any.
         task: kind of work that is measured.
         out: run folder; None: ``runs/quantize-`` and a hash of the options.
         **options: options of ``limbeck quantize``.
 
     Raises:
-        ConfigError: neither data nor calibration was given.
+        TechniqueError: the technique needs calibration rows and has none, or the model is quantized already.
 
     >>> import limbeck
     >>> result = limbeck.quantize("runs/tiny", limbeck.RTN(bits=8), data="toy:stories", limit=10)
     >>> sorted(result.report["bytes"])[:2]
     ['memory', 'original']
     """
-    measured = data if data is not None else calibration
-    values: dict[str, Any] = {"technique": _kind(technique), "task": _kind(task), **_model(model)}
-    if measured is not None:
-        values["data"] = data_name(measured)
-    if calibration is not None:
-        values["calibration"] = data_name(calibration)
-    return job("quantize", {**values, "out": _path(out) or _folder("quantize", {**values, **options}), **options})
+    rows = {"data": data, "calibration": calibration}
+    values: dict[str, Any] = {"technique": kind_of(technique), "task": kind_of(task), **model_options(model)}
+    values |= {name: data_name(some) for name, some in rows.items() if some is not None}
+    folder = path_of(out) or run_folder("quantize", {**values, **options})
+    return job("quantize", {**values, "out": folder, **options})
 
 
-def evaluate(
-    model: Named, data: Data, *, task: Any = "text", out: str | os.PathLike[str] | None = None, **options: Any
+def self_distill(
+    model: Named,
+    data: Data,
+    *,
+    valid: Data | None = None,
+    test: Data | None = None,
+    out: str | os.PathLike[str] | None = None,
+    **options: Any,
 ) -> JobResult:
-    """Measure a model on a task's rows: figures with intervals, their protocol, cost.
+    """Let a model make its own paraphrase pairs, train on them and compare with plain fine-tuning.
 
     Args:
         model: a name, a loaded model, or the result of an earlier job.
-        data: see ``limbeck.finetune``.
-        task: kind of work.
-        out: run folder, which ``limbeck.compare`` needs; None: nothing is written.
-        **options: options of ``limbeck evaluate``.
+        data: rows with ``first``, ``second`` and ``label``; forms as in ``limbeck.finetune``.
+        valid: validation rows; None: a share of the data.
+        test: test rows; None: a share of the data.
+        out: run folder; None: ``runs/self-distill-`` and a hash of the options.
+        **options: options of ``limbeck self-distill``, such as ``distilling``.
 
     >>> import limbeck
-    >>> result = limbeck.evaluate("runs/tiny", "toy:stories", limit=5, probes="off")
-    >>> metric = result.metrics["nats per token"]
-    >>> metric.low <= metric.value <= metric.high
-    True
+    >>> few = {"arms": ["soft"], "soft_samples": 4, "soft_tokens": 4}
+    >>> result = limbeck.self_distill("runs/tiny", "toy:paraphrase", limit=60, epochs=1, distilling=few)
+    >>> list(result.report["table"])
+    ['plain', 'soft']
     """
-    return job(
-        "evaluate",
-        {**_model(model, codes=True), "data": data_name(data), "task": _kind(task), "out": _path(out), **options},
-    )
-
-
-def compare(a: str | os.PathLike[str] | JobResult, b: str | os.PathLike[str] | JobResult, **options: Any) -> JobResult:
-    """Compare two runs item by item: the difference of every figure with its interval and a verdict.
-
-    Args:
-        a: a run folder, a file of scores, or a result.
-        b: another.
-        **options: options of ``limbeck compare``, such as ``metric`` or ``margin``.
-
-    >>> import limbeck
-    >>> for name in ("a", "b"):
-    ...     _ = limbeck.evaluate("runs/tiny", "toy:stories", limit=5, probes="off", out=f"runs/{name}")
-    >>> result = limbeck.compare("runs/a", "runs/b")
-    >>> result.report["comparisons"]["nats per token"]["difference"]
-    0.0
-    """
-    return job("compare", {"run_a": model_name(a), "run_b": model_name(b), **options})
-
-
-def audit(train: Data, test: Data | None = None, **options: Any) -> JobResult:
-    """Find rows that training data shares with other data, and rows that repeat.
-
-    Args:
-        train: training rows; forms as in ``limbeck.finetune``.
-        test: rows that it must not share anything with; None: look for repeats within the training rows.
-        **options: options of ``limbeck audit``.
-
-    >>> import limbeck
-    >>> result = limbeck.audit(["one two three four", "five six seven eight"], ["five six seven eight"])
-    >>> result.report["verb"]
-    'audit'
-    """
-    other: dict[str, Any] = {"within": True} if test is None else {"against": [data_name(test)]}
-    return job("audit", {"train": data_name(train), **other, **options})
-
-
-def info(model: Named, **options: Any) -> JobResult:
-    """Describe a model or a run: shape, sizes, tokenizer.
-
-    Args:
-        model: a name, a loaded model, or the result of an earlier job.
-        **options: options of ``limbeck info``.
-
-    >>> import limbeck
-    >>> limbeck.info("runs/tiny").report["verb"]
-    'info'
-    """
-    return job("info", {**_model(model, codes=True), **options})
-
-
-def _training(
-    data: Data, task: Any, techniques: Sequence[Any], valid: Data | None, test: Data | None, out: Any
-) -> dict[str, Any]:
-    """Return the values that every training verb has."""
     parts = {"valid": valid, "test": test}
-    return {
-        "data": data_name(data),
-        "techniques": [_kind(one) for one in techniques],
-        "out": _path(out),
-        **({} if task is None else {"task": _kind(task)}),
-        **{name: data_name(part) for name, part in parts.items() if part is not None},
-    }
+    values = {"data": data_name(data), "out": path_of(out), **model_options(model)}
+    values |= {name: data_name(part) for name, part in parts.items() if part is not None}
+    return job("self-distill", {**values, **options})
 
 
-def _model(model: Named, codes: bool = False) -> dict[str, Any]:
-    """Return how a verb opens ``model``; ``codes``: the verb can keep a GGUF file's codes."""
-    if not isinstance(model, LanguageModel):
-        return {"model": model_name(model)}
-    given = model.given()
-    return given if codes else {key: value for key, value in given.items() if key != "keep_codes"}
+def synthesize(
+    kind: str,
+    model: Named | None = None,
+    *,
+    out: str | os.PathLike[str],
+    answers: Data | None = None,
+    against: Sequence[Data] = (),
+    **options: Any,
+) -> JobResult:
+    """Ask a teacher for training data, or filter answers that are there already.
 
+    Args:
+        kind: ``sonnets``, ``paraphrase``, ``restate``, ``qa`` or ``instructions``.
+        model: the teacher; with ``endpoint`` among the options its name there.
+        out: folder for the answers, the rows kept and dropped, and the datasheet.
+        answers: rows to filter in place of asking a teacher.
+        against: data sets that no row may be shared with.
+        **options: options of ``limbeck synthesize``, such as ``count``.
 
-def _kind(value: Any) -> Any:
-    """Return a name as the value of that kind; anything else as it is."""
-    return {"kind": value.replace("-", "_") if value != "qaft" else value} if isinstance(value, str) else value
+    Raises:
+        ConfigError: neither a teacher nor answers, or both.
 
-
-def _path(path: str | os.PathLike[str] | None) -> str | None:
-    return None if path is None else os.fspath(path)
-
-
-def _folder(verb: str, values: Mapping[str, Any]) -> str:
-    """Return a run folder named after the options, so that the same call finds its own run again."""
-    return str(default_folder(build(recipe(verb), {**nested(verb, values), "out": "run"}, f"the options of {verb}")))
+    >>> import limbeck
+    >>> rows = [{"question": f"How far is town {n}?", "answer": f"{n} miles"} for n in range(8)]
+    >>> result = limbeck.synthesize("qa", answers=rows, out="runs/made")
+    >>> result.report["verb"], result.path.name
+    ('synthesize', 'made')
+    """
+    values: dict[str, Any] = {"kind": kind, "out": path_of(out), "against": [data_name(some) for some in against]}
+    if model is not None:
+        values["model"] = model_name(model)
+    if answers is not None:
+        values["answers"] = data_name(answers)
+    return job("synthesize", {**values, **options})
