@@ -24,7 +24,7 @@ from limbeck.processors import usable
 
 __all__ = [
     "VARIANTS", "built", "cache_folder", "compile_library", "compiler", "features", "lacking", "package_variants",
-    "packaged",
+    "packaged", "processor",
 ]  # fmt: skip
 
 _SOURCE = Path(__file__).with_name("native")

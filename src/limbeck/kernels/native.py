@@ -21,7 +21,8 @@ from limbeck.kernels import build
 from limbeck.kernels.packed_layout import Codes
 
 __all__ = [
-    "KINDS", "Document", "Found", "HeadGradients", "Heads", "Layer", "Matrix", "Model", "find", "load", "matrix",
+    "KINDS", "CompiledKernels", "Document", "HeadGradients", "Heads", "Layer", "Matrix", "Model", "find", "load",
+    "matrix",
 ]  # fmt: skip
 
 KINDS = {"fp32": 0, "bf16": 1, "fp16": 2, "int8": 3, "int4": 4, "fp8_e4m3": 5, "fp8_e5m2": 6}
@@ -103,7 +104,7 @@ class Document(ctypes.Structure):
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class CompiledKernels:
     """The compiled kernels here, or why there are none.
 
     Attributes:
@@ -136,7 +137,7 @@ def load() -> ctypes.CDLL | None:
     return found.library
 
 
-def find() -> Found:
+def find() -> CompiledKernels:
     """Find the library in the package or the cache, or compile it.
 
     Raises:
@@ -146,7 +147,7 @@ def find() -> Found:
     if wanted not in ("on", "off"):
         raise ValueError(f"LIMBECK_NATIVE is '{wanted}': it must be 'on' or 'off'")
     if wanted == "off":
-        return Found()
+        return CompiledKernels()
     lacking = build.lacking(arch)
     if lacking:
         raise ValueError(f"LIMBECK_ARCH is '{arch}', but this processor lacks {', '.join(lacking)}")
@@ -154,10 +155,10 @@ def find() -> Found:
         file = build.packaged(arch) or build.built(build.compiler())
         library = _open(file)
     except subprocess.CalledProcessError as error:
-        return Found(reason=" ".join(error.stderr.strip().splitlines()[:1]) or str(error))
+        return CompiledKernels(reason=" ".join(error.stderr.strip().splitlines()[:1]) or str(error))
     except (OSError, subprocess.SubprocessError) as error:
-        return Found(reason=str(error))
-    return Found(library, file, library.limbeck_instructions().decode())
+        return CompiledKernels(reason=str(error))
+    return CompiledKernels(library, file, library.limbeck_instructions().decode())
 
 
 def _open(path: Path) -> ctypes.CDLL:
