@@ -22,7 +22,7 @@ from limbeck import processors
 from limbeck.kernels import build, native
 from limbeck.run import machine, versions
 
-__all__ = ["Finding", "describe", "findings"]
+__all__ = ["Fault", "describe", "findings"]
 
 _NAMED = (
     "avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "amx_tile", "asimddp",
@@ -33,7 +33,7 @@ _SHOWN = re.compile(r"(LIMBECK|OMP|GOMP|HF_H)(?!.*(KEY|TOKEN|SECRET|PASS))")  # 
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class Fault:
     """Something that is missing or slow here.
 
     Attributes:
@@ -76,30 +76,30 @@ def describe() -> dict[str, Any]:
     }
 
 
-def findings(facts: Mapping[str, Any]) -> list[Finding]:
+def findings(facts: Mapping[str, Any]) -> list[Fault]:
     """Return what is missing or slow by what ``describe`` returned, the gravest first."""
     out = [*_of_kernels(facts), *_of_threads(facts["processor"])]
     for folder in facts["caches"]:
         if not folder["writable"]:
             out.append(
-                Finding(
+                Fault(
                     f"the cache {folder['path']} cannot be written", f"set {folder['variable']} to a folder that can"
                 )
             )
     for place in facts["disk"]:
         if place["free_bytes"] is not None and place["free_bytes"] < _LITTLE_DISK_BYTES:
             free = f"{place['free_bytes'] / 1e9:.1f} GB are free at {place['path']}"
-            out.append(Finding(f"{free}: checkpoints of a training may not fit", "free some, or give --out elsewhere"))
+            out.append(Fault(f"{free}: checkpoints of a training may not fit", "free some, or give --out elsewhere"))
     gpu = facts["gpu"]
     if gpu["driver"] and not gpu["names"]:
         why = "torch was built without CUDA" if gpu["cuda"] is None else "torch cannot reach it"
         out.append(
-            Finding(f"there is an NVIDIA driver, but {why}", "install torch for CUDA: https://pytorch.org/get-started")
+            Fault(f"there is an NVIDIA driver, but {why}", "install torch for CUDA: https://pytorch.org/get-started")
         )
     for extra in facts["extras"]:
         if extra["missing"]:
             mend = f"pip install 'limbeck[{extra['name']}]'"
-            out.append(Finding(f"the extra '{extra['name']}' lacks {', '.join(extra['missing'])}", mend, optional=True))
+            out.append(Fault(f"the extra '{extra['name']}' lacks {', '.join(extra['missing'])}", mend, optional=True))
     return out
 
 
@@ -186,29 +186,29 @@ def _installed(name: str) -> bool:
     return True
 
 
-def _of_kernels(facts: Mapping[str, Any]) -> list[Finding]:
+def _of_kernels(facts: Mapping[str, Any]) -> list[Fault]:
     kernels, compiler = facts["kernels"], facts["compiler"]
     if kernels["state"] == "refused":
-        return [Finding(kernels["reason"], "unset LIMBECK_ARCH and LIMBECK_NATIVE, or correct them")]
+        return [Fault(kernels["reason"], "unset LIMBECK_ARCH and LIMBECK_NATIVE, or correct them")]
     if kernels["state"] == "off":
-        return [Finding("LIMBECK_NATIVE=off keeps the compiled kernels from being used", "unset LIMBECK_NATIVE")]
+        return [Fault("LIMBECK_NATIVE=off keeps the compiled kernels from being used", "unset LIMBECK_NATIVE")]
     if kernels["state"] == "loaded":
         return []
     if compiler["command"] is None:
         mend = "install one (Debian: apt install gcc; Fedora: dnf install gcc; macOS: xcode-select --install)"
-        return [Finding("there are no compiled kernels, and no C compiler: decoding is several times slower", mend)]
+        return [Fault("there are no compiled kernels, and no C compiler: decoding is several times slower", mend)]
     return [
-        Finding(f"the C kernels could not be compiled: {kernels['reason']}", f"see that {compiler['command']} works")
+        Fault(f"the C kernels could not be compiled: {kernels['reason']}", f"see that {compiler['command']} works")
     ]
 
 
-def _of_threads(processor: Mapping[str, Any]) -> list[Finding]:
+def _of_threads(processor: Mapping[str, Any]) -> list[Fault]:
     threads, usable = processor["threads"], processor["usable"]
     if threads > usable:
         mend = f"set OMP_NUM_THREADS={usable}"
-        return [Finding(f"{threads} threads share {usable} processors and wait for each other", mend)]
+        return [Fault(f"{threads} threads share {usable} processors and wait for each other", mend)]
     if os.environ.get("OMP_WAIT_POLICY", "").lower() == "active":
         return [
-            Finding("OMP_WAIT_POLICY=active: waiting threads keep their cores busy", "unset it where cores are shared")
+            Fault("OMP_WAIT_POLICY=active: waiting threads keep their cores busy", "unset it where cores are shared")
         ]
     return []
