@@ -1,4 +1,4 @@
-"""Training and decoding while other work keeps every core busy: throughput as a share of the fair one, before and after.
+"""Train and decode while other work keeps every core busy: throughput as a share of the fair one, before and after.
 
 Usage: python benchmarks/busy_cores.py [--loops 3] [--rounds 5] [--seconds 10] [--quick] [--json FILE]
 
