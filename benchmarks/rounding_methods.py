@@ -31,6 +31,8 @@ from limbeck.model.presets import Architecture
 from limbeck.techniques.awq import AWQ
 from limbeck.techniques.folding import blocks, readers
 from limbeck.techniques.gptq import GPTQ
+from limbeck.techniques.grid import Grid
+from limbeck.techniques.hqq import HQQ
 from limbeck.techniques.rotate import Rotate
 from limbeck.techniques.rtn import RTN
 from limbeck.techniques.technique import Technique, apply_all
@@ -43,6 +45,12 @@ ARMS: dict[str, tuple[Technique, ...]] = {
     "rotate, rtn clipped": (Rotate(untie=True), RTN(bits=4, clip="search", **LINEAR)),
     "awq": (AWQ(bits=4, steps=10, **LINEAR),),
     "awq clipped": (AWQ(bits=4, steps=10, clip="search", **LINEAR),),
+    "rtn with offsets": (RTN(grid=Grid(format="int4", symmetric=False), **LINEAR),),
+    "hqq": (HQQ(bits=4, **LINEAR),),
+    "nf4": (RTN(grid=Grid(format="nf4"), **LINEAR),),
+    "int3": (RTN(bits=3, **LINEAR),),
+    "int5": (RTN(bits=5, **LINEAR),),
+    "int6": (RTN(bits=6, **LINEAR),),
     "gptq": (GPTQ(bits=4, **LINEAR),),
     "rotate, gptq": (Rotate(untie=True), GPTQ(bits=4, **LINEAR)),
 }

@@ -167,6 +167,7 @@ def test_finetune_compare_export_and_the_page(here: Path) -> None:
     )  # by name
     compared = limbeck.compare(result, again)
     assert set(compared.report["comparisons"]) >= {"nats per token"} and "verdict" in compared._repr_html_()
+    assert result.model.export("tuned.gguf", to="gguf").path == Path("tuned.gguf")
     out = result.model.export(here / "hf")
     assert out.report["agreement"]["max_difference"] == 0
 

@@ -21,8 +21,8 @@ SOURCE = Path(limbeck.__file__).parent
 FLOORS = [
     {"errors", "old_names", "processors"}, {"config"}, {"storage"}, {"run", "losses", "kernels"}, {"data"}, {"model"},
     {"techniques"}, {"formats"}, {"objectives"}, {"decode"}, {"train"}, {"measure"}, {"tasks"}, {"synth"}, {"jobs"},
-    {"verbs"}, {"study"}, {"command"}, {"integrations", "schema"}, {"given", "results"}, {"handle"}, {"api"},
-    {"cli"}, {"__main__"},
+    {"verbs"}, {"study", "serve"}, {"command"}, {"integrations", "schema"}, {"given", "results"}, {"handle"},
+    {"api"}, {"cli"}, {"__main__"},
 ]  # fmt: skip
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 

@@ -147,6 +147,15 @@ def test_provenance_tells_what_the_numbers_rest_on(tmp_path: Path) -> None:
             run.provenance(seed=3, data={"train": "abd"})
 
 
+def test_a_hub_model_that_moved_on_is_refused(tmp_path: Path) -> None:
+    with Run.create(tmp_path, Recipe()) as run:
+        assert run.provenance(seed=3, data={}, models={"owner/tiny": "a" * 40})["models"] == {"owner/tiny": "a" * 40}
+        run.provenance(seed=3, data={}, models={"owner/tiny": "a" * 40})
+        run.provenance(seed=3, data={})
+        with pytest.raises(DataError, match=f"commit {'b' * 12} now.*begun with {'a' * 12}.*owner/tiny@{'a' * 40}"):
+            run.provenance(seed=3, data={}, models={"owner/tiny": "b" * 40})
+
+
 def test_the_commit_is_that_of_a_checkout_and_of_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def git(*arguments: str) -> str:
         who = ["-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false"]

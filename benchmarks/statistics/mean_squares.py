@@ -19,6 +19,8 @@ DESIGNS = (  # name, seed spread, spread of the items' reaction, noise, effect, 
     ("seed spread 0.1", 0.1, 0.0, 0.3, 0.15, False),
     ("seed spread 0.3", 0.3, 0.0, 0.3, 0.45, False),
     ("seed spread 0.1, items react by 0.3", 0.1, 0.3, 0.3, 0.15, False),
+    ("seed spread 0.15, items react by 0.3", 0.15, 0.3, 0.3, 0.15, False),
+    ("seed spread 0.2, items react by 0.6, little noise", 0.2, 0.6, 0.1, 0.3, False),
     ("paired seeds, no seed spread", 0.0, 0.0, 0.3, 0.15, True),
     ("paired seeds, spread 0.1", 0.1, 0.0, 0.3, 0.15, True),
 )
@@ -35,7 +37,8 @@ def judge(design: tuple, seeds: int, draws: int, items: int = 50) -> list[float]
     a = (noise + of_items) * random.chisquare(items - 1, draws) / (items - 1)
     v = (noise + of_seeds) * random.chisquare(df, draws) / df
     r = noise * random.chisquare(left_df, draws) / left_df
-    own = np.array([whole_variance(*x, seed_df=df, item_df=items - 1) for x in zip(a, v, r, strict=True)])
+    dfs = {"seed_df": df, "item_df": items - 1, "least_df": df / groups}
+    own = np.array([whole_variance(*x, **dfs) for x in zip(a, v, r, strict=True)])
     half = stats.t.ppf(0.975, own[:, 1]) * np.sqrt(own[:, 0])
     above = v > r
     reml = np.where(above, a + v - r, a)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from limbeck.techniques.depth import Depth
     from limbeck.techniques.freeze import Freeze
     from limbeck.techniques.gptq import GPTQ
+    from limbeck.techniques.hqq import HQQ
     from limbeck.techniques.lora import LoRA
     from limbeck.techniques.mixed import Mixed
     from limbeck.techniques.qat import QAT
@@ -37,6 +38,7 @@ if "OMP_WAIT_POLICY" not in os.environ:
 __all__ = [
     "AWQ",
     "GPTQ",
+    "HQQ",
     "QAT",
     "RTN",
     "Rotate",
@@ -74,6 +76,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "AWQ": "techniques.awq",
     "GPTQ": "techniques.gptq",
+    "HQQ": "techniques.hqq",
     "QAT": "techniques.qat",
     "Rotate": "techniques.rotate",
     "RTN": "techniques.rtn",

@@ -52,6 +52,10 @@ else:
     _Metaclass = type(Config)
 
 
+class _BadArgumentError(ConfigError, ValueError):
+    """A bad argument; within a validator pydantic takes it for one more thing that is wrong with the whole."""
+
+
 class Constructed(_Metaclass):
     """Metaclass of configs that users construct in Python: a bad argument is a ``ConfigError`` of one sentence.
 
@@ -68,7 +72,7 @@ class Constructed(_Metaclass):
             return super().__call__(*args, **values)
         except ValidationError as error:
             kind: Any = cls
-            raise ConfigError(_sentence(kind, error, f"{cls.__name__}(...)")) from None
+            raise _BadArgumentError(_sentence(kind, error, f"{cls.__name__}(...)")) from None
 
 
 C = TypeVar("C", bound=Config)

@@ -91,10 +91,9 @@ class JobResult:
         self, verb: str, report: Mapping[str, Any], load: Callable[[str], Any], out: str | None = None
     ) -> None:
         self.verb, self.report, self._load = verb, dict(report), load
-        told = [where for key in ("run", "folder") if isinstance(where := self.report.get(key), str)]
-        if isinstance(page := self.report.get("page"), str):
-            told.append(str(Path(page).parent))
-        self.path = Path(told[0]) if told else None if out is None else Path(out)
+        page = self.report.get("page")
+        told = [self.report.get("run"), out, self.report.get("folder"), Path(page).parent if page else None]
+        self.path = next((Path(where) for where in told if isinstance(where, str | Path)), None)
 
     @property
     def metrics(self) -> dict[str, Metric]:

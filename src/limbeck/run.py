@@ -230,15 +230,18 @@ class Run:
         """Write the report; with it the run is finished."""
         self.write_json("report.json", report)
 
-    def provenance(self, *, seed: int, data: Mapping[str, str]) -> dict[str, Any]:
+    def provenance(
+        self, *, seed: int, data: Mapping[str, str], models: Mapping[str, str] | None = None
+    ) -> dict[str, Any]:
         """Write ``provenance.json``: versions, source, seed, data hashes, machine. A later session adds to ``resumed``.
 
         Args:
             seed: of the run.
             data: content hash of each data set, by its role.
+            models: commit of each model that came from the Hub, by its name.
 
         Raises:
-            DataError: the run was begun with other data or another seed.
+            DataError: the run was begun with other data, another commit of a model, or another seed.
         """
         file = self.path / "provenance.json"
         session = {
@@ -248,10 +251,17 @@ class Run:
             "machine": machine(),
         }
         if not file.exists():
-            out: dict[str, Any] = {"seed": seed, "data": dict(data), **session, "resumed": []}
+            out: dict[str, Any] = {
+                "seed": seed,
+                "data": dict(data),
+                "models": dict(models or {}),
+                **session,
+                "resumed": [],
+            }
         else:
             out = _read_json(file)
             _check_data(self.path, out, seed, data)
+            _check_models(self.path, out.get("models", {}), models or {})
             out["resumed"] = [*out.get("resumed", []), session]
         storage.write_json(file, out)
         return out
@@ -367,6 +377,15 @@ def _check_data(path: Path, known: Mapping[str, Any], seed: int, data: Mapping[s
     for role in sorted({*known.get("data", {}), *data}):
         if known["data"].get(role) != data.get(role):
             raise DataError(f"the {role} data changed since run {path} was begun: give another folder to start afresh")
+
+
+def _check_models(path: Path, known: Mapping[str, str], models: Mapping[str, str]) -> None:
+    for name, commit in models.items():
+        if known.get(name, commit) != commit:
+            raise DataError(
+                f"the Hub's {name} is at commit {commit[:12]} now, and run {path} was begun with {known[name][:12]}: "
+                f"give another folder, or pin the model by {name.partition('@')[0]}@{known[name]}"
+            )
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:

@@ -225,6 +225,9 @@ def replace_folder(temporary: Path, final: Path) -> None:
 
 def settle(final: Path) -> None:
     """Undo a replacement of the folder ``final`` that a kill cut short between its two renames."""
+    final = final.absolute()  # the current folder has a name too
+    if not final.name:  # the root, which nothing replaces
+        return
     aside = _aside(final)
     if aside.exists():
         if final.exists():

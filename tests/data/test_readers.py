@@ -262,6 +262,21 @@ def test_hub_sets_come_through_datasets(monkeypatch: pytest.MonkeyPatch) -> None
     assert asked == [("stanfordnlp/sst2", None, "validation"), ("glue", "sst2", "train")]
 
 
+def test_a_hub_set_may_be_pinned_to_a_revision(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    asked: list[tuple[str, str | None, str, str]] = []
+
+    def load(name: str, config: str | None, split: str, revision: str) -> datasets.Dataset:
+        asked.append((name, config, split, revision))
+        return datasets.Dataset.from_list([{"sentence": "a"}])
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    read("owner/set@v1.0")
+    read("owner/set@refs/pr/3:part")
+    assert asked == [("owner/set", None, "train", "v1.0"), ("owner/set", "part", "train", "refs/pr/3")]
+
+
 def test_a_hub_set_that_cannot_be_had_is_one_sentence() -> None:
     with pytest.raises(DataError, match="is no file here, and as a Hub data set its split 'train' cannot be read") as e:
         read("nobody/there-is-no-such-set")

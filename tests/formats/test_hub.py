@@ -9,7 +9,7 @@ from huggingface_hub import errors
 
 from limbeck.data.tokenizer import Tokenizer
 from limbeck.errors import ModelError
-from limbeck.formats.hub import resolve, resolve_tokenizer
+from limbeck.formats.hub import commit_of, commits_of, resolve, resolve_tokenizer
 from limbeck.formats.load import load_bundle
 from tests.reference.checkpoints import save
 
@@ -51,6 +51,9 @@ def test_a_mistyped_path_offers_its_neighbour(tmp_path):
     refused(tmp_path / "techer", "does not exist", f"did you mean '{tmp_path / 'teacher'}'")
     refused(tmp_path / "no" / "where", "does not exist")
     refused("./a folder", "does not exist")
+    refused("nowhere.gguf", "there is no file nowhere.gguf here")
+    (tmp_path / "small.gguf").touch()
+    refused(tmp_path / "smal.gguf", "there is no file", f"did you mean '{tmp_path / 'small.gguf'}'")
 
 
 def test_the_hub_is_asked_for_no_pickle(tmp_path, monkeypatch):
@@ -129,6 +132,33 @@ def test_offline_the_cache_is_read(cache):
     assert load_bundle("owner/tiny").model.config.layers == 2
 
 
+def test_a_revision_is_pinned_by_name(cache):
+    older = cache.parent / ("a" * 40)
+    save("gpt2", older)
+    (cache.parents[1] / "refs" / "v1").write_text("a" * 40)
+    assert resolve("owner/tiny@v1") == older and resolve("owner/tiny@" + "a" * 40) == older
+    assert resolve("owner/tiny@main") == cache == resolve("owner/tiny")
+    refused("owner/tiny@v2", "owner/tiny@v2", "cache has no copy")
+    assert commit_of(older) == "a" * 40 and commit_of(older / "config.json") == "a" * 40
+    assert commit_of(cache.parents[2]) is None and commit_of(cache.parent / "main") is None
+
+
+def test_the_commits_of_a_recipe_are_known_once_it_has_loaded(cache):
+    resolve("owner/tiny@main")
+    recipe = {"model": "owner/tiny@main", "teacher": {"models": ["owner/other", "owner/tiny@main"]}, "steps": 3}
+    assert commits_of(recipe) == {"owner/tiny@main": "0" * 40}
+    assert commits_of({"model": "no/such"}) == {}
+
+
+def test_a_revision_that_the_hub_lacks(monkeypatch):
+    def fail(name, **options):
+        assert (name, options["revision"]) == ("owner/tiny", "v9")
+        raise errors.RevisionNotFoundError("no", response=ANSWER)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    refused("owner/tiny@v9", "owner/tiny has no branch, tag or commit 'v9'")
+
+
 def test_offline_and_not_cached(cache):
     refused("owner/other", "owner/other", "cache has no copy")
     refused("gpt2", "gpt2", "cache has no copy")
@@ -147,3 +177,10 @@ def test_a_tokenizer_may_lie_alone_in_its_folder(tmp_path: Path) -> None:
         resolve_tokenizer(str(pair))
     (pair / "vocab.bpe").write_text("")
     assert resolve_tokenizer(str(pair)) == pair
+
+
+def test_the_current_folder_and_the_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save("gpt2", tmp_path / "here")
+    monkeypatch.chdir(tmp_path / "here")
+    assert resolve(".") == Path(".") and resolve("../here").name == "here"
+    refused("/", "neither a model nor a run")

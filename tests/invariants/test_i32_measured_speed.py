@@ -13,12 +13,12 @@ import torch
 
 from limbeck.config import build
 from limbeck.formats.load import load_bundle
+from limbeck.jobs import quantization as quantize
 from limbeck.jobs.recipe import Display
 from limbeck.jobs.reports import quantization as quantize_report
 from limbeck.measure.cost import SpeedProtocol
 from limbeck.model.decoder import Decoder
 from limbeck.model.quantized import is_quantized
-from limbeck.verbs import quantize
 from limbeck.verbs.quantize import Quantize
 from tests.reference.quantized import reference_logits
 from tests.reference.small_model import decoder, saved

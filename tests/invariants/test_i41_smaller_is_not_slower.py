@@ -12,6 +12,7 @@ import torch
 from limbeck.data.tokenizer import Tokenizer
 from limbeck.decode.session import DecodingSession, evaluating
 from limbeck.formats.native import write_model
+from limbeck.jobs.quantization import _larger
 from limbeck.kernels import native
 from limbeck.measure.cost import SpeedProtocol
 from limbeck.measure.footprint import Footprint, footprint
@@ -19,7 +20,6 @@ from limbeck.model.config import DecoderConfig
 from limbeck.model.decoder import Decoder
 from limbeck.techniques.grid import Grid
 from limbeck.techniques.rtn import RTN
-from limbeck.verbs.quantize import _larger
 
 FORMATS = ("int8", "q8_0", "int4", "q4_0", "q4_1")
 

@@ -23,7 +23,6 @@ from limbeck.verbs.finetune import Finetune
 from tests.reference.small_model import saved
 
 SOURCE = Path(limbeck.__file__).parent
-TRAINING = ("pretrain", "finetune", "distill", "dpo")
 MOST = 5
 """Most parameters of a private function of the room that trains."""
 
@@ -96,11 +95,19 @@ def test_a_stream_of_its_own_examples_replaces_the_data(tmp_path: Path) -> None:
     assert len(sizes) == 2 and sizes[1] == 4 < sizes[0]
 
 
-@pytest.mark.parametrize("verb", TRAINING)
-def test_a_verb_that_trains_is_its_options_and_run(verb: str) -> None:
+VERBS = [p.stem for p in sorted((SOURCE / "verbs").glob("*.py")) if p.stem not in ("__init__", "table", "listing")]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_verb_is_its_options_and_run(verb: str) -> None:
     tree = ast.parse((SOURCE / "verbs" / f"{verb}.py").read_text(encoding="utf-8"))
-    functions = [node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
-    assert functions == ["run"]
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    assert [f.name for f in functions if not f.decorator_list] == ["run"], "validators and run alone"
+    (run,) = (f for f in functions if f.name == "run")
+    assert (run.end_lineno or 0) - run.lineno < 12, "the work is in jobs"
+
+
+def test_nothing_trains_by_its_options_alone() -> None:
     assert TrainingOptions.run.__isabstractmethod__  # type: ignore[attr-defined]
 
 

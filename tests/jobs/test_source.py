@@ -21,7 +21,7 @@ from limbeck.verbs.table import RECIPES, recipe
 
 SOURCE = Path(limbeck.__file__).parent
 ONCE = {"columns": "Reading", "separator": "Reading", "measuring": "MeasuredTask", "keep_codes": "ModelSource"}
-ELSEWHERE = {("separator", "CorpusSource"), ("measuring", "SelfDistill")}
+ELSEWHERE = {("separator", "CorpusSource"), ("measuring", "SelfDistillationOptions")}
 """A corpus has a separator of its own; self-distillation has one task, which nothing generates for."""
 
 

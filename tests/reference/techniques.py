@@ -14,6 +14,7 @@ from limbeck.techniques.depth import Depth
 from limbeck.techniques.freeze import Freeze
 from limbeck.techniques.gptq import GPTQ
 from limbeck.techniques.grid import Grid
+from limbeck.techniques.hqq import HQQ
 from limbeck.techniques.lora import LoRA
 from limbeck.techniques.mixed import Mixed
 from limbeck.techniques.qat import QAT
@@ -63,6 +64,7 @@ EXAMPLES: dict[str, list[Technique]] = {
     ],
     "awq": [AWQ(bits=4), AWQ(grid=Grid(format="int4", symmetric=False), steps=3, overrides={"up": None})],
     "gptq": [GPTQ(bits=4), GPTQ(grid=Grid(format="int4", granularity="channel"), act_order=False)],
+    "hqq": [HQQ(bits=4), HQQ(bits=3, overrides={"up": None})],
     "qat": [QAT(bits=4), QAT(grid=Grid(format="int8", symmetric=False)), QAT(bits=4, learned_scales=True)],
     "mixed": [
         Mixed(average_bits=6, overrides={"up": Grid(format="int8"), "*": Grid(format="int4")}),

@@ -128,6 +128,13 @@ def test_sample_logs_of_two_runs_made_elsewhere(tmp_path: Path) -> None:
     assert same["verdict"]["answer"] == "not shown worse"
 
 
+def test_names_that_lead_nowhere_are_said(tmp_path: Path) -> None:
+    for names, word in ((("a", "b"), "a does not exist: name a run folder"), (("a.jsonl", "b.jsonl"), "a.jsonl is no")):
+        with pytest.raises(DataError, match=word) as caught:
+            Certify(base=names[0], smaller=names[1]).run(Display.silent())
+        assert "Errno" not in str(caught.value)
+
+
 def test_logs_of_other_prompts_or_of_nothing_are_refused(tmp_path: Path) -> None:
     a = log(tmp_path / "a.jsonl", np.ones(5))
     b = log(tmp_path / "b.jsonl", np.ones(5), doc_hash="other")
@@ -137,7 +144,7 @@ def test_logs_of_other_prompts_or_of_nothing_are_refused(tmp_path: Path) -> None
         (tmp_path / "bad.jsonl").write_text(text)
         with pytest.raises(DataError, match=said):
             read_samples(tmp_path / "bad.jsonl")
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match="none.jsonl is no sample log"):
         read_samples(tmp_path / "none.jsonl")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
 import signal
@@ -16,11 +17,11 @@ import pytest
 
 from limbeck.data.rows import Row, Rows
 from limbeck.errors import ConfigError, Interrupted, RunError, StorageError
-from limbeck.synth.collect import Asking, Collected, collect, estimate
+from limbeck.synth.collect import Asking, Collected, _Session, collect, estimate
 from limbeck.synth.endpoint import Endpoint, _wait, key_from_environment
 from limbeck.synth.ledger import Ledger
 from limbeck.synth.prompts import KINDS, Plan, answer_fields
-from limbeck.synth.teacher import Prices, Sampling
+from limbeck.synth.teacher import Answer, Prices, Sampling
 from tests.reference.teacher_server import Server, serving
 
 PRICES = Prices(input_price=1.0, output_price=2.0)
@@ -88,6 +89,39 @@ def test_concurrency_and_rate_are_kept(tmp_path: Path) -> None:
         ask(server, tmp_path / "b", plan(4), Asking(per_minute=300))
         gaps = [b - a for a, b in zip(server.starts, server.starts[1:], strict=False)]
         assert sum(gaps) >= 3 * 0.2 - 0.15  # the first request waits for its connection too
+
+
+def test_tokens_a_minute_are_kept_and_what_an_answer_did_not_need_is_given_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    waits: list[float] = []
+    the = plan(5)
+    most = [the.request(i).most_prompt_tokens + 64 for i in range(5)]
+
+    async def waited(seconds: float) -> None:
+        waits.append(seconds)
+
+    async def begin(asking: Asking, answers: list[Answer | None]) -> list[float]:
+        """How long each request waits on a clock that stands still, but for the time that the test takes."""
+        waits.clear()
+        session = _Session(the, None, None, asking, PRICES, lambda: False, lambda done: None)  # type: ignore[arg-type]
+        for i, answer in enumerate(answers):
+            await session._start(the.request(i))
+            if answer is not None:
+                session._give_back(the.request(i), answer)
+        return list(waits)
+
+    hours = Asking(tokens_per_minute=0.1)  # every token takes ten minutes, beside which the test's own time is nothing
+    stated, silent = Answer("", "", 10, 20, "stop"), Answer("", "", None, None, "stop")
+    with monkeypatch.context() as patch:
+        patch.setattr("limbeck.synth.collect.asyncio.sleep", waited)
+        every = asyncio.run(begin(hours, [None, None, None]))
+        given = asyncio.run(begin(hours, [stated, silent, None]))
+        both = asyncio.run(begin(hours.model_copy(update={"per_minute": 1e-6}), [stated, None]))
+        free = asyncio.run(begin(Asking(), [None, None]))
+    assert every == pytest.approx([0, 600 * most[0], 600 * (most[0] + most[1])], abs=300)
+    assert given == pytest.approx([0, 600 * 30, 600 * (30 + most[1])], abs=300)
+    assert both == pytest.approx([0, 60e6], rel=1e-3) and free == []
 
 
 def test_a_budget_is_never_passed_and_stops_at_the_same_request_whatever_the_concurrency(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from limbeck.config import build
 from limbeck.data.readers import read
 from limbeck.errors import ConfigError, ModelError, TechniqueError
 from limbeck.formats.load import load_bundle, save_bundle
+from limbeck.jobs import quantization as quantize
 from limbeck.jobs.recipe import Display
 from limbeck.jobs.reports import quantization as quantize_report
 from limbeck.jobs.reports.quantization import alternated, show_quantized
@@ -28,7 +29,6 @@ from limbeck.model.quantized import QuantizedWeight, is_quantized
 from limbeck.tasks.text import Text
 from limbeck.techniques.grid import Grid
 from limbeck.techniques.rtn import RTN
-from limbeck.verbs import quantize
 from limbeck.verbs.quantize import Quantize
 from tests.reference.small_model import MODERN, decoder, saved
 from tests.reference.task_models import small, tokenizer

@@ -217,7 +217,7 @@ def self_distill(
 
     Args:
         model: a name, a loaded model, or the result of an earlier job.
-        data: rows with ``first``, ``second`` and ``label``; forms as in ``limbeck.finetune``.
+        data: rows with ``sentence1``, ``sentence2`` and ``is_duplicate``; forms as in ``limbeck.finetune``.
         valid: validation rows; None: a share of the data.
         test: test rows; None: a share of the data.
         out: run folder; None: ``runs/self-distill-`` and a hash of the options.

@@ -17,7 +17,8 @@ _NAMES = (
     "device", "dtype", "train.precision", "train.patience", "train.evaluate-every", "probes", "audit", "alpha", "beta",
     "temperature", "shots", "rows", "part", "against", "within", "metric", "margin", "samples", "to", "type",
     "overwrite", "prompts", "chat", "decoding.max-new-tokens", "decoding.temperature", "decoding.top-p", "base",
-    "memory", "dry-run", "architecture.preset", "vocab-size", "tokenizer",
+    "memory", "dry-run", "architecture.preset", "vocab-size", "tokenizer", "host", "port", "api-key-file", "name",
+    "draft", "url",
 )  # fmt: skip
 """Long names of flags that most people use, the most used first."""
 
@@ -33,11 +34,14 @@ EXAMPLES = {
     "score": "limbeck score predictions.txt --task sonnets --data poems.txt",
     "audit": "limbeck audit train.csv --against test.csv",
     "generate": 'limbeck generate gpt2 "Once upon a time" --max-new-tokens 40 --temperature 0.8',
+    "chat": "limbeck chat runs/chat --temperature 0.7",
+    "serve": "limbeck serve runs/chat --port 8000",
     "info": "limbeck info gpt2",
     "list": "limbeck list techniques",
     "doctor": "limbeck doctor",
     "export": "limbeck export runs/tiny --to gguf --out tiny.gguf",
     "compare": "limbeck compare runs/a runs/b",
+    "report": "limbeck report runs/a runs/b --out runs/page",
     "study": "limbeck study study.yaml --out runs/study",
     "certify": "limbeck certify runs/tiny runs/int8 --data test.txt --out runs/certificate",
     "fit": "limbeck fit search.yaml --trials 12 --out runs/fit",

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
+from limbeck.command.completion import choices_of, script
 from limbeck.command.everyday import EXAMPLES, everyday
+from limbeck.command.example import example
 from limbeck.command.flags import MISSING, Flag, Member, flags_of
 from limbeck.command.help import write
+from limbeck.command.values import converted, overlay
 from limbeck.errors import nearest
 from limbeck.old_names import kind_now, warn
 
@@ -21,6 +26,7 @@ __all__ = ["Verb", "Verbs", "schema", "with_definitions"]
 _EXTRA = (
     ("--config FILE", "YAML file of the recipe; flags override it"),
     ("--print-config", "print the resolved recipe as YAML and exit"),
+    ("--print-example", "print a commented YAML file that this verb reads, and exit"),
     ("--json", "print exactly one JSON object to stdout at the end"),
     ("--quiet", "write nothing for people"),
     ("--help", "show the flags that most people use, and exit"),
@@ -61,6 +67,7 @@ class Verb(click.Command):
     """One verb: its flags come from the recipe's schema, its work is done by ``start``."""
 
     def __init__(self, name: str, entry: Mapping[str, Any], start: Start) -> None:
+        self.entry = entry
         self.flags = flags_of(entry["schema"])
         known = {s for f in self.flags for s in (f.name, f.short)}
         self.old = {old: now for f in self.flags for old, now in f.old_spellings.items() if old not in known}
@@ -91,7 +98,7 @@ class Verb(click.Command):
         """
         ctx.allow_extra_args = True
         left = super().parse_args(ctx, args)
-        if left:
+        if left and not ctx.resilient_parsing:
             takes = " ".join(f.argument for f in self.flags if f.positional) or "no argument"
             named = [f for f in self.flags if not f.positional and (f.name == "model" or f.default is MISSING)]
             wanted = [f.spellings[0] for f in sorted(named, key=lambda f: f.name != "model")]
@@ -131,17 +138,30 @@ class Verb(click.Command):
             formatter.write_paragraph()
             formatter.write_text(f"{left} more flags: limbeck {self.name} --help-all")
 
+    def example(self) -> str:
+        """Return a commented YAML file for ``--config`` with the values of the verb's example."""
+        found: dict[str, Any] = {}
+
+        def values(_: str, flags: Sequence[Flag], typed: Mapping[str, Any]) -> None:
+            one = [(flag, (text,) if isinstance(text, str) else text) for flag, text in typed["values"]]
+            given = [(flag, texts if isinstance(texts, bool) else converted(flag, texts)) for flag, texts in one]
+            found.update(overlay({}, flags, given))
+
+        words = shlex.split(EXAMPLES.get(str(self.name), f"limbeck {self.name}"))[2:]
+        Verb(str(self.name), self.entry, values).main(words, standalone_mode=False)
+        return example(str(self.name), self.entry, self.flags, everyday(self.flags, 0), found)
+
     def _help_parameters(self) -> list[click.Parameter]:
         """Return the options that show other parts of the help."""
 
         def show_all(ctx: click.Context, _: click.Parameter, asked: bool) -> None:
-            if asked:
+            if asked and not ctx.resilient_parsing:
                 ctx.meta[_ALL] = True
                 click.echo(ctx.get_help())
                 ctx.exit()
 
         def show_one(ctx: click.Context, _: click.Parameter, kind: str | None) -> None:
-            if kind is None:
+            if kind is None or ctx.resilient_parsing:
                 return
             kind = kind_now(kind.replace("-", "_"))
             if kind not in self.kinds:
@@ -152,8 +172,15 @@ class Verb(click.Command):
             click.echo(ctx.get_help())
             ctx.exit()
 
+        def show_example(ctx: click.Context, _: click.Parameter, asked: bool) -> None:
+            if asked and not ctx.resilient_parsing:
+                click.echo(self.example(), nl=False)
+                ctx.exit()
+
+        eager: dict[str, Any] = {"is_flag": True, "is_eager": True, "expose_value": False}
         out: list[click.Parameter] = [
-            click.Option(["--help-all"], is_flag=True, is_eager=True, expose_value=False, callback=show_all)
+            click.Option(["--help-all"], callback=show_all, **eager),
+            click.Option(["--print-example"], callback=show_example, **eager),
         ]
         if self.kinds:
             out.append(
@@ -165,12 +192,17 @@ class Verb(click.Command):
 def _parameter(flag: Flag) -> click.Parameter:
     name = _identifier(flag)
     many = flag.form in ("list", "unions", "mapping")
-    if flag.positional:
-        return click.Argument([name], required=False, nargs=-1 if many else 1, type=str, metavar=flag.argument)
-    if flag.form == "switch":
+    if flag.form == "switch" and not flag.positional:
         spellings = [f"{s}/--no-{s[2:]}" for s in flag.spellings]
         return click.Option([name, *spellings], default=None, is_flag=True)
-    return click.Option([name, *flag.spellings], default=None, multiple=many, type=str)
+
+    def completed(ctx: click.Context, parameter: click.Parameter, typed: str) -> list[CompletionItem]:
+        return choices_of(flag, typed)
+
+    given: dict[str, Any] = {"type": str, "shell_complete": completed}
+    if flag.positional:
+        return click.Argument([name], required=False, nargs=-1 if many else 1, metavar=flag.argument, **given)
+    return click.Option([name, *flag.spellings], default=None, multiple=many, **given)
 
 
 def _extra_parameters() -> list[click.Parameter]:
@@ -191,8 +223,15 @@ class Verbs(click.Group):
             "limbeck",
             help="Adapts and shrinks GPT-class language models and shows what each saving costs.",
             epilog="A model is named by a folder, a run, a .gguf file or a Hub id; data by a path, toy:NAME or a Hub "
-            "id. limbeck VERB --help lists the flags of a verb.",
-            params=[click.Option(["--version"], is_flag=True, is_eager=True, expose_value=False, callback=_version)],
+            "id. limbeck VERB --help lists the flags of a verb, limbeck VERB --print-example prints a YAML "
+            'file for it. For completion in bash: eval "$(limbeck --print-completion bash)"; zsh and fish work too.',
+            params=[
+                click.Option(["--version"], is_flag=True, is_eager=True, expose_value=False, callback=_version),
+                click.Option(
+                    ["--print-completion"], metavar="SHELL", is_eager=True, expose_value=False, callback=_completion,
+                    help="print the script that completes limbeck in bash, zsh or fish, and exit",
+                ),
+            ],  # fmt: skip
             context_settings={
                 "help_option_names": ["--help", "-h"],
                 "token_normalize_func": _dashes,
@@ -224,6 +263,12 @@ class Verbs(click.Group):
         """List the verbs without building them."""
         with formatter.section("verbs"):
             formatter.write_dl([(name, schema()["verbs"][name]["summary"]) for name in self.list_commands(ctx)])
+
+
+def _completion(ctx: click.Context, _: click.Parameter, shell: str | None) -> None:
+    if shell is not None and not ctx.resilient_parsing:
+        click.echo(script(ctx.command, shell))
+        ctx.exit(0)
 
 
 def _version(ctx: click.Context, _: click.Parameter, asked: bool) -> None:

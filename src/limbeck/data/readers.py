@@ -24,7 +24,7 @@ Table = list[Place]
 
 _ENDINGS = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 _TEXTS = (".txt", ".raw")  # WikiText calls its untouched text .raw
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?")
+_HUB_ID = re.compile(r"([\w.-]+(?:/[\w.-]+)?)(?:@([\w./-]+))?(?::([\w.-]+))?")
 _NAMED = 5  # rows in a sentence
 
 
@@ -87,7 +87,8 @@ def read(
     Args:
         source: a ``.txt`` or ``.raw`` (one document between separators, field ``text``), ``.csv``, ``.tsv``,
             ``.json`` (a list of objects or of strings), ``.jsonl`` or ``.parquet`` file; ``toy:NAME``; or a Hub id,
-            ``owner/name`` or ``owner/name:config``, read through ``datasets``.
+            ``owner/name``, ``owner/name:config``, or ``owner/name@REVISION:config`` for a branch, a tag or a commit,
+            read through ``datasets``.
         required: fields that every row must have a value for. An empty cell of a CSV is no value; an empty string of a
             JSON or parquet file is one.
         columns: our field <- their column; columns not named keep their names.
@@ -258,9 +259,12 @@ def _hub(source: str, split: str) -> Iterator[Place]:
     """Rows of a Hub set, one at a time from the cache of ``datasets``, where the whole lies after the first time."""
     import datasets  # seconds to import, and wanted by no other reader
 
-    name, _, config = source.partition(":")
+    found = _HUB_ID.fullmatch(source)
+    assert found is not None
+    name, revision, config = found.groups()
+    pinned = {"revision": revision} if revision else {}
     try:
-        for i, row in enumerate(datasets.load_dataset(name, config or None, split=split)):
+        for i, row in enumerate(datasets.load_dataset(name, config, split=split, **pinned)):
             yield i, dict(row)
     except Exception as error:  # the library's failures share no class
         reason = " ".join(str(error).split()) or type(error).__name__

@@ -25,7 +25,7 @@ from limbeck.errors import ConfigError, RunError
 from limbeck.model.decoder import Decoder
 from limbeck.model.patterns import Causal
 
-__all__ = ["Speculation", "speculate"]
+__all__ = ["Speculation", "SpeculativeRow", "check_draft", "speculate"]
 
 
 @dataclass(slots=True)
@@ -85,7 +85,7 @@ def speculate(
         ConfigError: beams, models of two vocabularies, a rolling cache, or a draft of too short a context.
         RunError: the model's logits are not finite.
     """
-    _check(model, draft, decoding)
+    check_draft(model, draft, decoding)
     ends = tuple(end_ids) if end_ids is not None else tokenizer.end_ids
     ready = fit_prompts(model, prompts, decoding, tokenizer)
     fit_prompts(draft, ready, decoding, tokenizer)
@@ -96,13 +96,18 @@ def speculate(
             for sample in range(decoding.samples):
                 key = (prompts[number], before[number])
                 row = GenerationRow(number, sample, prompt, decoding, key, tokenizer, on_text)
-                _Writer(model, draft, row, decoding, ends, proposals, worth).run()
+                SpeculativeRow(model, draft, row, decoding, ends, proposals, worth).run()
                 some.append(row.result())
             out.append(some)
     return out, worth
 
 
-def _check(model: Decoder, draft: Decoder, decoding: Decoding) -> None:
+def check_draft(model: Decoder, draft: Decoder, decoding: Decoding) -> None:
+    """Refuse a draft that cannot propose for ``model``.
+
+    Raises:
+        ConfigError: beams, models of two vocabularies, or a rolling cache.
+    """
     if decoding.beams > 1:
         raise ConfigError("a draft proposes for sampling and greedy decoding: set beams to 1, or leave it out")
     if model.config.head_rows != draft.config.head_rows:
@@ -115,8 +120,12 @@ def _check(model: Decoder, draft: Decoder, decoding: Decoding) -> None:
             raise ConfigError(f"the {what} has a rolling cache, which cannot take back rejected tokens: use no draft")
 
 
-class _Writer:
-    """One sequence: what is certain, and how much of it either cache holds."""
+class SpeculativeRow:
+    """One sequence that a model and its draft write: what is certain, and how much of it either cache holds.
+
+    ``start`` reads the prompt, and each ``advance`` is one round, until ``row.stopped``; both models are in evaluation
+    mode meanwhile, gradients off.
+    """
 
     def __init__(
         self,
@@ -137,13 +146,26 @@ class _Writer:
 
     def run(self) -> None:
         """Write until the row stops."""
-        self.drafter.start()
-        self._judge(self.checker.start(), [], [])
+        self.start()
         while self.row.stopped is None:
-            self._round()
+            self.advance()
         self.worth.tokens += len(self.row.ids)
 
-    def _round(self) -> None:
+    def start(self) -> None:
+        """Read the prompt and choose the first token.
+
+        Raises:
+            RunError: the model's logits are not finite.
+        """
+        self.drafter.start()
+        self._judge(self.checker.start(), [], [])
+
+    def advance(self) -> None:
+        """Let the draft propose, and keep what passes and one token of the model's own.
+
+        Raises:
+            RunError: the model's logits are not finite.
+        """
         row, held = self.row, len(self.row.prompt) + len(self.row.ids)
         count = max(0, min(self.proposals, row.limit - len(row.ids) - 1, self.reach - held))
         began = time.perf_counter()

@@ -23,6 +23,7 @@ from limbeck.data.tokenizer import Tokenizer
 from limbeck.errors import ModelError
 from limbeck.formats.families.table import family_of
 from limbeck.formats.gguf_config import ROPE_FACTORS
+from limbeck.formats.gguf_kquants import FALLBACKS, fallback, quantize
 from limbeck.formats.gguf_tokenizer import add_vocabulary
 from limbeck.kernels.packed_layout import Codes, unpack_int4
 from limbeck.model.config import DecoderConfig, Llama3Scaling
@@ -34,7 +35,9 @@ from limbeck.model.quantized import QuantizedEmbedding, QuantizedLinear
 
 __all__ = ["GGUFTensor", "Type", "GGUFReport", "architecture", "blocks", "places", "weight_error", "write_gguf"]
 
-Type = Literal["auto", "f32", "f16", "q8_0", "q4_0", "q4_1"]
+Type = Literal[
+    "auto", "f32", "f16", "bf16", "q8_0", "q6_k", "q5_k", "q5_1", "q5_0", "q4_k", "q4_1", "q4_0", "q5_k_m", "q4_k_m"
+]  # fmt: skip
 
 _Kind = gguf.GGMLQuantizationType
 _BLOCK = 32  # columns of a block of Q8_0, Q4_0 and Q4_1
@@ -45,7 +48,16 @@ _FILE_TYPES = {
     "q8_0": gguf.LlamaFileType.MOSTLY_Q8_0,
     "q4_0": gguf.LlamaFileType.MOSTLY_Q4_0,
     "q4_1": gguf.LlamaFileType.MOSTLY_Q4_1,
+    "bf16": gguf.LlamaFileType.MOSTLY_BF16,
+    "q5_0": gguf.LlamaFileType.MOSTLY_Q5_0,
+    "q5_1": gguf.LlamaFileType.MOSTLY_Q5_1,
+    "q6_k": gguf.LlamaFileType.MOSTLY_Q6_K,
+    "q5_k": gguf.LlamaFileType.MOSTLY_Q5_K_S,
+    "q4_k": gguf.LlamaFileType.MOSTLY_Q4_K_S,
+    "q5_k_m": gguf.LlamaFileType.MOSTLY_Q5_K_M,
+    "q4_k_m": gguf.LlamaFileType.MOSTLY_Q4_K_M,
 }
+_MIXES = {"q4_k_m": _Kind.Q4_K, "q5_k_m": _Kind.Q5_K}
 _FAMILIES = ("gpt2", "llama", "mistral", "qwen2")
 _PLAIN = (nn.Linear, Linear, nn.Embedding, nn.LayerNorm, nn.RMSNorm)
 
@@ -78,6 +90,7 @@ class GGUFReport:
         rounded_twice: keys of quantized matrices that were decoded and rounded to another type.
         unfit: keys of matrices whose columns do not divide into blocks, decoded and written as F16.
         lost: settings of the source that the file cannot hold, a sentence each.
+        narrow: keys of matrices whose columns 256 does not divide, in the type that llama.cpp takes for those.
     """
 
     architecture: str
@@ -86,6 +99,7 @@ class GGUFReport:
     rounded_twice: tuple[str, ...]
     unfit: tuple[str, ...]
     lost: tuple[str, ...] = ()
+    narrow: tuple[str, ...] = ()
 
     @property
     def exact(self) -> bool:
@@ -216,7 +230,7 @@ def write_gguf(
     config, arch = model.config, architecture(model.config)
     draft = storage.scratch(file)
     writer = gguf.GGUFWriter(draft, arch)
-    made = _Making(kind)
+    made = _Making(kind, config)
     try:
         lost = add_vocabulary(writer, tokenizer, config.vocab_size, generation or {})
         if isinstance(config.rope.scaling, Llama3Scaling):
@@ -224,7 +238,7 @@ def write_gguf(
             writer.add_array(_ROPE_LLAMA3, _llama3(config.rope.scaling))
         for place in places(config):
             made.place(writer, place, _values(model, place))
-        _settings(writer, config, name, made.commonest())
+        _settings(writer, config, name, kind if kind in _MIXES else made.commonest())
         with storage.writing(file):
             file.parent.mkdir(parents=True, exist_ok=True)
             writer.write_header_to_file()
@@ -235,14 +249,17 @@ def write_gguf(
     finally:
         writer.close()
         draft.unlink(missing_ok=True)
-    return GGUFReport(arch, made.types, tuple(made.copied), tuple(made.rounded_twice), tuple(made.unfit), lost)
+    return GGUFReport(
+        arch, made.types, tuple(made.copied), tuple(made.rounded_twice), tuple(made.unfit), lost, tuple(made.narrow)
+    )
 
 
 class _Making:
     """Encodes tensor by tensor, and notes what became of each."""
 
-    def __init__(self, wanted: Type) -> None:
-        self.wanted = wanted
+    def __init__(self, wanted: Type, config: DecoderConfig) -> None:
+        self.wanted, self.layers, self.tied = wanted, config.layers, config.tied
+        self.narrow: list[str] = []
         self.types: dict[str, str] = {}
         self.copied: list[str] = []
         self.rounded_twice: list[str] = []
@@ -271,16 +288,37 @@ class _Making:
             if self.wanted != "f32" and values.scales is not None:
                 (self.unfit if values.layout.columns % _BLOCK else self.rounded_twice).append(key)
         weight = (values.decode() if isinstance(values, Codes) else values.float()).contiguous().numpy()
-        wanted = gguf.GGMLQuantizationType["F16" if self.wanted == "auto" else self.wanted.upper()]
-        if wanted not in (_Kind.F32, _Kind.F16) and weight.shape[1] % _BLOCK:
+        asked = self._type(key)
+        wanted = fallback(asked, weight.shape[1])
+        if wanted == _Kind.F16 != asked:
             if key not in self.unfit:
                 self.unfit.append(key)
-            wanted = _Kind.F16
+        elif wanted != asked:
+            self.narrow.append(key)
         with np.errstate(over="ignore"):
-            data = gguf.quants.quantize(weight, wanted)
+            data = quantize(weight, wanted) if wanted in FALLBACKS else gguf.quants.quantize(weight, wanted)
         if wanted == _Kind.F16 and not np.isfinite(data).all():
             raise ModelError(f"{key} holds numbers that F16 cannot: export with --type f32")
         return data, wanted
+
+    def _type(self, key: str) -> gguf.GGMLQuantizationType:
+        """Return the type that is wanted for the matrix ``key``; in a mix, llama.cpp's for its place.
+
+        That is six bits for the head, and for values and the feed-forward's second layer in the first and the last
+        eighth of the blocks and every third between.
+        """
+        if self.wanted not in _MIXES:
+            return gguf.GGMLQuantizationType["F16" if self.wanted == "auto" else self.wanted.upper()]
+        if key == ("token_embd.weight" if self.tied else "output.weight"):
+            return _Kind.Q6_K
+        block, kind = key.split("."), _MIXES[self.wanted]
+        if block[0] != "blk":
+            return kind
+        if block[2] == "attn_qkv":
+            return _Kind.Q5_K if kind == _Kind.Q4_K else _Kind.Q6_K
+        i, eighth = int(block[1]), self.layers // 8
+        more = i < eighth or i >= 7 * self.layers // 8 or (i - eighth) % 3 == 2
+        return _Kind.Q6_K if more and block[2] in ("attn_v", "ffn_down") else kind
 
     def commonest(self) -> str:
         """Return the type of most matrices, by which a file is called."""

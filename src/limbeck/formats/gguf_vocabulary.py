@@ -120,7 +120,7 @@ def _byte_level(file: GgufFile, ids: dict[str, int], pre: str) -> dict[str, Any]
         "post_processor": None,
         "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
         "model": {"type": "BPE", "vocab": ids, "merges": pairs, "ignore_merges": ignore_merges, "fuse_unk": False,
-                  "byte_fallback": False, "dropout": None, "unk_token": None,
+                  "byte_fallback": False, "dropout": None, "unk_token": None,  # nosec B105 - a token of text
                   "continuing_subword_prefix": None, "end_of_word_suffix": None},
     }  # fmt: skip
 

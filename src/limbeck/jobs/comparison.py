@@ -74,7 +74,9 @@ class ComparisonOptions(Recipe):
     any_protocol: bool = Field(False, description="compare even what was measured in different ways")
     level: float = Field(0.95, gt=0.5, lt=1, description="level of the intervals")
     resamples: int = Field(4000, ge=100, description="resamples of the permutation test")
-    samples: int = Field(5, ge=0, description="items shown, those with the largest change", json_schema_extra=_ITEMS)
+    samples: int = Field(
+        0, ge=0, description="items shown with both texts, those with the largest change", json_schema_extra=_ITEMS
+    )
     width: int = Field(300, ge=20, description="characters of each text shown", json_schema_extra=_ITEMS)
 
 
@@ -86,8 +88,7 @@ def comparison(options: ComparisonOptions) -> Report:
         ConfigError: the two were measured in different ways.
     """
     for name in (options.run_a, options.run_b):
-        if not Path(name).expanduser().exists():
-            raise DataError(f"{name} does not exist: name a run folder or a file of scores")
+        _existing(name)
     a = evaluated(options.run_a, options.part or _part(options.run_a, options.run_b))
     b = evaluated(options.run_b, options.part or _part(options.run_b, options.run_a))
     differences = _differing(a.protocol, b.protocol)
@@ -166,9 +167,9 @@ def evaluated(name: str, part: str | None) -> Evaluated:
     """Read one side: a scores file, or the evaluation ``part`` of a run with what its report says of it.
 
     Raises:
-        DataError: there is no such evaluation, or its scores cannot be read.
+        DataError: there is no such run, file or evaluation, or its scores cannot be read.
     """
-    path = Path(name).expanduser()
+    path = _existing(name)
     if path.is_dir():
         run: Run | None = Run.open(path)
         file = path / "scores" / f"{part}.jsonl"
@@ -184,6 +185,18 @@ def evaluated(name: str, part: str | None) -> Evaluated:
     if figures is None:
         figures = _figures(run, scores) if run is not None else ()
     return Evaluated(name, file, scores, figures, reported_protocol(report, file.stem), read_predictions(file))
+
+
+def _existing(name: str) -> Path:
+    """Return the path of a run or a file of scores.
+
+    Raises:
+        DataError: there is nothing of that name.
+    """
+    path = Path(name).expanduser()
+    if not path.exists():
+        raise DataError(f"{name} does not exist: name a run folder or a file of scores")
+    return path
 
 
 def _figures(run: Run, scores: Scores) -> tuple[Statistic, ...]:
@@ -287,7 +300,8 @@ def _more(c: Comparison, margin: float | None) -> str:
 
 def _table(names: tuple[str, str], found: Mapping[str, Comparison]) -> Table:
     note = "* of the first figure alone; of the further ones after Holm" if len(found) > 1 else None
-    table = Table(title=f"{names[1]} against {names[0]}", title_justify="left", caption=note, caption_justify="left")
+    title = f"{names[0]} against {names[1]} (difference: {names[1]} - {names[0]})"
+    table = Table(title=title, title_justify="left", caption=note, caption_justify="left")
     for heading in ("figure", names[0], names[1], "difference", "interval", "p*", "items", "better"):
         table.add_column(heading, justify="left" if heading in ("figure", "better") else "right", overflow="fold")
     for name, c in found.items():

@@ -13,6 +13,7 @@ from limbeck.data.readers import Rows
 from limbeck.data.same_tokens import check_alike
 from limbeck.data.splits import split_rows
 from limbeck.errors import ConfigError
+from limbeck.formats.hub import commits_of
 from limbeck.formats.load import Bundle, load_bundle
 from limbeck.jobs.checks import Checks, ProbeLevel, audited, encoded, fired_first, leak_alarms
 from limbeck.jobs.measured_task import MeasuredTask
@@ -94,7 +95,7 @@ def evaluation(options: EvaluationOptions, display: Display) -> Report:
         if run.finished and (options.predictions is None or Path(options.predictions).is_file()):
             display.say(run.describe())
             return Report(run.report(), show_report(run.report()))
-        run.provenance(seed=options.seed, data={options.part: rows.hash})
+        run.provenance(seed=options.seed, data={options.part: rows.hash}, models=commits_of(options.model_dump()))
         report = _measured(
             options, {**values, "run": str(run.path)}, bundle, rows, known, run.scores / f"{options.part}.jsonl"
         )

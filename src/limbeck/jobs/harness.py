@@ -19,6 +19,7 @@ from pydantic import Field
 from limbeck.config import Config, build
 from limbeck.data.readers import read
 from limbeck.errors import ConfigError, DataError
+from limbeck.formats.hub import commits_of
 from limbeck.formats.load import Bundle
 from limbeck.jobs.checks import fired_first
 from limbeck.jobs.model_source import ModelSource
@@ -175,7 +176,11 @@ def harness_job(recipe: Recipe, source: ModelSource, asked: Asked, display: Disp
         if run.finished:
             display.say(run.describe())
             return Report(run.report(), show_report(run.report()))
-        run.provenance(seed=recipe.seed, data={part: rows.hash for part, rows in named.items()})
+        run.provenance(
+            seed=recipe.seed,
+            data={part: rows.hash for part, rows in named.items()},
+            models=commits_of(recipe.model_dump()),
+        )
         told = report({**values, "run": str(run.path)}, run.scores)
         run.finish(told.values)
         return told

@@ -8,11 +8,13 @@ import torch
 from pydantic import Field, JsonValue
 
 from limbeck.config import Config
+from limbeck.errors import ConfigError
 from limbeck.formats.load import Bundle, load_bundle
 from limbeck.jobs.source import Parts, device_of, dtype_of
 from limbeck.jobs.start import Start
 from limbeck.measure.cost import Cost, cost
 from limbeck.measure.footprint import footprint
+from limbeck.model.decoder import Decoder
 
 __all__ = ["NAMES", "ModelSource", "StartingModel"]
 
@@ -66,6 +68,20 @@ class ModelSource(Config):
         return load_bundle(
             self.model, dtype_of(dtype), device_of(device), adapter=self.adapter, keep_codes=self.keep_codes
         )
+
+    def load_draft(self, draft: str, bundle: Bundle, dtype: str, device: str) -> Decoder:
+        """Load the small model that proposes tokens to the model of ``bundle``.
+
+        Raises:
+            ConfigError: it has another tokenizer.
+            LimbeckError: as ``limbeck.formats.load.load_bundle``.
+        """
+        found = load_bundle(draft, dtype_of(dtype), device_of(device))
+        if found.tokenizer.fingerprint != bundle.tokenizer.fingerprint:
+            raise ConfigError(
+                f"draft {draft} has another tokenizer than {self.model}: take one of the same, a distilled student"
+            )
+        return found.model
 
     def cost(self, bundle: Bundle, dtype: str, memory: bool) -> Cost:
         """Return what the loaded ``bundle`` costs; with ``memory`` also its peak memory, in a process of its own."""

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from limbeck.errors import ConfigError, DataError
+from limbeck.formats.hub import commits_of
 from limbeck.formats.load import load_bundle, save_bundle
 from limbeck.jobs.model_source import NAMES
 from limbeck.jobs.recipe import Display, Recipe, Report, default_folder
@@ -74,7 +75,11 @@ def self_distillation(options: SelfDistillationOptions, display: Display) -> Rep
         if run.finished:
             display.say(run.describe())
             return Report(run.report(), _body(run.report()))
-        run.provenance(seed=options.seed, data={k: v["hash"] for k, v in parts.describe().items()})
+        run.provenance(
+            seed=options.seed,
+            data={k: v["hash"] for k, v in parts.describe().items()},
+            models=commits_of(options.model_dump()),
+        )
         generator = settings.model_copy(update={"learning_rate": options.generator_rate})
         found = self_distill(
             bundle, options.task, parts.train, valid, final, options.distilling, settings, generator,

@@ -14,12 +14,14 @@ import torch
 from limbeck.data.audit.report import AuditReport
 from limbeck.data.batch import collate
 from limbeck.data.batches import fixed_batches
+from limbeck.formats.hub import commits_of
 from limbeck.formats.load import save_bundle
 from limbeck.jobs.checks import Checks, ProbeLevel
 from limbeck.jobs.estimate import FirstMinute, announce, dry_run, needs
 from limbeck.jobs.options import TrainingOptions
 from limbeck.jobs.prepared import DataSteps, PreparedTraining
 from limbeck.jobs.recipe import Display, Report
+from limbeck.jobs.reports.ending import described_base
 from limbeck.jobs.reports.evaluation import measure, show_report
 from limbeck.jobs.reports.limits import clamped, unlike
 from limbeck.jobs.source import Parts, device_of
@@ -120,7 +122,9 @@ class TrainingJob:
             return planned if here.main else Report({})
         with self._open(here) as run:
             hashes = {k: v["hash"] for k, v in prepared.parts.describe().items()}
-            here.on_main(lambda: run.provenance(seed=options.seed, data=hashes))
+            here.on_main(
+                lambda: run.provenance(seed=options.seed, data=hashes, models=commits_of(options.model_dump()))
+            )
             lowered = clamped(options.context, prepared.data.context, "training")
             display.say(f"{options.verb}: {run.describe()}", *prepared.parts.train.notes, *lowered)
             prepared = self._with_examples(replace(prepared, run=run), here)
@@ -219,9 +223,18 @@ class TrainingJob:
         before = [*values.get("alarms", []), *(a.describe() for a in seen)]
         values |= prepared.checks.told(model, data.report, before)
         values["cost"] = cost(model, run.model, trainable=trainable)
+        if (base := _base(start)) is not None:
+            values["base"] = described_base(base, run.model)
         values = plain(values)
         run.finish(values)
         return Report(values, show_report(values))
+
+
+def _base(start: Start) -> str | None:
+    """Return the name of the model that the result is smaller or larger than: the teacher, or what it began from."""
+    if start.teacher is not None:
+        return start.teacher.source
+    return None if start.fresh else start.source
 
 
 def _measured(prepared: PreparedTraining) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, JsonValue
 from rich.console import RenderableType
 from rich.text import Text
 
@@ -15,10 +15,15 @@ from limbeck.formats.load import load_bundle
 from limbeck.jobs.recipe import Recipe, Report, facts
 from limbeck.jobs.source import device_of, dtype_of
 from limbeck.measure.equivalence import DeploymentCheck, compare
+from limbeck.measure.server_check import ServedModel, compare_with_server
 from limbeck.measure.sides import BundleSide, Side, TransformersSide
 from limbeck.model.cache import KVKind
+from limbeck.synth.endpoint import key_from_environment
 
 __all__ = ["VerificationOptions", "verification"]
+
+
+_SERVER: dict[str, JsonValue] = {"section": "server"}
 
 
 class VerificationOptions(Recipe):
@@ -33,6 +38,21 @@ class VerificationOptions(Recipe):
     text: str | None = Field(None, description="text file whose first tokens are the prompts; default: random tokens")
     new_tokens: int = Field(16, ge=1, le=256, description="tokens of each greedy continuation")
     strict: bool = Field(False, description="fail (exit code 1) where the two differ")
+    name: str | None = Field(
+        None, description="what a server calls its model; none: the first that it lists", json_schema_extra=_SERVER
+    )
+    key_variable: str = Field(
+        "LIMBECK_API_KEY", description="environment variable that holds the server's key", json_schema_extra=_SERVER
+    )
+    tolerance: float = Field(
+        0.05, gt=0, description="difference of a server's log-probability, in nats, that rounding explains",
+        json_schema_extra=_SERVER,
+    )  # fmt: skip
+
+    @property
+    def of_server(self) -> bool:
+        """Is the target the address of a server?"""
+        return self.target.startswith(("http://", "https://"))
 
 
 def verification(options: VerificationOptions) -> Report:
@@ -42,6 +62,11 @@ def verification(options: VerificationOptions) -> Report:
         ConfigError: a cache was asked of transformers.
         RunError: they differ, and ``strict`` was given.
     """
+    if options.of_server:
+        return _of_server(options)
+    given = sorted({"name", "key_variable", "tolerance"} & options.model_fields_set)
+    if given:
+        raise ConfigError(f"{', '.join(given)} belong to a server: {options.target} is none, leave them out")
     if options.engine == "transformers" and options.cache != "model":
         raise ConfigError("'cache' is of Limbeck's decoder: leave it out with --engine transformers")
     texts = [] if options.text is None else _paragraphs(Path(options.text).expanduser())
@@ -50,6 +75,41 @@ def verification(options: VerificationOptions) -> Report:
         told = "; ".join(finding.message for finding in result.findings[:3])
         raise RunError(f"{options.target} is not {options.source}: {told}")
     return _report(result)
+
+
+def _of_server(options: VerificationOptions) -> Report:
+    """Compare a model with the one behind a server.
+
+    Raises:
+        ConfigError: an engine or a cache was chosen, which are the server's own, or there is no key.
+        RunError: the server cannot be reached; or they differ, and ``strict`` was given.
+    """
+    if options.engine != "limbeck" or options.cache != "model":
+        raise ConfigError("engine and cache are the server's own: leave them out with the address of a server")
+    texts = [] if options.text is None else _paragraphs(Path(options.text).expanduser())
+    source = BundleSide(load_bundle(options.source, dtype_of(options.dtype), device_of(options.device)), options.source)
+    key = key_from_environment(options.key_variable, options.target)
+    served = ServedModel(options.target, options.name, key)
+    try:
+        result = compare_with_server(
+            source, served, texts=texts, new_tokens=options.new_tokens, tolerance=options.tolerance
+        )
+    finally:
+        served.close()
+    if options.strict and not result.equal:
+        told = "; ".join(finding.message for finding in result.findings[:3])
+        raise RunError(f"{result.target} is not {options.source}: {told}")
+    values: dict[str, Any] = {"verb": "verify", "equal": result.equal, **asdict(result)}
+    largest = result.max_difference_nats
+    rows = [
+        ("verdict", "nothing differs" if result.equal else f"{len(result.findings)} differences"),
+        ("prompts", f"{result.prompts} texts and conversations, counted in tokens"),
+        ("log-probabilities", "not told" if largest is None else f"differ by at most {largest:.2g} nats"),
+        ("greedy", f"{result.greedy_agreed} of {result.greedy_texts} continuations agree"),
+    ]
+    notes = [Text(f"{finding.kind}: {finding.message}", style="yellow") for finding in result.findings]
+    notes += [Text(f"not tested: {one}", style="dim") for one in result.untested]
+    return Report(values, (facts(f"{result.source} and {result.target}", rows), *notes))
 
 
 def _side(options: VerificationOptions, name: str, cache: KVKind = "model") -> Side:

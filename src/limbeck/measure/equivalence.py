@@ -18,15 +18,20 @@ from limbeck.data.chat import Message
 from limbeck.data.probes import PROBES
 from limbeck.measure.sides import BundleSide, Side
 
-__all__ = ["DeploymentCheck", "Difference", "Flips", "compare", "compare_settings", "first_difference", "flips"]
+__all__ = [
+    "CONVERSATIONS", "DeploymentCheck", "Difference", "Flips", "compare", "compare_settings", "first_difference",
+    "flips",
+]  # fmt: skip
 
 Kind = Literal["tokenizer", "begin", "template", "stops", "field", "weight", "logits", "activation", "greedy", "cache"]
 
-_CONVERSATIONS = (
+CONVERSATIONS = (
     (Message("user", "Hello!"),),
     (Message("system", "Be brief."), Message("user", "What is a limbeck?"), Message("assistant", "A still."),
      Message("user", "Whence the word?")),
 )  # fmt: skip
+"""Conversations whose layouts are compared."""
+
 _UNTRAINED = ("dropout",)  # fields that change nothing but training
 # relative error of a matrix (Frobenius) that its stored type explains, with room; and of logits against the largest
 _WEIGHTS = {"fp64": 0.0, "fp32": 1e-6, "fp16": 1e-3, "bf16": 6e-3, "int8": 0.02, "int7": 0.04, "fp8_e4m3": 0.06,
@@ -178,7 +183,7 @@ def _pieces(side: Side) -> list[str]:
 
 
 def _templates(source: Side, target: Side) -> Iterator[Difference]:
-    for turns in _CONVERSATIONS:
+    for turns in CONVERSATIONS:
         a, b = source.conversation(turns), target.conversation(turns)
         if a == b:
             continue

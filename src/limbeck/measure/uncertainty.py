@@ -34,6 +34,7 @@ Seeds = Literal["independent", "paired"]
 
 _SKEWED = 0.35  # skewness of the mean from which the simulations of docs/results/raw/reliability.md fall below 93 %
 _FLOOR = 0.65  # least seed variance counted, as a share of what resampling noise alone causes in the seeds' figures
+_TWO_SEEDS = 1.3  # how much more than by Satterthwaite a spread over two seeds a system is doubted, to keep 93 %
 _ALIKE = 1e-12  # spread of items, relative to their size, that counts as none
 
 
@@ -336,25 +337,30 @@ def _spread(
     noise = math.fsum(r.residual() / r.items.size for r in several)
     equal = len({df for _, df in over_seeds}) == 1
     seed_df = float(sum(df for _, df in over_seeds)) if equal else _satterthwaite(over_seeds)
-    variance, df = whole_variance(item_variance, of_seeds, noise, seed_df=seed_df, item_df=item_df)
+    least_df = min(df for _, df in over_seeds)
+    variance, df = whole_variance(item_variance, of_seeds, noise, seed_df=seed_df, item_df=item_df, least_df=least_df)
     return VarianceEstimate(
         value, items, item_variance, item_df, skewness, variance, df, max(0.0, of_seeds - noise), reach
     )
 
 
-def whole_variance(items: float, seeds: float, noise: float, *, seed_df: float, item_df: float) -> tuple[float, float]:
+def whole_variance(
+    items: float, seeds: float, noise: float, *, seed_df: float, item_df: float, least_df: float
+) -> tuple[float, float]:
     """Add the seed component to the item variance; return the variance and its degrees of freedom.
 
     ``seeds`` holds resampling ``noise`` that ``items`` holds as well, so it is taken off once. A component that comes
     out small is worth more degrees of freedom than ``seed_df``, as the item variance then carries the whole; how far
     this may go without losing coverage was found by simulation (``benchmarks/statistics/mean_squares.py``).
+    ``least_df`` is of the system with the fewest seeds.
     """
     floor = _FLOOR * min(1.0, max(0.0, seed_df - 1))
     spared = min(0.2, max(0.0, 0.08 * (seed_df - 1)))
     variance = max(items - noise + max(seeds, floor * noise), _FLOOR * items)
     if variance == 0:
         return 0.0, seed_df
-    doubt = items**2 / item_df + max(0.0, seeds - spared * noise) ** 2 / seed_df
+    few = _TWO_SEEDS if least_df <= 1 else 1.0
+    doubt = items**2 / item_df + few * max(0.0, seeds - spared * noise) ** 2 / seed_df
     return variance, max(min(item_df, seed_df), variance**2 / doubt)
 
 

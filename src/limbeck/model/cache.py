@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +13,7 @@ from limbeck.model.cache_store import KVKind, Store
 from limbeck.model.config import DecoderConfig
 from limbeck.model.patterns import AnyPattern, Causal
 
-__all__ = ["KVCache", "KVKind", "KVKinds", "Slots"]
+__all__ = ["CachePool", "KVCache", "KVKind", "KVKinds", "Slots"]
 
 KVKinds = KVKind | tuple[KVKind, KVKind]
 """One kind for both, or one for keys and one for values."""
@@ -199,3 +200,80 @@ class KVCache:
             self._held[pattern] = held.masked_fill(held >= lengths[:, None], -1)
         self.lengths = lengths
         self.longest = int(lengths.max())
+
+
+class CachePool:
+    """Room for ``rows`` sequences that come and go, allocated once; ``cache`` is what those that are there hold.
+
+    The rows in use are always the first ones, so that ``cache`` is a view of the room and a step reads no other: one
+    that joins takes the row behind the last, and where one leaves the last row moves into its place.
+
+    Attributes:
+        rows: most sequences.
+        cache: of the sequences that are there; the same object throughout, at the same addresses.
+    """
+
+    def __init__(
+        self,
+        config: DecoderConfig,
+        rows: int,
+        capacity: int,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        kind: KVKinds = "model",
+    ) -> None:
+        self.rows = rows
+        self.cache = KVCache(config, rows, capacity, dtype, device, kind)
+        self.bytes = self.cache.bytes
+        self._room = copy.copy(self.cache)
+        self.cache.lengths = self.cache.lengths[:0]
+        self.cache._held = {pattern: held[:0] for pattern, held in self._room._held.items()}
+        self._show(0)
+
+    @property
+    def used(self) -> int:
+        """Number of sequences that are there."""
+        return self.cache.lengths.shape[0]
+
+    def begin(self) -> KVCache:
+        """Return an empty cache of one sequence over the row behind the last; ``join`` makes it one of the pool's.
+
+        Raises:
+            ValueError: every row is taken.
+        """
+        if self.used == self.rows:
+            raise ValueError(f"all {self.rows} rows of the cache pool are taken")
+        row = copy.copy(self._room)
+        _take(self._room, row, slice(self.used, self.used + 1))
+        row._held = {pattern: held[:1].clone() for pattern, held in self._room._held.items()}  # -1: all empty
+        row.lengths, row.longest = self._room.lengths[:1].clone(), 0
+        return row
+
+    def join(self, row: KVCache) -> None:
+        """Make a sequence of ``begin``, which has read its prompt, the last of the pool."""
+        cache = self.cache
+        cache.lengths = torch.cat((cache.lengths, row.lengths))
+        cache._held = {pattern: torch.cat((held, row._held[pattern])) for pattern, held in cache._held.items()}
+        self._show(self.used)
+
+    def leave(self, row: int) -> None:
+        """Free a row; the last sequence moves into its place."""
+        cache, last = self.cache, self.used - 1
+        if row != last:
+            cache.stored_keys.move(last, row)
+            cache.stored_values.move(last, row)
+            cache.lengths[row] = cache.lengths[last]
+            for held in cache._held.values():
+                held[row] = held[last]
+        cache.lengths = cache.lengths[:last]
+        cache._held = {pattern: held[:last] for pattern, held in cache._held.items()}
+        self._show(last)
+
+    def _show(self, rows: int) -> None:
+        _take(self._room, self.cache, slice(0, rows))
+        self.cache.longest = int(self.cache.lengths.max()) if rows else 0
+
+
+def _take(room: KVCache, into: KVCache, rows: slice) -> None:
+    """Make the keys and values of ``into`` views of these rows of ``room``."""
+    into.stored_keys, into.stored_values = room.stored_keys.view(rows), room.stored_values.view(rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from math import ceil
 from typing import Literal
@@ -71,6 +72,17 @@ class Store:
     def select(self, rows: Tensor) -> None:
         """Reorder or repeat rows in place."""
         self.data, self.scales, self.lows = ([x[rows] for x in xs] for xs in (self.data, self.scales, self.lows))
+
+    def view(self, rows: slice) -> Store:
+        """Return these rows, in the same memory."""
+        part = copy.copy(self)
+        part.data, part.scales, part.lows = ([x[rows] for x in xs] for xs in (self.data, self.scales, self.lows))
+        return part
+
+    def move(self, row: int, to: int) -> None:
+        """Copy a row over another."""
+        for x in (*self.data, *self.scales, *self.lows):
+            x[to] = x[row]
 
     def _of(self, layer: int) -> list[Tensor]:
         return [xs[layer] for xs in (self.data, self.scales, self.lows) if xs]

@@ -16,7 +16,7 @@ Sense = Literal["maximise", "minimise"]
 
 COSTS: dict[str, str] = {
     "bytes": "bytes of the weight files",
-    "ms_per_token": "milliseconds to decode one token",
+    "ms_per_token": "milliseconds to decode one token",  # nosec B105 - a figure
     "prefill_ms": "milliseconds to read the prompt of the speed protocol",
     "parameters": "parameters of the model",
     "memory_bytes": "bytes of weights in memory",

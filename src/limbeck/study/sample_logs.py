@@ -43,6 +43,8 @@ def read_samples(path: Path) -> SampleLog:
     rows, texts, prompts, first = [], {}, {}, None
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
+    except FileNotFoundError:
+        raise DataError(f"{path} is no sample log: there is no file of that name here") from None
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"sample log {path} cannot be read: {error}") from None
     for number, line in enumerate(lines, start=1):

@@ -24,6 +24,9 @@ class Asking(Config):
 
     concurrency: int = Field(8, ge=1, le=256, description="requests on their way at once")
     per_minute: float = Field(0.0, ge=0, description="requests begun a minute at most; 0: no limit")
+    tokens_per_minute: float = Field(
+        0.0, ge=0, description="tokens of prompts and answers a minute at most; 0: no limit"
+    )
     attempts: int = Field(6, ge=1, description="attempts of a request before it is left for the next session")
     backoff: float = Field(1.0, gt=0, description="seconds before the second attempt; doubled each time, with jitter")
     longest_wait: float = Field(60.0, gt=0, description="seconds between two attempts at most")
@@ -124,7 +127,8 @@ class _Session:
         self.stop, self.on_answer = stop, on_answer
         self.sent, self.answered, self.gave_up, self.pending = 0, 0, 0, 0.0
         self.fatal: Failed | None = None
-        self.next_start, self.jitter = 0.0, random.Random(plan.seed)
+        self.next_request = self.next_tokens = 0.0  # when the next may begin under either limit
+        self.jitter = random.Random(plan.seed)
 
     async def run(self) -> Collected:
         lost, settled = self.ledger.recover(), self.ledger.settled()
@@ -185,7 +189,7 @@ class _Session:
                 self.gave_up += 1
                 return
             self.pending += reserve if attempt else 0.0
-            await self._start()
+            await self._start(request)
             self.pending -= reserve
             if self.fatal or self.stop():
                 return
@@ -199,6 +203,7 @@ class _Session:
                     return
                 await asyncio.sleep(self._pause(attempt, failure.wait))
             else:
+                self._give_back(request, answer)
                 self.ledger.answered(request, answer, self._cost(request, answer))
                 self.answered += 1
                 self.on_answer(self.answered)
@@ -231,12 +236,31 @@ class _Session:
         most = min(self.asking.longest_wait, self.asking.backoff * 2.0**attempt)
         return max(asked, most * (0.5 + 0.5 * self.jitter.random()))
 
-    async def _start(self) -> None:
-        """Wait for the next place under the rate limit."""
-        if not self.asking.per_minute:
+    async def _start(self, request: Request) -> None:
+        """Wait for the next place under the limits of requests and of tokens, and take it.
+
+        A request takes as many tokens as it may need at most; what it did not need is given back with its answer.
+        """
+        asking = self.asking
+        if not (asking.per_minute or asking.tokens_per_minute):
             return
-        loop = asyncio.get_running_loop()
-        now = loop.time()
-        at = max(now, self.next_start)
-        self.next_start = at + 60.0 / self.asking.per_minute
+        now = asyncio.get_running_loop().time()
+        at = max(now, self.next_request, self.next_tokens)
+        if asking.per_minute:
+            self.next_request = at + 60.0 / asking.per_minute
+        if asking.tokens_per_minute:
+            self.next_tokens = at + self._minutes(_most_tokens(request)) * 60.0
         await asyncio.sleep(at - now)
+
+    def _give_back(self, request: Request, answer: Answer) -> None:
+        """Give back the tokens that an answer states it did not need."""
+        if self.asking.tokens_per_minute and answer.prompt_tokens is not None and answer.answer_tokens is not None:
+            unused = _most_tokens(request) - answer.prompt_tokens - answer.answer_tokens
+            self.next_tokens -= self._minutes(max(0, unused)) * 60.0
+
+    def _minutes(self, tokens: int) -> float:
+        return tokens / self.asking.tokens_per_minute
+
+
+def _most_tokens(request: Request) -> int:
+    return request.most_prompt_tokens + request.sampling.max_tokens

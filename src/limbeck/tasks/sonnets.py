@@ -137,7 +137,7 @@ class Sonnets(Task):
         protocol = {
             "context": context,
             "unit": "token",
-            "end_token": True,
+            "end_token": True,  # nosec B105 - a token of text
             "begin_token": self._begin(tokenizer),
             "decoding": decoding.model_dump(mode="json") if measuring.generate else None,
             **self._judging(rows),

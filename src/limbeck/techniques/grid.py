@@ -43,7 +43,9 @@ __all__ = [
     "numbers_of",
     "search",
     "spread",
+    "means",
     "stored",
+    "wide",
 ]
 
 Format = Literal[
@@ -331,7 +333,7 @@ def numbers_of(codes: Tensor, scales: Scales, grid: Grid) -> Tensor:
     return (numbers - grid.middle) * scales.step
 
 
-def _wide(scales: Scales, layout: Layout) -> Scales:
+def wide(scales: Scales, layout: Layout) -> Scales:
     """Return the same with one step and low a column."""
     low = None if scales.low is None else spread(scales.low, layout)
     return Scales(scales.scales, scales.zeros, spread(scales.step, layout), low, scales.second)
@@ -340,7 +342,7 @@ def _wide(scales: Scales, layout: Layout) -> Scales:
 def codes_of(weight: Tensor, grid: Grid, scales: Scales) -> Codes:
     """Round ``weight`` (R, C) to the grid under given scales, and pack."""
     layout = grid.layout(*weight.shape)
-    codes = nearest_codes(weight, _wide(scales, layout), grid, ggml=grid.gguf)
+    codes = nearest_codes(weight, wide(scales, layout), grid, ggml=grid.gguf)
     return Codes(layout, pack(codes, grid.kind), scales.scales, scales.zeros, scales.second)
 
 
@@ -352,8 +354,8 @@ def search(weight: Tensor, grid: Grid) -> Scales:
     least = torch.full_like(best.step, torch.inf)
     for r in _RATIOS:
         tried = measure(weight, grid, r)
-        codes = nearest_codes(weight, _wide(tried, layout), grid, ggml=grid.gguf)
-        kept = _wide(as_kept(tried, weight.dtype), layout)
+        codes = nearest_codes(weight, wide(tried, layout), grid, ggml=grid.gguf)
+        kept = wide(as_kept(tried, weight.dtype), layout)
         error = _sums((numbers_of(codes, kept, grid) - weight) ** 2, layout)
         better = error < least
         ratio, least = torch.where(better, torch.full_like(ratio, r), ratio), torch.where(better, error, least)
@@ -366,6 +368,11 @@ def _sums(x: Tensor, layout: Layout) -> Tensor:
         return x.sum().view(1, 1)
     missing = -layout.columns % layout.span
     return torch.nn.functional.pad(x, (0, missing)).view(x.shape[0], ceil(layout.columns / layout.span), -1).sum(-1)
+
+
+def means(x: Tensor, layout: Layout) -> Tensor:
+    """Return means of ``x`` (R, C) over what shares a scale: the shape of the scales."""
+    return _sums(x, layout) / _sums(torch.ones_like(x), layout)
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ from limbeck.techniques.awq import AWQ
 from limbeck.techniques.depth import Depth
 from limbeck.techniques.freeze import Freeze
 from limbeck.techniques.gptq import GPTQ
+from limbeck.techniques.hqq import HQQ
 from limbeck.techniques.lora import LoRA
 from limbeck.techniques.mixed import Mixed
 from limbeck.techniques.qat import QAT
@@ -25,6 +26,7 @@ TECHNIQUES: dict[str, type[Technique]] = {
     Depth.name: Depth,
     Freeze.name: Freeze,
     GPTQ.name: GPTQ,
+    HQQ.name: HQQ,
     LoRA.name: LoRA,
     Mixed.name: Mixed,
     QAT.name: QAT,

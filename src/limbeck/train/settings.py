@@ -28,7 +28,9 @@ class TrainSettings(Config):
         "cosine", description="how the learning rate falls; wsd: warm up, stay, decay at the end"
     )
     warmup: float = Field(0.0, ge=0, description="rise of the learning rate: below 1 a share of all steps, else steps")
-    final_fraction: float = Field(0.0, ge=0, le=1, description="learning rate at the last step, as a share of the peak")
+    final_fraction: float = Field(
+        0.0, ge=0, le=1, description="share of the peak that the learning rate falls to, one step after the last"
+    )
     decay_share: float = Field(0.2, gt=0, le=1, description="share of all steps in which wsd decays")
 
     weight_decay: float = Field(0.01, ge=0, description="decoupled weight decay of AdamW")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
+from importlib.resources import files
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -9,7 +12,9 @@ from pydantic import Field
 from rich.text import Text
 
 from limbeck.data.toy.table import TOYS
+from limbeck.formats.families.table import FAMILIES
 from limbeck.jobs.recipe import Display, Recipe, Report, facts
+from limbeck.measure.figures import FIGURES
 from limbeck.run import Run
 from limbeck.tasks.table import TASKS
 from limbeck.techniques.table import describe
@@ -18,26 +23,50 @@ __all__ = ["Listing"]
 
 
 class Listing(Recipe):
-    """List toy data sets, tasks, techniques, or the runs below a folder."""
+    """List toy data, tasks, techniques, families of models, figures, verbs, or the runs below a folder."""
 
     verb: ClassVar[str] = "list"
-    summary: ClassVar[str] = "list toy data, tasks, techniques or runs"
+    summary: ClassVar[str] = "list toy data, tasks, techniques, families, figures, verbs or runs"
 
-    what: Literal["toy", "tasks", "techniques", "runs"] = Field(
+    what: Literal["toy", "tasks", "techniques", "families", "figures", "verbs", "runs"] = Field(
         description="what to list", json_schema_extra={"positional": True}
     )
     folder: str = Field("runs", description="folder to look for runs in")
 
     def run(self, session: Display) -> Report:
         """Return the names with a line on each."""
-        if self.what == "toy":
-            named = {f"toy:{name}": "" for name in TOYS}
-        elif self.what == "tasks":
-            named = {name: _first_line(kind) for name, kind in TASKS.items()}
-        else:
-            named = describe() if self.what == "techniques" else _runs(Path(self.folder))
+        named = _runs(Path(self.folder)) if self.what == "runs" else _TABLES[self.what]()
         body = facts(self.what, named.items()) if named else Text(f"no runs in {self.folder}")
         return Report({"verb": self.verb, "what": self.what, "names": named}, (body,))
+
+
+def _toys() -> dict[str, str]:
+    return {f"toy:{name}": "" for name in TOYS}
+
+
+def _tasks() -> dict[str, str]:
+    return {name: _first_line(kind) for name, kind in TASKS.items()}
+
+
+def _families() -> dict[str, str]:
+    """Return the published layouts that are read and written, each by its ``model_type``."""
+    return {name: f"config.json with model_type {name}" for name in FAMILIES}
+
+
+def _verbs() -> dict[str, str]:
+    """Return the verbs of the committed schema, as ``limbeck --help`` does: importing all takes seconds."""
+    schema = json.loads(files("limbeck").joinpath("schema.json").read_text(encoding="utf-8"))
+    return {name: about["summary"] for name, about in schema["verbs"].items()}
+
+
+_TABLES: dict[str, Callable[[], dict[str, str]]] = {
+    "toy": _toys,
+    "tasks": _tasks,
+    "techniques": describe,
+    "families": _families,
+    "figures": lambda: dict(FIGURES),
+    "verbs": _verbs,
+}
 
 
 def _first_line(kind: type) -> str:

@@ -22,6 +22,8 @@ RECIPES: dict[str, str] = {
     "score": "limbeck.verbs.score:Score",
     "audit": "limbeck.verbs.audit:Audit",
     "generate": "limbeck.verbs.generate:Generate",
+    "chat": "limbeck.serve.chat:Chat",
+    "serve": "limbeck.serve.serve:Serve",
     "info": "limbeck.verbs.info:Info",
     "list": "limbeck.verbs.listing:Listing",
     "doctor": "limbeck.verbs.doctor:Doctor",

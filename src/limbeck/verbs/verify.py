@@ -14,7 +14,9 @@ class Verify(VerificationOptions):
     """Compare two deployments of one model: tokens, template, stop tokens, settings, weights, logits, cache, greedy.
 
     A side is a folder, a run, a GGUF file or a Hub id. What differs is named: a field, a tensor with its part, or the
-    first activation that differs. Rounding that a side's stored type explains is no difference.
+    first activation that differs. Rounding that a side's stored type explains is no difference. The target may also be
+    the address of an OpenAI-compatible server, such as http://127.0.0.1:8000/v1, of which the tokenizer, the begin
+    token, the chat template, stop tokens, log-probabilities and greedy continuations are compared.
     """
 
     verb: ClassVar[str] = "verify"

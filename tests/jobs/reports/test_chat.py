@@ -12,9 +12,9 @@ from limbeck.config import build
 from limbeck.data.chat import TEMPLATES, ChatTemplate, Message
 from limbeck.errors import ConfigError
 from limbeck.formats.load import load_bundle, save_bundle
+from limbeck.jobs import prompting as module
 from limbeck.jobs.recipe import Display
 from limbeck.jobs.reports.chat import EXAMPLE
-from limbeck.verbs import generate as module
 from limbeck.verbs.table import recipe
 from tests.reference.small_model import decoder, saved
 from tests.reference.small_tokenizer import byte_level

@@ -124,4 +124,10 @@ def _told(written: GGUFReport) -> list[str]:
             f"{len(written.unfit)} matrices have columns that do not divide into blocks of 32 and are F16: "
             f"{', '.join(written.unfit[:3])}{' and more' if len(written.unfit) > 3 else ''}"
         )
+    if written.narrow:
+        kinds = sorted({written.types[key] for key in written.narrow})
+        told.append(
+            f"{len(written.narrow)} matrices have columns that do not divide into super-blocks of 256 and are "
+            f"{' or '.join(kinds)}, as llama.cpp has them"
+        )
     return told

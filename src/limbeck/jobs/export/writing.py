@@ -35,9 +35,9 @@ class ExportOptions(ModelSource, Recipe):
         description="layout: huggingface is what transformers opens; peft: the model's adapter alone, for its base; "
         "gguf: a file for llama.cpp",
     )
-    type: Literal["auto", "f32", "f16", "q8_0", "q4_0", "q4_1"] = Field(
-        "auto", description="gguf: of its matrices; auto: as they are where they are quantized so, else f16"
-    )
+    type: Literal[
+        "auto", "f32", "f16", "bf16", "q8_0", "q6_k", "q5_k", "q5_1", "q5_0", "q4_k", "q4_1", "q4_0", "q5_k_m", "q4_k_m"
+    ] = Field("auto", description="gguf: of its matrices; auto: as they are where they are quantized so, else f16")
     base: str | None = Field(
         None, description="peft: the base to name in the adapter; none: the model that the run began from"
     )
@@ -112,7 +112,7 @@ def export_model(options: ExportOptions) -> Report:
 
 def _gguf(options: ExportOptions) -> Report:
     if options.dtype != "auto":
-        raise ConfigError("a GGUF file's matrices take --type (f32, f16, q8_0, q4_0, q4_1): leave --dtype out")
+        raise ConfigError("a GGUF file's matrices take --type (such as f16, q8_0, q4_k_m): leave --dtype out")
     from limbeck.jobs.export.gguf import export_gguf  # here, as the gguf package takes a while to import
 
     out = Path(options.out).expanduser()

@@ -15,6 +15,7 @@ from limbeck.data.tokenizer import Tokenizer
 from limbeck.decode.settings import Decoding
 from limbeck.jobs.checks import fired_first, show_alarms
 from limbeck.jobs.recipe import facts
+from limbeck.jobs.reports.ending import next_steps, size_sentence
 from limbeck.jobs.reports.limits import clamped, cut_alarms, cuts
 from limbeck.measure.probes.table import score_alarms
 from limbeck.measure.stats import interval
@@ -104,7 +105,7 @@ def show_report(values: Mapping[str, Any]) -> tuple[RenderableType, ...]:
     body += [Text(sentence, style="yellow") for sentence in (values.get("notes") or {}).get("told") or []]
     body += show_alarms(values.get("alarms") or [])
     training = _training(values.get("training") or {})
-    spent = [*_cost(values.get("cost") or {}, training), *training]
+    spent = [*_cost(values.get("cost") or {}, training, values.get("base")), *training]
     if spent:
         body.append(facts("cost and training" if training else "cost", spent))
     for prompt, text, reference in values.get("samples") or []:
@@ -113,6 +114,7 @@ def show_report(values: Mapping[str, Any]) -> tuple[RenderableType, ...]:
         )
     if values.get("run"):
         body.append(Text(f"run folder: {values['run']}", style="dim"))
+        body += next_steps(values.get("verb", ""), values["run"])
     return tuple(body)
 
 
@@ -120,13 +122,16 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4g}"
 
 
-def _cost(cost: Mapping[str, Any], training: list[tuple[str, object]]) -> list[tuple[str, object]]:
+def _cost(
+    cost: Mapping[str, Any], training: list[tuple[str, object]], base: Mapping[str, Any] | None
+) -> list[tuple[str, object]]:
     rows: list[tuple[str, object]] = []
     if "parameters" in cost:
         share = f", trained {cost['trainable']:,}" if training and "trainable" in cost else ""
         rows.append(("parameters", f"{cost['parameters']:,}{share}"))
     if "disk_bytes" in cost:
-        rows.append(("weights on disk", f"{cost['disk_bytes'] / 1e6:.2f} MB"))
+        size = f"{cost['disk_bytes'] / 1e6:.2f} MB" if base is None else size_sentence(cost["disk_bytes"], base)
+        rows.append(("weights on disk", size))
     if cost.get("peak"):
         load, use = (cost["peak"][k] / 1e6 for k in ("load_bytes", "use_bytes"))
         rows.append(("peak memory", f"{load:.1f} MB at load, {use:.1f} MB in use"))

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from limbeck.jobs.checks import show_alarms
 from limbeck.jobs.recipe import facts
+from limbeck.jobs.reports.ending import next_steps
 from limbeck.measure.alarm import Alarm
 from limbeck.measure.cost import SpeedProtocol, speed
 from limbeck.measure.stats import Comparison
@@ -140,6 +141,7 @@ def show_quantized(values: Mapping[str, Any]) -> tuple[RenderableType, ...]:
         facts("against the original", rows),
         *notes,
         Text(f"run folder: {values['run']}", style="dim"),
+        *next_steps("quantize", values["run"]),
     )
 
 
