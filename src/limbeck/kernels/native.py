@@ -122,7 +122,7 @@ class CompiledKernels:
 
 @cache
 def load() -> ctypes.CDLL | None:
-    """The compiled kernels, or None (after one warning, unless they were switched off) where they cannot be had.
+    """Return the compiled kernels, or None (after one warning, unless they were switched off) where they cannot be had.
 
     Raises:
         ValueError: LIMBECK_NATIVE is neither "on" nor "off", or the processor lacks what LIMBECK_ARCH names.
