@@ -268,7 +268,7 @@ class _Loop:
         return self._finish(began, resumed_from)
 
     def _leavable(self) -> AbstractContextManager[None]:
-        """A section that a signal may end; ranks that wait for each other finish theirs."""
+        """Return a section that a signal may end; ranks that wait for each other finish theirs."""
         return self.hooks.stop.leavable() if self.world.size == 1 else nullcontext()
 
     def _step(self, bar: Bar) -> None:

@@ -120,7 +120,7 @@ class _Watch:
         self._mouth.close()
 
     def _heard(self, seconds: float | None = None) -> int | None:
-        """The next signal, 0 at the end; None: there was none in so many seconds."""
+        """Return the next signal, 0 at the end; None: there was none in so many seconds."""
         while True:
             if not select.select([self._ear], [], [], seconds)[0]:
                 return None
