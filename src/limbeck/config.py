@@ -102,7 +102,7 @@ class _Dumper(yaml.SafeDumper):
     """Writes what ``_Loader`` reads: text that looks like a number there is quoted."""
 
     def ignore_aliases(self, data: Any) -> bool:
-        """Never write anchors: equal values are written out."""
+        """Return true: anchors are never written, equal values are written out."""
         return True
 
 
@@ -299,7 +299,9 @@ def _name(kind: type[BaseModel], path: list[str]) -> str:
 
 
 def _is_key(step: str) -> bool:
-    """A key that a user may have written, not one of pydantic's own labels such as ``tuple[int, ...]`` or ``Lora``."""
+    """Return a key that a user may have written, not one of pydantic's own labels such as ``tuple[int, ...]`` or
+    ``Lora``.
+    """
     return step not in _LABELS and "[" not in step and "(" not in step
 
 
@@ -318,7 +320,7 @@ def _known(kind: type[BaseModel], path: list[str]) -> list[str]:
 
 
 def _at(kind: type[BaseModel], path: list[str]) -> list[type[BaseModel]]:
-    """The configs that may stand at ``path`` inside ``kind``."""
+    """Return the configs that may stand at ``path`` inside ``kind``."""
     kinds: list[type[BaseModel]] = [kind]
     for step in path:
         inner: list[type[BaseModel]] = []

@@ -284,7 +284,7 @@ class Run:
 
 
 def versions() -> dict[str, str]:
-    """Version of Python and of each package that the numbers depend on; those not installed are left out."""
+    """Return the version of Python and of each package that the numbers depend on; those not installed are left out."""
     out = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:
@@ -315,7 +315,7 @@ def source() -> dict[str, Any]:
 
 
 def machine() -> dict[str, Any]:
-    """What the numbers were made on: processor, cores, memory, GPUs, platform; no name of host or user."""
+    """Return what the numbers were made on: processor, cores, memory, GPUs, platform; no name of host or user."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     out: dict[str, Any] = {
         "cpu": _cpu_model(),
@@ -347,7 +347,7 @@ def _worth_keeping(path: Path) -> bool:
 
 
 def _filled(there: dict[str, Any], kind: type[config.Config]) -> dict[str, Any]:
-    """A recipe as it was written, with the defaults of options that came later: a run outlives a new version."""
+    """Return a recipe as it was written, with the defaults of options that came later: a run outlives a new version."""
     try:
         with quiet():
             values: dict[str, Any] = yaml.safe_load(config.dump(kind.model_validate(there)))

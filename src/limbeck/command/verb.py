@@ -58,7 +58,7 @@ def _dashes(name: str) -> str:
 
 
 def _identifier(flag: Flag) -> str:
-    """A name for click, which wants an identifier."""
+    """Return a name for click, which wants an identifier."""
     owner = f"{'_'.join(flag.member.union)}__{flag.member.kind}__" if flag.member else ""
     return (owner + "__".join(flag.path)).replace("-", "_")
 
@@ -91,7 +91,7 @@ class Verb(click.Command):
         return self.old.get(name, name)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """As click does, but a word too many is told with what to write instead.
+        """Parse as click does, but answer a word too many with what to write instead.
 
         Raises:
             UsageError: there is one.
@@ -107,7 +107,7 @@ class Verb(click.Command):
         return left
 
     def _typed(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """What was typed: flag identifiers to ``(flag, text or texts)``, the extra options by their names."""
+        """Return what was typed: flag identifiers to ``(flag, text or texts)``, the extra options by their names."""
         own = {_identifier(f): f for f in self.flags}
         values = [(own[k], v) for k, v in given.items() if k in own and v is not None and v != ()]
         return {"values": values, **{k: v for k, v in given.items() if k not in own}}
@@ -228,7 +228,11 @@ class Verbs(click.Group):
             params=[
                 click.Option(["--version"], is_flag=True, is_eager=True, expose_value=False, callback=_version),
                 click.Option(
-                    ["--print-completion"], metavar="SHELL", is_eager=True, expose_value=False, callback=_completion,
+                    ["--print-completion"],
+                    metavar="SHELL",
+                    is_eager=True,
+                    expose_value=False,
+                    callback=_completion,
                     help="print the script that completes limbeck in bash, zsh or fish, and exit",
                 ),
             ],  # fmt: skip
@@ -242,7 +246,7 @@ class Verbs(click.Group):
         )
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Verbs in the order of the table."""
+        """Return verbs in the order of the table."""
         return list(schema()["verbs"])
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:

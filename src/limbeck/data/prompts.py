@@ -63,7 +63,7 @@ class Template(Config):
         return tuple(dict.fromkeys((*_fields(self.prompt), *_fields(self.answer))))
 
     def render_prompt(self, row: Row, source: str = "") -> str:
-        """Prompt text of ``row``.
+        """Return the prompt text of ``row``.
 
         Raises:
             DataError: the row has no such field, or nothing in it.
@@ -111,7 +111,7 @@ class EncodingReport:
         return self.too_long + self.empty
 
     def describe(self) -> dict[str, Any]:
-        """Plain values for a report: counts, and the first ids of each kind."""
+        """Return plain values for a report: counts, and the first ids of each kind."""
         kinds = {"truncated": self.truncated, "too_long": self.too_long, "empty": self.empty}
         counts = {"rows": self.rows, "examples": self.examples, "tokens": self.tokens}
         ids = {f"{name}_ids": list(found[:10]) for name, found in kinds.items() if found}
@@ -121,7 +121,7 @@ class EncodingReport:
 def prompt_ids(
     row: Row, template: Template, tokenizer: Tokenizer, *, bos: bool | None = None, limit: int | None = None
 ) -> list[int]:
-    """Token ids to generate an answer from: exactly those that training puts before the answer.
+    """Return the token ids to generate an answer from: exactly those that training puts before the answer.
 
     Args:
         row: the row; its answer is not looked at.
@@ -226,7 +226,7 @@ def _tokens(
 def cut_prompt(
     first: list[int], prompt: list[int], learned_tokens: int, context: int, truncate: Truncate
 ) -> list[int] | None:
-    """What is given, begin token and prompt, cut as ``truncate`` says; None: the row is to be left out.
+    """Return what is given, begin token and prompt, cut as ``truncate`` says; None: the row is to be left out.
 
     Args:
         first: the begin token, or nothing; it stays.

@@ -67,19 +67,19 @@ class Tokenizer:
         self.chat_template = chat_template
 
     def with_ends(self, ids: Iterable[int]) -> Tokenizer:
-        """The same tokenizer with more ids that end a generated text."""
+        """Return the same tokenizer with more ids that end a generated text."""
         other = copy.copy(self)
         other.end_ids = tuple(dict.fromkeys((self.eos_id, *ids)))
         return other
 
     def with_chat_template(self, text: str) -> Tokenizer:
-        """The same tokenizer with another chat template."""
+        """Return the same tokenizer with another chat template."""
         other = copy.copy(self)
         other.chat_template = text
         return other
 
     def without_begin(self) -> Tokenizer:
-        """The same tokenizer, putting no begin token before a text; nor does it where other tools load it."""
+        """Return the same tokenizer, putting no begin token before a text; nor does it where other tools load it."""
         backend = tokenizers.Tokenizer.from_str(self._plain.to_str())
         backend.post_processor = None
         ids = {"eos_id": self.eos_id, "bos_id": self.bos_id, "pad_id": self.pad_id}
@@ -146,7 +146,7 @@ class Tokenizer:
         return before + self.encode("a") != both
 
     def encode(self, text: str, *, specials: bool = False, continues: bool = False) -> list[int]:
-        """Token ids of ``text``, without any token that is not in it.
+        """Return the token ids of ``text``, without any token that is not in it.
 
         Args:
             text: any text.
@@ -160,7 +160,7 @@ class Tokenizer:
         return self._continue(backend, text, ids) if continues and self._has_dummy_prefix else ids
 
     def encode_many(self, texts: Sequence[str], *, specials: bool = False, continues: bool = False) -> list[list[int]]:
-        """Token ids of each text, as ``encode`` gives them; many at a time on all cores."""
+        """Return the token ids of each text, as ``encode`` gives them; many at a time on all cores."""
         backend = self._special if specials else self._plain
         many = [e.ids for e in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
         if continues and self._has_dummy_prefix:
@@ -178,11 +178,11 @@ class Tokenizer:
         return alone
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of ``ids`` without special tokens and padding rows; bytes that are no UTF-8 become U+FFFD."""
+        """Return the text of ``ids`` without special tokens and padding rows; bytes that are no UTF-8 become U+FFFD."""
         return self._plain.decode(list(ids), skip_special_tokens=True)
 
     def piece(self, token: int) -> str:
-        """The vocabulary's own spelling of an id (``Ġthe``, ``<0x0A>``); ``<row 50260>`` for a padding row."""
+        """Return the vocabulary's own spelling of an id (``Ġthe``, ``<0x0A>``); ``<row 50260>`` for a padding row."""
         found = self._plain.id_to_token(token)
         return f"<row {token}>" if found is None else found
 

@@ -62,7 +62,7 @@ class DecodingPool:
         return logits[0, 0]
 
     def join_reading(self, prompt: Sequence[int], read: Callable[[Tensor, nn.Module], R]) -> R:
-        """As ``join``, but return what ``read`` makes of the hidden states (1, T, C) and the head."""
+        """Do what ``join`` does, but return what ``read`` makes of the hidden states (1, T, C) and the head."""
         row: KVCache = self._pool.begin()
         found: R = self.model(self._batch(prompt), read=read, cache=row)
         self._pool.join(row)

@@ -214,7 +214,7 @@ class SpeculativeRow:
     def _chosen(
         self, logits: Tensor, guesses: Sequence[int], beliefs: Sequence[Tensor], behind: Sequence[Sequence[int]]
     ) -> Picked:
-        """The guesses that pass and one token of the model's own; ``behind``: the ids before each place."""
+        """Return the guesses that pass and one token of the model's own; ``behind``: the ids before each place."""
         if self.greedy:
             best = self._picked(logits, behind)
             kept = next((i for i, guess in enumerate(guesses) if guess != best.tokens[i]), len(guesses))

@@ -94,7 +94,7 @@ def resolve_tokenizer(name: str) -> Path:
 
 
 def _folder(name: str) -> Path:
-    """The folder that ``name`` may mean.
+    """Return the folder that ``name`` may mean.
 
     Raises:
         ModelError: no file system has such a name.

@@ -73,7 +73,7 @@ def run(bundle: Bundle, asked: Asked) -> list[Found]:
 
 @contextlib.contextmanager
 def _aside(quiet: bool) -> Iterator[None]:
-    """What lm-eval prints belongs on stderr, and nowhere where nothing is to be written for people."""
+    """Send what lm-eval prints to stderr, and nowhere where nothing is to be written for people."""
     log = logging.getLogger("lm_eval")
     level = log.level
     with contextlib.ExitStack() as stack:
@@ -85,7 +85,7 @@ def _aside(quiet: bool) -> Iterator[None]:
 
 
 def _loaded(asked: Asked) -> Mapping[str, Any]:
-    """The tasks by name, each with its data in memory."""
+    """Return the tasks by name, each with its data in memory."""
     folders = [str(LOCAL), *([asked.path] if asked.path else [])]
     if asked.path and not Path(asked.path).is_dir():
         raise ConfigError(f"--task-path {asked.path} is no folder of task files")
@@ -141,7 +141,7 @@ def _entry(manager: Any, name: str) -> Any:
 
 
 def _specified(entry: Any, asked: Asked) -> Any:
-    """What the manager is to load: the name or file, or its content with rows of local files in it."""
+    """Return what the manager is to load: the name or file, or its content with rows of local files in it."""
     name = str(entry.yaml_path) if entry.kind is Kind.TASK else entry.name
     source = asked.data.get(entry.name)
     config = load_yaml(entry.yaml_path, resolve_func=True) if entry.kind is Kind.TASK else {}

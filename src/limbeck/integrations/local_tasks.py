@@ -37,25 +37,25 @@ _WHOLE = re.compile(r"-?(0|[1-9]\d{0,17})")
 
 
 def sst2(**metadata: Any) -> dict[str, Dataset]:
-    """Rows of ``limbeck_sst2`` and, where named, of ``limbeck_sst2_examples``, labels as numbers."""
+    """Return rows of ``limbeck_sst2`` and, where named, of ``limbeck_sst2_examples``, labels as numbers."""
     rows, examples = _read(SST2(), "limbeck_sst2", metadata)
     return {"test": _dataset(_numbered(rows)), "train": _dataset(_numbered(_unmeasured(examples, rows, ("sentence",))))}
 
 
 def gsm8k(**metadata: Any) -> dict[str, Dataset]:
-    """Rows of ``limbeck_gsm8k`` and, where named, of ``limbeck_gsm8k_examples``."""
+    """Return rows of ``limbeck_gsm8k`` and, where named, of ``limbeck_gsm8k_examples``."""
     rows, examples = _read(GSM8K(), "limbeck_gsm8k", metadata)
     return {"test": _dataset(rows), "train": _dataset(_unmeasured(examples, rows, ("question",)))}
 
 
 def text(**metadata: Any) -> dict[str, Dataset]:
-    """Documents of ``limbeck_text``."""
+    """Return documents of ``limbeck_text``."""
     rows, _ = _read(Text(), "limbeck_text", metadata)
     return {"test": _dataset(rows)}
 
 
 def local_splits(config: Mapping[str, Any], source: str, examples: str | None, limit: int | None) -> dict[str, Dataset]:
-    """Splits of a task of lm-eval's own from local files, instead of the data set that its file names.
+    """Return splits of a task of lm-eval's own from local files, instead of the data set that its file names.
 
     Columns of whole numbers become numbers, as lm-eval's tasks want their labels.
 
@@ -136,7 +136,7 @@ def _read(task: Task, name: str, metadata: Mapping[str, Any]) -> tuple[Rows, Row
 
 
 def _unmeasured(examples: Rows | None, rows: Rows, by: Sequence[str]) -> Rows | None:
-    """The rows of ``examples`` that equal none of ``rows`` in the fields ``by``."""
+    """Return the rows of ``examples`` that equal none of ``rows`` in the fields ``by``."""
     if examples is None:
         return None
     measured = {_key(row, by) for row in rows}

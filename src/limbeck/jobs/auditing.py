@@ -38,7 +38,7 @@ class AuditingOptions(Reading, Recipe):
     )
     on: Literal["list", "drop", "refuse"] = Field("list", description="what to do with overlapping training rows")
     task: AnyTask | None = Field(None, description="read as this kind of work does; none: any table or text")
-    compare: AuditSettings = Field(default_factory=AuditSettings, description="what is looked for")
+    compare: AuditSettings = Field(default_factory=AuditSettings, description="kinds of overlap and their thresholds")
 
     @model_validator(mode="after")
     def _something_to_do(self) -> AuditingOptions:
@@ -72,7 +72,7 @@ def auditing(options: AuditingOptions, display: Display) -> Report:
 
 
 def show_audit(found: Found) -> tuple[RenderableType, ...]:
-    """An audit for people: a table of counts, what shares most, and sentences."""
+    """Return an audit for people: a table of counts, what shares most, and sentences."""
     body: list[RenderableType] = []
     counts = found.counts
     if counts:

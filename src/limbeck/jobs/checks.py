@@ -54,7 +54,7 @@ def audited(parts: Parts, on: OnOverlap, task: Task) -> tuple[Parts, AuditReport
 
 
 def leak_alarms(found: AuditReport | None) -> list[Alarm]:
-    """The alarm of evaluation rows that stand in the training text; none where there was nothing to compare."""
+    """Return the alarm of evaluation rows that stand in the training text; none where there was nothing to compare."""
     if found is None or not found.against:
         return []
     rows = sum(found.against.values())
@@ -154,7 +154,7 @@ class Checks:
         return Subject(model, out)
 
     def evaluations(self) -> list[ProbeEvaluation]:
-        """What the training loop asks."""
+        """Return the evaluations that the training loop runs."""
         if self.level == "off":
             return []
         writes = self.level == "full"
@@ -162,14 +162,16 @@ class Checks:
         return [ProbeEvaluation(probes, lambda model: self._subject(model, writes))]
 
     def alarms(self, model: Decoder) -> list[dict[str, Any]]:
-        """What the finished model is asked, as plain values."""
+        """Return the alarms of the finished model, as plain values."""
         if self.level == "off":
             return []
         found = run_probes(self.model_probes + self.writing_probes, self._subject(model, True))
         return [alarm.describe() for alarm in found]
 
     def told(self, model: Decoder, report: EncodingReport, before: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Part of a training's report: ``audit``, and all ``alarms``, those of the scores (``before``) included."""
+        """Return the part of a training's report: ``audit``, and all ``alarms``, those of the scores (``before``)
+        included.
+        """
         data = [alarm.describe() for alarm in _data_alarms(self.audit, report)]
         return {
             "alarms": fired_first([*data, *self.alarms(model), *before]),
@@ -184,19 +186,19 @@ def _spread(examples: Sequence[Example], count: int) -> list[Example]:
 
 
 def encoded(task: Task, rows: Rows, tokenizer: Tokenizer, context: int, level: ProbeLevel) -> list[Example]:
-    """The examples of ``rows`` that probes of this level look at."""
+    """Return the examples of ``rows`` that probes of this level look at."""
     if level == "off":
         return []
     return task.encode(rows[: _CALIBRATED[level]], tokenizer, context)[0]
 
 
 def fired_first(alarms: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The same alarms, those that fired before the silent ones."""
+    """Return the same alarms, those that fired before the silent ones."""
     return sorted(map(dict, alarms), key=lambda alarm: not alarm["fired"])
 
 
 def show_alarms(alarms: Sequence[Mapping[str, Any]]) -> list[RenderableType]:
-    """Fired alarms for people, a line each; else one line that says how many were silent."""
+    """Return fired alarms for people, a line each; else one line that says how many were silent."""
     fired = [Text(f"alarm: {a['name']}: {a['sentence']}", style="bold red") for a in alarms if a["fired"]]
     if fired or not alarms:
         return [*fired]

@@ -141,7 +141,7 @@ def _one(options: ComparisonOptions, a: Evaluated, b: Evaluated, statistic: Stat
 
 
 def _statistics(options: ComparisonOptions, a: Evaluated, b: Evaluated) -> list[Statistic]:
-    """The figures to compare: the one named, or every one that both runs' tasks have."""
+    """Return the figures to compare: the one named, or every one that both runs' tasks have."""
     theirs = {(s.name, s.columns) for s in b.figures}
     both = {s.name: s for s in a.figures if (s.name, s.columns) in theirs}
     if options.metric is None:
@@ -200,7 +200,7 @@ def _existing(name: str) -> Path:
 
 
 def _figures(run: Run, scores: Scores) -> tuple[Statistic, ...]:
-    """What the task of the run's recipe makes of the scores."""
+    """Return what the task of the run's recipe makes of the scores."""
     described = run.recipe().get("task")
     if described is None:
         return ()
@@ -213,7 +213,9 @@ def _parts(run: Run) -> list[str]:
 
 
 def _part(name: str, other: str) -> str | None:
-    """The evaluation of run ``name`` to compare with ``other``'s: one that both have, test first, else its only one."""
+    """Return the evaluation of run ``name`` to compare with ``other``'s: one that both have, test first, else its only
+    one.
+    """
     mine, theirs = (Path(n).expanduser() for n in (name, other))
     if not mine.is_dir():
         return None
@@ -244,12 +246,12 @@ def read_predictions(scores: Path) -> dict[str, str]:
 
 
 def _differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
-    """Settings of two protocols that differ, in words; settings that one of them does not state are left out."""
+    """Return settings of two protocols that differ, in words; settings that one of them does not state are left out."""
     return [f"{key} {a[key]} and {b[key]}" for key in a if key in b and a[key] != b[key]]
 
 
 def _names(a: Evaluated, b: Evaluated) -> tuple[str, str]:
-    """The last parts of the two names that tell them apart."""
+    """Return the last parts of the two names that tell them apart."""
     first, second = Path(a.name).parts, Path(b.name).parts
     for size in range(1, max(len(first), len(second)) + 1):
         one, two = "/".join(first[-size:]), "/".join(second[-size:])
@@ -259,7 +261,9 @@ def _names(a: Evaluated, b: Evaluated) -> tuple[str, str]:
 
 
 def _changed(a: Evaluated, b: Evaluated, statistic: Statistic, most: int) -> list[dict[str, Any]]:
-    """The items whose own figure changed most from a to b, with what both generated; unchanged ones are left out."""
+    """Return the items whose own figure changed most from a to b, with what both generated; unchanged ones are left
+    out.
+    """
     one, two = align(a.scores, b.scores, intersect=True)
     before, after = statistic.of_sums(statistic.table(one)), statistic.of_sums(statistic.table(two))
     change = after - before
@@ -316,7 +320,7 @@ def _table(names: tuple[str, str], found: Mapping[str, Comparison]) -> Table:
 def _shown(
     changed: list[dict[str, Any]], names: tuple[str, str], statistic: Statistic, width: int
 ) -> list[RenderableType]:
-    """The items that changed most, for people."""
+    """Return the items that changed most, for people."""
     if not changed:
         return []
     table = Table(title=f"items whose {statistic.name} changed most", title_justify="left", show_lines=True)

@@ -35,7 +35,7 @@ class CorpusSource(Config):
     valid_limit: int | None = Field(None, ge=1, description="only so many held-out documents")
 
     def texts(self, separator: str, limit: int | None) -> Iterator[str]:
-        """The documents in order, without the corpus in memory where its format allows; see ``documents``.
+        """Return the documents in order, without the corpus in memory where its format allows; see ``documents``.
 
         Raises:
             DataError: the source is missing, broken, or lacks the column.
@@ -46,7 +46,9 @@ class CorpusSource(Config):
         )
 
     def content(self, separator: str, limit: int | None) -> str:
-        """Sha256 (hex) of what ``texts`` is made from: the file's bytes, or the documents where it is no file."""
+        """Return the SHA-256 (hex) of what ``texts`` is made from: the file's bytes, or the documents where it is no
+        file.
+        """
         path = Path(self.data).expanduser()
         told: tuple[object, ...] = (self.split, self.column, self._between(separator), limit)
         if self.dialect != Dialect():
@@ -63,7 +65,7 @@ class CorpusSource(Config):
         return digest.hexdigest()
 
     def held_out(self, separator: str) -> Rows | None:
-        """The held-out documents, where there are any."""
+        """Return the held-out documents, where there are any."""
         if self.valid is None:
             return None
         columns = {} if self.column == "text" else {"text": self.column}
@@ -72,14 +74,14 @@ class CorpusSource(Config):
         return read(self.valid, required=("text",), columns=columns, separator=between, **told)
 
     def _between(self, separator: str) -> str:
-        """What divides its text files: its own separator, or the recipe's."""
+        """Return what divides its text files: its own separator, or the recipe's."""
         return separator if self.separator is None else self.separator
 
 
 def shared_tokenizer(
     corpora: Mapping[str, CorpusSource], folder: Path, vocab_size: int, separator: str, limit: int | None
 ) -> Tokenizer:
-    """A BPE of all corpora's text, trained once and kept in ``folder`` under the hash of what it was made from."""
+    """Return a BPE of all corpora's text, trained once and kept in ``folder`` under the hash of its sources."""
     whole = [vocab_size, *(c.content(separator, limit) for c in corpora.values())]
     place = folder / f"tokenizer-{hashlib.sha256(repr(whole).encode()).hexdigest()[:16]}"
     if not (place / "tokenizer_config.json").is_file():  # written last
@@ -100,7 +102,7 @@ def encode_corpus(
     separator: str,
     limit: int | None,
 ) -> Corpus:
-    """Shards of one corpus below ``folder``, in a folder named after the hash of source and tokenizer."""
+    """Return shards of one corpus below ``folder``, in a folder named after the hash of source and tokenizer."""
     key = shard_key(corpus.content(separator, limit), tokenizer, begin=begin, end=end)
     place = folder / f"{name}-{key[:16]}"
     texts = corpus.texts(separator, limit)
@@ -109,7 +111,7 @@ def encode_corpus(
 
 
 def sample_rows(corpora: Mapping[str, CorpusSource], separator: str, limit: int | None) -> Rows:
-    """The first documents of each corpus, about 1 MB: what the probes look at."""
+    """Return the first documents of each corpus, about 1 MB: what the probes look at."""
     rows: list[Row] = []
     for name, corpus in corpora.items():
         size = 0
@@ -122,14 +124,14 @@ def sample_rows(corpora: Mapping[str, CorpusSource], separator: str, limit: int 
 
 
 def held_out_rows(corpora: Mapping[str, CorpusSource], separator: str) -> Rows | None:
-    """Held-out documents of all corpora; ids begin with the corpus's name and a slash."""
+    """Return held-out documents of all corpora; ids begin with the corpus's name and a slash."""
     found = {name: corpus.held_out(separator) for name, corpus in corpora.items()}
     rows = [Row(f"{n}/{r.id}", {"text": r.text("text", n)}) for n, some in found.items() if some for r in some]
     return Rows.of(rows, f"held-out text of {', '.join(n for n in found if found[n])}") if rows else None
 
 
 def bytes_per_token(rows: Rows, examples: list[Example], corpus: str, begin: bool) -> float:
-    """UTF-8 bytes of a corpus's held-out text by its tokens, end tokens counted and begin tokens not."""
+    """Return UTF-8 bytes of a corpus's held-out text by its tokens, end tokens counted and begin tokens not."""
     mine = [e for e in examples if e.id.startswith(f"{corpus}/")]
     tokens = sum(e.predictions for e in mine) + (0 if begin else sum(e.offset == 0 for e in mine))
     texts: list[Any] = [r.fields["text"] for r in rows if r.id.startswith(f"{corpus}/")]

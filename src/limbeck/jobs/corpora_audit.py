@@ -65,7 +65,7 @@ def _key(corpora: Mapping[str, CorpusSource], held_out: Rows | None, separator: 
 
 
 def _kept(place: Path) -> AuditReport | None:
-    """What an earlier audit found; None where there was none, or its file is damaged."""
+    """Return what an earlier audit found; None where there was none, or its file is damaged."""
     try:
         return TypeAdapter(AuditReport).validate_json(place.read_bytes())
     except (OSError, ValueError):

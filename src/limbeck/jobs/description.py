@@ -71,7 +71,7 @@ def description(options: DescriptionOptions) -> Report:
 
 
 def _pictures(bundle: Bundle, length: int | None) -> list[RenderableType]:
-    """A drawing of each pattern that hides something; none of dense attention."""
+    """Return a drawing of each pattern that hides something; none of dense attention."""
     costs = pattern_costs(bundle.model.config, length or bundle.model.config.context)
     return [
         facts(f"{c.pattern.kind} attention over {c.length:,} tokens", [_LEGEND, *(("", line) for line in lines)])
@@ -131,7 +131,7 @@ def _run(run: Run) -> dict[str, Any]:
 
 
 def best_of(lines: list[dict[str, Any]], training: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The best value of the monitored metric among ``metrics.jsonl``'s lines, and its step; the first of equals."""
+    """Return the best value of the monitored metric in ``metrics.jsonl``, and its step; the first of equals."""
     name = training.get("monitor")
     seen = [(line[name], line["step"]) for line in lines if isinstance(line.get(name), int | float)] if name else []
     if not seen:
@@ -156,7 +156,7 @@ def _run_rows(run: Mapping[str, Any]) -> list[tuple[str, object]]:
 
 
 def _figure(metric: Any) -> str:
-    """A reported figure with its interval, where it has one."""
+    """Return a reported figure with its interval, where it has one."""
     if isinstance(metric, Mapping) and {"value", "low", "high"} <= metric.keys():
         return f"{metric['value']:.4g} [{metric['low']:.4g}, {metric['high']:.4g}] {metric.get('unit', '')}".rstrip()
     return str(metric)

@@ -207,7 +207,7 @@ def _objective(options: DistillationOptions, prepared: PreparedTraining) -> AnyO
 
 
 def _examples(options: DistillationOptions, prepared: PreparedTraining) -> Encoded:
-    """The examples to learn from: of the data, or with the answers that the teacher writes, kept in the run."""
+    """Return the examples to learn from: of the data, or with the answers that the teacher writes, kept in the run."""
     data, start = prepared.data, prepared.start
     if options.answers == "data":
         return data
@@ -222,7 +222,7 @@ def _examples(options: DistillationOptions, prepared: PreparedTraining) -> Encod
 
 
 def _live(options: DistillationOptions, prepared: PreparedTraining) -> AnyStream:
-    """The data's micro-batches, or some that the student answers itself."""
+    """Return the data's micro-batches, or some that the student answers itself."""
     if not options.on_policy.on:
         return prepared.stream
     rank, data, tokenizer = world().rank, prepared.data, prepared.start.tokenizer
@@ -237,7 +237,7 @@ def _live(options: DistillationOptions, prepared: PreparedTraining) -> AnyStream
 
 
 def _key(options: DistillationOptions, start: Start, parts: Parts, context: int) -> CacheKey:
-    """What a cache of this teacher on this data is made from."""
+    """Return what a cache of this teacher on this data is made from."""
     assert start.teacher is not None
     told = f"{options.task.model_dump_json()} {start.tokenizer.fingerprint} {context}"
     rows = min(start.teacher.model.config.vocab_size, start.model.config.vocab_size)
@@ -266,7 +266,7 @@ def _on_disk(options: DistillationOptions, bundle: Bundle, prepared: PreparedTra
 
 
 def _extras(options: DistillationOptions, prepared: PreparedTraining, objective: AnyObjective) -> Mapping[str, Any]:
-    """What the teacher on disk costs: the student's difference in loss from the live one, and bytes."""
+    """Return what the teacher on disk costs: the student's difference in loss from the live one, and bytes."""
     if not (options.teacher_top_k and options.beta):
         return {}
     start, model = prepared.start, prepared.model

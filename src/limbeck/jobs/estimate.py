@@ -29,7 +29,7 @@ _MB = 1e6
 
 
 def needs(model: Decoder, stream: Source, settings: TrainSettings) -> dict[str, Any]:
-    """What the whole training takes, by arithmetic alone: nothing is computed with ``model``, nothing is drawn.
+    """Return what the whole training takes, by arithmetic alone: nothing is computed with ``model``, nothing is drawn.
 
     Returns:
         ``steps``, ``tokens``, ``parameters``, ``trainable``, ``state_bytes`` (weights, gradients and AdamW's two
@@ -53,7 +53,7 @@ def needs(model: Decoder, stream: Source, settings: TrainSettings) -> dict[str, 
 
 
 def batch_that_fits(batch_size: int, batch_bytes: int, state_bytes: int, free: int) -> int:
-    """The largest micro-batch whose activations fit beside gradients and moments.
+    """Return the largest micro-batch whose activations fit beside gradients and moments.
 
     Args:
         batch_size: rows of the micro-batch that was measured.
@@ -68,7 +68,7 @@ def batch_that_fits(batch_size: int, batch_bytes: int, state_bytes: int, free: i
 
 
 def announce(needed: Mapping[str, Any], utilisation: float) -> str:
-    """One line before a training: what it takes, and the least time where the device's limit is known.
+    """Return one line before a training: what it takes, and the least time where the device's limit is known.
 
     Args:
         needed: of ``needs``.
@@ -227,7 +227,7 @@ def dry_run(
 
 
 def _described(told: Mapping[str, Any]) -> list[tuple[str, object]]:
-    """A stream's description for people: a line a figure, and one for each corpus."""
+    """Return a stream's description for people: a line a figure, and one for each corpus."""
     rows: list[tuple[str, object]] = [
         (k, f"{v:,}" if isinstance(v, int) else v) for k, v in told.items() if not isinstance(v, Mapping)
     ]

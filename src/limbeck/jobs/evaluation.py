@@ -118,7 +118,7 @@ def _check_predictions(options: EvaluationOptions) -> None:
 
 
 def _known(options: EvaluationOptions, rows: Rows) -> tuple[Rows | None, AuditReport | None]:
-    """The rows that the model learned, and what of ``rows`` stands in them.
+    """Return the rows that the model learned, and what of ``rows`` stands in them.
 
     Raises:
         DataError: some does, and that is to be refused.

@@ -89,7 +89,7 @@ class HarnessFigure(Config):
     unit: str = ""
 
     def statistic(self, scores: Scores) -> Statistic:
-        """The figure as a statistic of ``scores``.
+        """Return the figure as a statistic of ``scores``.
 
         Raises:
             DataError: the scores lack its columns.
@@ -187,7 +187,7 @@ def harness_job(recipe: Recipe, source: ModelSource, asked: Asked, display: Disp
 
 
 def harness_values(found: list[Found], measuring: Measuring, folder: Path | None) -> dict[str, Any]:
-    """Intervals, alarms and files of what the harness found, as the part of a report that ``measure`` makes.
+    """Return intervals, alarms and files of what the harness found, as the part of a report that ``measure`` makes.
 
     A report on one task is shaped as one on a task of the project's own. One on several has their figures side by
     side, ``TASK: FIGURE``; ``parts`` has each task by itself in both.
@@ -252,7 +252,7 @@ def _part(one: Found, measuring: Measuring, folder: Path | None) -> dict[str, An
 
 
 def reported_figures(report: Mapping[str, Any], part: str, scores: Scores) -> tuple[Statistic, ...] | None:
-    """The figures of one task of a harness's report, built again for ``scores``; None: it is no such report."""
+    """Return the figures of one task of a harness's report, built again for ``scores``; None: it is no such report."""
     if part not in report.get("parts", {}):
         return None
     described = report["parts"][part]["metrics"].values()
@@ -260,7 +260,7 @@ def reported_figures(report: Mapping[str, Any], part: str, scores: Scores) -> tu
 
 
 def reported_protocol(report: Mapping[str, Any], part: str) -> Mapping[str, Any]:
-    """What the figures of ``part`` rest on; empty where the report is about another part."""
+    """Return what the figures of ``part`` rest on; empty where the report is about another part."""
     if part in report.get("parts", {}):
         found: Mapping[str, Any] = report["parts"][part]["protocol"]
         return found

@@ -61,7 +61,8 @@ class TrainingOptions(MeasuredTask, ZeroShotRows, DataSource, Recipe):
         return techniques
 
     def settings(self, monitored: bool) -> TrainSettings:
-        """Settings of the loop: ``dtype`` names the precision; without validation rows there is nothing to monitor.
+        """Return settings of the loop: ``dtype`` names the precision; without validation rows there is nothing to
+        monitor.
 
         Raises:
             ConfigError: training in fp16 was asked for, or patience without validation rows.
@@ -78,7 +79,7 @@ class TrainingOptions(MeasuredTask, ZeroShotRows, DataSource, Recipe):
         return self.train.model_copy(update=changes)
 
     def shuffled(self, examples: Sequence[Example], pad_id: int, context: int, collate_fn: CollateFn) -> Batches:
-        """Micro-batches to learn from, in an order that the seed decides."""
+        """Return micro-batches to learn from, in an order that the seed decides."""
         return Batches(
             examples,
             batch_size=self.batch_size,
@@ -92,7 +93,7 @@ class TrainingOptions(MeasuredTask, ZeroShotRows, DataSource, Recipe):
         )
 
     def general_text(self, level: ProbeLevel, tokenizer: Tokenizer, context: int) -> list[Example]:
-        """Examples of the held-out general text that probes of this level look at.
+        """Return examples of the held-out general text that probes of this level look at.
 
         Raises:
             DataError: there is no such text.

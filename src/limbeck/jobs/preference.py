@@ -102,7 +102,7 @@ def _start(options: PreferenceOptions, parts: Parts, device: torch.device) -> St
 
 
 def _watch_what_is_learned(prepared: PreparedTraining, objective: AnyObjective) -> AnyObjective:
-    """The same objective, with its margins and accuracies."""
+    """Return the same objective, with its margins and accuracies."""
     return objective
 
 
@@ -149,6 +149,6 @@ def _reference(options: PreferenceOptions, prepared: PreparedTraining) -> Refere
 
 
 def _told(options: PreferenceOptions, prepared: PreparedTraining, objective: AnyObjective) -> Mapping[str, Any]:
-    """What was learned, and against what."""
+    """Return what was learned, and against what."""
     assert isinstance(objective, Preference)
     return {"preference": {"loss": options.loss, "beta": options.beta, "reference": objective.reference.kind}}

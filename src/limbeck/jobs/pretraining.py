@@ -102,7 +102,7 @@ class PretrainingOptions(TrainingOptions):
         return self
 
     def settings(self, monitored: bool) -> TrainSettings:
-        """Those of the loop; a budget of tokens becomes steps, whatever the number of ranks.
+        """Return those of the loop; a budget of tokens becomes steps, whatever the number of ranks.
 
         Raises:
             ConfigError: as every training verb's, or a budget without a context.
@@ -146,7 +146,7 @@ def _start(options: PretrainingOptions, parts: Parts, device: torch.device) -> S
 
 
 def _limit(options: PretrainingOptions, model: Decoder, device: torch.device) -> float:
-    """A training token's arithmetic by the measured rate of matrix products, the faster dtype's where free."""
+    """Return a training token's arithmetic by the measured rate of matrix products, the faster dtype's where free."""
     kinds = {"fp32": [torch.float32], "bf16": [torch.bfloat16], "fp64": [torch.float64]}
     dtypes = kinds.get(options.dtype if options.dtype != "auto" else options.train.precision)
     rates = [matmul_rate(d, device) for d in dtypes or [torch.float32, torch.bfloat16]]
@@ -154,14 +154,16 @@ def _limit(options: PretrainingOptions, model: Decoder, device: torch.device) ->
 
 
 def _corpora(options: PretrainingOptions) -> DataSteps:
-    """The steps of corpora on disk: of the training text the first documents alone are in memory, for the probes."""
+    """Return the steps of corpora on disk: of the training text the first documents alone are in memory, for the
+    probes.
+    """
     separator, limit = options.separator, options.limit
 
     def read() -> Parts:
         return Parts(sample_rows(options.corpora, separator, limit), held_out_rows(options.corpora, separator), None)
 
     def audit(parts: Parts, say: Say) -> tuple[Parts, AuditReport | None]:
-        """Every document is looked at, by the first rank alone."""
+        """Look at every document, by the first rank alone."""
         if options.audit == "off":
             return parts, None
 

@@ -129,7 +129,7 @@ def quantization(options: QuantizationOptions, display: Display) -> Report:
 
 
 def _done(options: QuantizationOptions, session: Display) -> Report | None:
-    """The report of this very recipe's run, where it is finished."""
+    """Return the report of this very recipe's run, where it is finished."""
     if not (Path(options.out) / "recipe.yaml").is_file():
         return None
     with Run.create(Path(options.out), options) as run:

@@ -62,12 +62,12 @@ class Display:
 
     @classmethod
     def silent(cls) -> Display:
-        """A session that shows nothing, for calls from Python."""
+        """Return a session that shows nothing, for calls from Python."""
         return cls(console=Console(file=StringIO(), quiet=True), text=StringIO(), quiet=True, progress=False)
 
     @classmethod
     def bars(cls) -> Display:
-        """A display that shows progress bars alone, in a terminal or a notebook, for calls from Python."""
+        """Return a display that shows progress bars alone, in a terminal or a notebook, for calls from Python."""
         return cls(console=Console(file=StringIO(), quiet=True), text=StringIO(), quiet=True, progress=True)
 
     def say(self, *lines: RenderableType) -> None:
@@ -95,7 +95,7 @@ class Report:
             console.print(part)
 
     def to_json(self) -> str:
-        """One strict JSON object: NaN and infinities become null, paths text."""
+        """Return one strict JSON object: NaN and infinities become null, paths text."""
         return json.dumps(plain(self.values), ensure_ascii=False, allow_nan=False)
 
     def write(self, file: Path) -> None:
@@ -155,7 +155,7 @@ def default_folder(recipe: Recipe) -> Path:
 
 
 def facts(title: str, rows: Iterable[tuple[str, object]]) -> Table:
-    """A two-column table for people: a name and what stands behind it."""
+    """Return a two-column table for people: a name and what stands behind it."""
     table = Table(title=title, title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")

@@ -35,7 +35,9 @@ class Parts:
     dropped: tuple[str, ...] = ()
 
     def describe(self) -> dict[str, Any]:
-        """Source, content hash and size of each part; how many rows reading left out, and the first ids of those."""
+        """Return source, content hash and size of each part; how many rows reading left out, and the first ids of
+        those.
+        """
         named = {"train": self.train, "valid": self.valid, "test": self.test}
         facts = {k: v.describe() for k, v in named.items() if v is not None}
         if self.dropped:
@@ -124,7 +126,7 @@ class DataSource(Reading, NamedRows):
 
 
 def device_of(name: str) -> torch.device:
-    """``auto`` is a CUDA device if there is one, else the CPU.
+    """Return the device that is meant: ``auto`` is a CUDA device if there is one, else the CPU.
 
     Raises:
         ConfigError: no such device here.
@@ -141,6 +143,6 @@ def device_of(name: str) -> torch.device:
 
 
 def dtype_of(name: str) -> torch.dtype:
-    """Dtype to evaluate and generate in; ``auto`` is fp32."""
+    """Return the dtype to evaluate and generate in; ``auto`` is fp32."""
     table = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
     return table.get(name, torch.float32)

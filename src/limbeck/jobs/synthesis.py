@@ -239,7 +239,7 @@ def _asked(options: SynthesisOptions, found: Collected) -> list[RenderableType]:
 
 @contextmanager
 def _bar(session: Display, count: int) -> Iterator[Any]:
-    """A progress bar over ``count`` requests; yields what takes the number of answers."""
+    """Show a progress bar over ``count`` requests; yield what takes the number of answers."""
     with Progress(console=session.console, disable=not session.progress or session.quiet, transient=True) as bar:
         work = bar.add_task("answers", total=count)
         yield lambda done: bar.update(work, completed=done)

@@ -133,7 +133,7 @@ class TrainingJob:
             return here.first(lambda: self._conclude(prepared, objective, result)) or Report({})
 
     def _open(self, here: World) -> Run:
-        """The run folder: rank 0 makes and locks it, the others look into it."""
+        """Return the run folder: rank 0 makes and locks it, the others look into it."""
         return here.first(lambda: Run.create(self.options.folder, self.options)) or Run.open(self.options.folder)
 
     def _prepare(self, display: Display, here: World) -> PreparedTraining:

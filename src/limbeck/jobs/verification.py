@@ -104,7 +104,10 @@ def _of_server(options: VerificationOptions) -> Report:
     rows = [
         ("verdict", "nothing differs" if result.equal else f"{len(result.findings)} differences"),
         ("prompts", f"{result.prompts} texts and conversations, counted in tokens"),
-        ("log-probabilities", "not told" if largest is None else f"differ by at most {largest:.2g} nats"),
+        (
+            "log-probabilities",
+            "not given by the server" if largest is None else f"differ by at most {largest:.2g} nats",
+        ),
         ("greedy", f"{result.greedy_agreed} of {result.greedy_texts} continuations agree"),
     ]
     notes = [Text(f"{finding.kind}: {finding.message}", style="yellow") for finding in result.findings]
@@ -126,7 +129,7 @@ def _target(options: VerificationOptions) -> Side:
 
 
 def _paragraphs(file: Path) -> list[str]:
-    """The first two paragraphs of at least 200 characters.
+    """Return the first two paragraphs of at least 200 characters.
 
     Raises:
         ConfigError: the file cannot be read, or has none.

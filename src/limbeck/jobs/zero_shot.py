@@ -44,7 +44,7 @@ class ZeroShotRows(Config):
         tokenizer: Tokenizer,
         batch_size: int,
     ) -> ZeroShot | None:
-        """The probe, with the base's answers.
+        """Return the probe, with the base's answers.
 
         Args:
             level: how many rows are asked; ``off`` asks nothing.

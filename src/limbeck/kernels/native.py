@@ -112,7 +112,7 @@ class Document(ctypes.Structure):
 
 @cache
 def load() -> ctypes.CDLL | None:
-    """The compiled kernels, or None (after one warning, unless they were switched off) where they cannot be had.
+    """Return the compiled kernels, or None (after one warning, unless they were switched off) where they cannot be had.
 
     Raises:
         ValueError: LIMBECK_NATIVE is neither "on" nor "off", or the processor lacks what LIMBECK_ARCH names.
@@ -149,7 +149,7 @@ def _compiler() -> list[str]:
 
 
 def _processor() -> str:
-    """What ``-march=native`` depends on, as far as the system tells it."""
+    """Return what ``-march=native`` depends on, as far as the system tells it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

@@ -67,7 +67,7 @@ def dispatch(path: Dispatch) -> Iterator[None]:
 
 
 def current() -> Dispatch:
-    """The path pinned here, "auto" where none is."""
+    """Return the path pinned here, "auto" where none is."""
     return _pinned.get()
 
 
@@ -81,7 +81,7 @@ class Prepared:
         self._matrix: native.Matrix | None = None
 
     def supports_integer(self) -> bool:
-        """Is there a product of integers for this layout on this machine?"""
+        """Return whether there is a product of integers for this layout on this machine."""
         layout = self.codes.layout
         if layout.kind not in ("int8", "int4") or self.codes.codes.device.type != "cpu":
             return False
@@ -89,7 +89,7 @@ class Prepared:
         return library is not None and library.limbeck_many_room(self.matrix(), 1, 1) > 0
 
     def supports_widened(self) -> bool:
-        """Is there a compiled product of fp32 that widens this layout in cache?"""
+        """Return whether a compiled product of fp32 widens this layout in cache."""
         layout = self.codes.layout
         if layout.kind not in native.KINDS or self.codes.codes.device.type != "cpu":
             return False
@@ -97,13 +97,13 @@ class Prepared:
         return library is not None and library.limbeck_widened_room(self.matrix(), 1, 1) > 0
 
     def matrix(self) -> native.Matrix:
-        """How the compiled kernels see it."""
+        """Return how the compiled kernels see it."""
         if self._matrix is None:
             self._matrix = native.matrix(self.codes)
         return self._matrix
 
     def supports_packed(self) -> bool:
-        """Is there a packed kernel for this layout on this machine?"""
+        """Return whether there is a packed kernel for this layout on this machine."""
         layout, device = self.codes.layout, self.codes.codes.device
         if device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "DEFAULT":
             return False
@@ -115,7 +115,7 @@ class Prepared:
         return layout.kind == "int4" and (whole_rows or layout.span in _INT4_GROUPS)
 
     def int8(self) -> Tensor:
-        """(R, C') int8 codes for torch's kernel, which reads 16 columns at a time, past the end too: so padded."""
+        """Return (R, C') int8 codes for torch's kernel, padded: it reads 16 columns at a time, past the end."""
         missing = -self.codes.layout.columns % 16
         if not missing:
             return self.codes.codes
@@ -125,7 +125,7 @@ class Prepared:
         return self._int8
 
     def int4(self) -> tuple[Tensor, Tensor, int]:
-        """Packed codes, (K / group, N, 2) bf16 scales and zeros, and group, padded as torch's kernels want them."""
+        """Return packed codes, (K / group, N, 2) bf16 scales and zeros, and group, padded as torch's kernels want."""
         if self._int4 is None:
             with torch.inference_mode(False), torch.no_grad():
                 self._int4 = _pack_int4(self.codes)
@@ -160,7 +160,7 @@ def _pack_int4(codes: Codes) -> tuple[Tensor, Tensor, int]:
 
 
 def choose(prepared: Prepared, rows: int, dtype: torch.dtype) -> Dispatch:
-    """Which path ``linear`` takes for an input of ``rows`` rows in ``dtype`` that needs no gradient.
+    """Return which path ``linear`` takes for an input of ``rows`` rows in ``dtype`` that needs no gradient.
 
     fp64 inputs and plain fp32/fp64 weights always take the reference: nothing faster is as exact.
     """
@@ -185,7 +185,7 @@ def choose(prepared: Prepared, rows: int, dtype: torch.dtype) -> Dispatch:
 
 
 def linear(x: Tensor, prepared: Prepared, bias: Tensor | None = None) -> Tensor:
-    """``x @ W.T + bias`` with a quantized W, differentiable in ``x`` and ``bias``.
+    """Return ``x @ W.T + bias`` with a quantized W, differentiable in ``x`` and ``bias``.
 
     Args:
         x: (..., C).
@@ -243,7 +243,7 @@ def _product(x: Tensor, prepared: Prepared, path: Dispatch, bias: Tensor | None 
 
 
 def _compiled(x: Tensor, prepared: Prepared, bias: Tensor | None, product: Literal["many", "widened"]) -> Tensor:
-    """A compiled product; inputs that are neither fp32 nor bf16 pass through fp32."""
+    """Return a compiled product; inputs that are neither fp32 nor bf16 pass through fp32."""
     library = native.load()
     assert library is not None
     room_of, multiply = getattr(library, f"limbeck_{product}_room"), getattr(library, f"limbeck_{product}")

@@ -147,15 +147,15 @@ class _Comparison:
         return f"{self.served.model} at {self.served.url}"
 
     def next_log_probs(self, ids: Sequence[int]) -> torch.Tensor:
-        """(V,) log-probabilities behind ``ids`` by the source."""
+        """Return (V,) log-probabilities behind ``ids`` by the source."""
         return self.source.logits(torch.tensor([list(ids)]))[0, -1].log_softmax(-1)
 
     def fits(self, ids: Sequence[int]) -> bool:
-        """Whether the ids and a continuation fit the source's context."""
+        """Return whether the ids and a continuation fit the source's context."""
         return 0 < len(ids) and len(ids) + self.new_tokens <= self.source.model.config.context
 
     def apart(self, ids: Sequence[int], told: Mapping[str, float]) -> float | None:
-        """Median difference between told log-probabilities, by the text of a token, and the source's.
+        """Return the median difference between told log-probabilities, by the text of a token, and the source's.
 
         The median, as a server may spell a token that is no text by itself otherwise than we do.
         """
@@ -324,7 +324,7 @@ def _compare_stops(c: _Comparison) -> None:
 
 
 def _before_an_end(c: _Comparison, end: int) -> list[int] | None:
-    """A prompt behind which the source clearly chooses ``end``."""
+    """Return a prompt behind which the source clearly chooses ``end``."""
     vocabulary = c.source.tokenizer.vocab_size
     length = min(8, c.source.model.config.context - 4)
     drawn = torch.randint(vocabulary, (_DRAWN, length), generator=torch.Generator().manual_seed(0))
@@ -362,7 +362,7 @@ def _nats(difference: float) -> str:
 
 
 def _told_of_completion(told: Mapping[str, Any]) -> dict[str, float]:
-    """The likeliest first tokens by text, from either shape of ``logprobs``."""
+    """Return the likeliest first tokens by text, from either shape of ``logprobs``."""
     scores = told["choices"][0].get("logprobs")
     if not isinstance(scores, Mapping):
         return {}

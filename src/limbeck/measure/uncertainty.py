@@ -45,7 +45,7 @@ class Uncertainty(Protocol):
         """Lower and upper end of the interval; a higher level contains a lower one."""
 
     def caution(self, level: float) -> str:
-        """Why the items may not carry ``level``, in words; empty where they do."""
+        """Return why the items may not carry ``level``, in words; empty where they do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,7 +299,7 @@ class _Runs:
         return float(np.abs(self.figures).max() + np.abs(self.items).max() / self.items.shape[1])
 
     def residual(self) -> float:
-        """Mean square of what neither item nor seed explains."""
+        """Return the mean square of what neither item nor seed explains."""
         left = self.items - self.items.mean(axis=0)
         seeds, n = left.shape
         square: float = np.square(left).sum()

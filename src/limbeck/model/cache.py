@@ -104,11 +104,11 @@ class KVCache:
         return all(isinstance(p, Causal) for p in self._held)
 
     def held(self, pattern: AnyPattern) -> Tensor:
-        """(B, S) position that each slot of a pattern's ring holds, -1 where empty."""
+        """Return (B, S) position that each slot of a pattern's ring holds, -1 where empty."""
         return self._held[pattern]
 
     def positions(self, batch: Batch) -> Tensor:
-        """(B, T) absolute positions of ``batch``'s tokens behind what is held; 0 on padding."""
+        """Return (B, T) absolute positions of ``batch``'s tokens behind what is held; 0 on padding."""
         place = batch.real.cumsum(dim=1) - 1
         return torch.where(batch.real, self.lengths[:, None] + place, 0)
 
@@ -174,11 +174,11 @@ class KVCache:
         self.stored_values.write(layer, values, at)
 
     def read(self, layer: int, live: int) -> tuple[Tensor, Tensor]:
-        """Keys and values (B, KV, live, D) of one layer's first slots, in the model's dtype."""
+        """Return keys and values (B, KV, live, D) of one layer's first slots, in the model's dtype."""
         return self.stored_keys.read(layer, live), self.stored_values.read(layer, live)
 
     def read_slots(self, layer: int, slots: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values (B, KV, n, D) of one layer at ``slots`` (B, n), in the model's dtype."""
+        """Return keys and values (B, KV, n, D) of one layer at ``slots`` (B, n), in the model's dtype."""
         return self.stored_keys.read_slots(layer, slots), self.stored_values.read_slots(layer, slots)
 
     def select(self, rows: Tensor) -> None:

@@ -15,7 +15,7 @@ _FEW = 64  # positions whose angles are computed rather than looked up, past the
 
 
 def inverse_frequencies(rope: Rope, rotary_width: int, longest: int = 0) -> Tensor:
-    """(rotary_width / 2,) float64 angle per position of each pair of dimensions (Su et al. 2021, eq. 15).
+    """Return (rotary_width / 2,) float64 angle per position of each pair of dimensions (Su et al. 2021, eq. 15).
 
     Args:
         rope: base and scaling.
@@ -86,9 +86,9 @@ def circled(positions: Tensor, context: int, sinks: int) -> Tensor:
 
 
 def interleaved_rows(heads: int, head_dim: int) -> Tensor:
-    """(heads * head_dim,) int64: order in which to take the rows of a query or key matrix of the half-split convention
-    used here and in transformers (pairs (i, i + D/2)) to get the interleaved one (pairs (2i, 2i + 1): the paper, Meta's
-    Llama files, llama.cpp): ``interleaved = half[interleaved_rows(H, D)]``.
+    """Return (heads * head_dim,) int64: order in which to take the rows of a query or key matrix of the half-split
+    convention used here and in transformers (pairs (i, i + D/2)) to get the interleaved one (pairs (2i, 2i + 1): the
+    paper, Meta's Llama files, llama.cpp): ``interleaved = half[interleaved_rows(H, D)]``.
     """
     return torch.arange(heads * head_dim).view(heads, 2, head_dim // 2).transpose(1, 2).reshape(-1)
 

@@ -27,7 +27,7 @@ class Usage:
     completion_tokens: int = 0
 
     def plain(self) -> dict[str, int]:
-        """As it is sent."""
+        """Return the event as it is sent."""
         total = self.prompt_tokens + self.completion_tokens
         return {
             "prompt_tokens": self.prompt_tokens, "completion_tokens": self.completion_tokens, "total_tokens": total
@@ -77,19 +77,19 @@ class GrowingAnswers:
             self.usage.completion_tokens += event.tokens
 
     def whole(self) -> dict[str, Any]:
-        """The whole answer, once every one has ended."""
+        """Return the whole answer, once every one has ended."""
         kind = "chat.completion" if self.chat else "text_completion"
         choices = [self._choice(index, events) for index, events in enumerate(self._events)]
         return {**self._head(kind), "choices": choices, "usage": self.usage.plain()}
 
     def chunk(self, index: int, event: Event) -> dict[str, Any]:
-        """What is streamed of an event."""
+        """Return what is streamed of an event."""
         if isinstance(event, TextPiece):
             return self._chunk(self._part(index, event.text, event.tokens, None))
         return self._chunk(self._part(index, "", (), event.reason))
 
     def first_chunks(self) -> list[dict[str, Any]]:
-        """What a stream begins with: the role of each answer of a conversation."""
+        """Return what a stream begins with: the role of each answer of a conversation."""
         if not self.chat:
             return []
         told = {"role": "assistant", "content": ""}
@@ -98,7 +98,7 @@ class GrowingAnswers:
         ]
 
     def last_chunks(self) -> list[dict[str, Any]]:
-        """What a stream ends with: the usage, where it is wanted."""
+        """Return what a stream ends with: the usage, where it is wanted."""
         if not self.with_usage:
             return []
         return [{**self._head(self._streamed), "choices": [], "usage": self.usage.plain()}]
@@ -144,7 +144,7 @@ class GrowingAnswers:
         }
 
     def _by_text(self, one: TokenScore) -> dict[str, float | None]:
-        """The likeliest tokens, and the one that stands there; of two with one text the likelier."""
+        """Return the likeliest tokens, and the one that stands there; of two with one text the likelier."""
         found: dict[str, float | None] = {}
         for token, log_prob in (*one.top, (one.id, one.log_prob)):
             found.setdefault(self.spell.text(token), log_prob)

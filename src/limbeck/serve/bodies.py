@@ -94,7 +94,7 @@ class Body(BaseModel):
         return stops
 
     def decoding(self, new_tokens: int, seed: int, cache: KVKind) -> Decoding:
-        """How tokens are chosen, by the API's defaults: temperature 1, no filters.
+        """Return how tokens are chosen, by the API's defaults: temperature 1, no filters.
 
         Args:
             new_tokens: most tokens to generate.
@@ -225,7 +225,7 @@ def _no_constant(name: str) -> NoReturn:
 
 
 def _halves(values: Any) -> bool:
-    """Does a text in it hold half of a surrogate pair?"""
+    """Return whether a text in it holds half of a surrogate pair."""
     waiting = [values]
     while waiting:
         value = waiting.pop()

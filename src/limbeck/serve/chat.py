@@ -44,7 +44,7 @@ class Chat(Recipe):
     model: str | None = Field(
         None, description=f"{NAMES}; with url: its name at the server", json_schema_extra={"positional": True}
     )
-    adapter: str | None = Field(None, description="PEFT adapter to put beside it: a folder or a Hub id")
+    adapter: str | None = Field(None, description="PEFT adapter to load with it: a folder or a Hub id")
     url: str | None = Field(
         None, description="talk with the server at this address, e.g. http://127.0.0.1:8000/v1",
         json_schema_extra=_SERVER,

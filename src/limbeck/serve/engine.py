@@ -358,7 +358,7 @@ def _log_probs(logits: Tensor) -> Tensor:
 def _prompt_scores(
     hidden: Tensor, head: nn.Module, prompt: Sequence[int], most: int
 ) -> tuple[Tensor, list[tuple[int, float | None, Top]]]:
-    """The logits (V,) after a prompt, and of each of its tokens the log-probability and the likeliest ones.
+    """Return the logits (V,) after a prompt, and of each of its tokens the log-probability and the likeliest ones.
 
     Args:
         hidden: (1, T, C).
@@ -380,5 +380,5 @@ def _prompt_scores(
 
 
 def _known(error: Exception) -> LimbeckError:
-    """An error with a message that may be shown."""
+    """Return an error with a message that may be shown."""
     return error if isinstance(error, LimbeckError) else RunError(f"decoding failed: {type(error).__name__}: {error}")

@@ -248,7 +248,7 @@ class Certify(MeasuredTask, Reading, Recipe):
         return Grams.of(str(value) for row in rows for value in row.fields.values())
 
     def _drawn(self, rows: Rows) -> Rows:
-        """The rows in a drawn order: a sequential test needs exchangeable items."""
+        """Return the rows in a drawn order: a sequential test needs exchangeable items."""
         order = np.random.default_rng(self.seed).permutation(len(rows))
         return Rows.of([rows.rows[i] for i in order], rows.source, rows.dropped)
 

@@ -132,13 +132,13 @@ class StudyPlan(Config):
         return self
 
     def before(self, model: str) -> str | None:
-        """The model that another one's change is told from; None for the first."""
+        """Return the model that another one's change is told from; None for the first."""
         stage, names = self.models[model], list(self.models)
         told = stage.after if isinstance(stage, Stage) else None
         return told or next((b for b, a in pairwise(names) if a == model), None)
 
     def order(self) -> list[str]:
-        """Arms in an order in which every ``@name`` has run before it is needed.
+        """Return arms in an order in which every ``@name`` has run before it is needed.
 
         Raises:
             ConfigError: an ``@name`` that is no arm, or arms that need each other.
@@ -161,7 +161,9 @@ class StudyPlan(Config):
         return done
 
     def values(self, name: str, known: Mapping[str, Any], folders: Mapping[str, str]) -> dict[str, Any]:
-        """Values of one arm: the common ones its verb knows, overlaid by its own, ``@name`` replaced by ``folders``."""
+        """Return values of one arm: the common ones its verb knows, overlaid by its own, ``@name`` replaced by
+        ``folders``.
+        """
         common = {k: v for k, v in self.common.items() if k in known}
         filled = replace(merge(common, self.arms[name].values), folders)
         return dict(filled)

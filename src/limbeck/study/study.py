@@ -198,7 +198,7 @@ def _planned(plan: StudyPlan, folder: Path, store: Path | None) -> dict[str, dic
 
 
 def _read(recipes: Mapping[str, Mapping[int, Recipe]]) -> StudyOutcome:
-    """Reports of the runs that are finished; an arm that lacks a seed is left out."""
+    """Return reports of the runs that are finished; an arm that lacks a seed is left out."""
     out = StudyOutcome()
     for name, members in recipes.items():
         reports = {seed: finished_report(one) for seed, one in members.items()}
@@ -211,7 +211,7 @@ def _read(recipes: Mapping[str, Mapping[int, Recipe]]) -> StudyOutcome:
 
 
 def _without(plan: StudyPlan, failed: set[str]) -> StudyPlan:
-    """The plan without what needs arms that failed; a stage table needs all of its cells."""
+    """Return the plan without what needs arms that failed; a stage table needs all of its cells."""
     if not failed:
         return plan
     cells = {f"{m}:{f}" for m in plan.models for f in plan.figures}
@@ -227,7 +227,7 @@ def _without(plan: StudyPlan, failed: set[str]) -> StudyPlan:
 
 
 def _training(folder: Path) -> Mapping[str, Any]:
-    """What making a model took, where its folder is a run that trained it."""
+    """Return what making a model took, where its folder is a run that trained it."""
     if not (folder / "report.json").is_file():
         return {}
     return dict(Run.open(folder).report().get("training") or {})

@@ -88,7 +88,7 @@ def set_weight(parameter: Tensor, value: Tensor) -> None:
 
 
 def has_bias(layer: nn.Linear) -> bool:
-    """Tell whether a constant can be folded into the layer (torch's annotations say that each has a bias)."""
+    """Return whether a constant can be folded into the layer (torch's annotations say that each has a bias)."""
     return getattr(layer, "bias", None) is not None
 
 

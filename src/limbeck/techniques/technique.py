@@ -80,11 +80,13 @@ class Technique(Config, metaclass=Constructed):
         raise TypeError(f"{self.name} leaves no deployed spec: there is nothing to rebuild")
 
     def trained(self, model: Decoder) -> frozenset[str]:
-        """Names of the parameters of ``apply``'s ``model`` that take gradients; here those that did before."""
+        """Return names of the parameters of ``apply``'s ``model`` that take gradients; here those that did before."""
         return frozenset(name for name, p in model.named_parameters() if p.requires_grad)
 
     def stated_bytes(self, model: Decoder) -> int | None:
-        """Most bytes that the tensors of ``convert``'s model may take, told from ``model`` before; None: no promise."""
+        """Return the most bytes that the tensors of ``convert``'s model may take, computed from ``model`` before; None:
+        no promise.
+        """
         return None
 
 
@@ -149,7 +151,7 @@ class TrainableShare:
         return self.trainable / self.total
 
     def describe(self) -> dict[str, Any]:
-        """Numbers for a report."""
+        """Return numbers for a report."""
         return {"trainable_parameters": self.trainable, "parameters": self.total, "trainable_share": self.share}
 
     def __str__(self) -> str:

@@ -21,12 +21,12 @@ __all__ = ["adapter_dtype", "base_name", "merged", "write_adapter"]
 
 
 def _adapter_of(deployed_specs: tuple[Technique, ...]) -> LoRA | None:
-    """The LoRA that stands beside a model's weights."""
+    """Return the LoRA that stands beside a model's weights."""
     return next((deployed_spec for deployed_spec in deployed_specs if isinstance(deployed_spec, LoRA)), None)
 
 
 def merged(bundle: Bundle, name: str) -> Bundle:
-    """``bundle`` with its adapter merged into the weights, in place; as it is where it has none.
+    """Merge an adapter of ``bundle`` into its weights, in place; return it as it is where it has none.
 
     Raises:
         ModelError: its base is quantized: the sum would be rounded to another model (I17).
@@ -50,7 +50,7 @@ def _check_plain(bundle: Bundle, name: str) -> None:
 
 
 def base_name(name: str, adapter: str | None, given: str | None) -> str:
-    """What peft is to load as the base of the model ``name``: a Hub id, or the absolute path of a folder.
+    """Return what peft is to load as the base of the model ``name``: a Hub id, or the absolute path of a folder.
 
     Args:
         name: the model: a run, or the folder of an adapter, or any model beside ``adapter``.
@@ -108,7 +108,7 @@ def write_adapter(bundle: Bundle, name: str, base: str, folder: Path) -> None:
 
 
 def adapter_dtype(model: Decoder) -> torch.dtype:
-    """What the adapters of ``model`` are held in."""
+    """Return what the adapters of ``model`` are held in."""
     found: torch.dtype = next(p.dtype for m in adapters(model).values() for p in m.lora_a.values())
     return found
 

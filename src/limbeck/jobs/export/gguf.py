@@ -112,7 +112,7 @@ def _near(found: Agreement, tokens: int) -> str:
 
 
 def _told(written: GGUFReport) -> list[str]:
-    """What the file cannot hold, and what became of matrices that could not be taken as they were."""
+    """Return what the file cannot hold, and what became of matrices that could not be taken as they were."""
     told = list(written.lost)
     if written.rounded_twice:
         told.append(

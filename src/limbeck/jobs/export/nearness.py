@@ -18,7 +18,7 @@ Agreement = dict[str, float]
 
 
 def probe(model: Decoder, seed: int) -> Batch:
-    """(4, T) random tokens, T at most 64 and at most the model's context."""
+    """Return (4, T) random tokens, T at most 64 and at most the model's context."""
     c = model.config
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(c.vocab_size, (4, min(64, c.context)), generator=generator)
@@ -27,13 +27,13 @@ def probe(model: Decoder, seed: int) -> Batch:
 
 @torch.no_grad()
 def logits(model: Decoder, batch: Batch) -> Tensor:
-    """(B, T, V) logits, in the model's own dtype."""
+    """Return (B, T, V) logits, in the model's own dtype."""
     out: Tensor = model(batch)
     return out
 
 
 def agreement(before: Tensor, after: Tensor) -> Agreement:
-    """How near two sets of logits (B, T, V) are.
+    """Return how near two sets of logits (B, T, V) are.
 
     Returns:
         The largest absolute difference, the same relative to the largest logit, the share of positions with the same

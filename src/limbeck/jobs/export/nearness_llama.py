@@ -19,7 +19,7 @@ _PACKAGE = "llama_cpp"
 
 
 def llama_cpp_version() -> str | None:
-    """Version of llama-cpp-python; None where it cannot be imported."""
+    """Return the version of llama-cpp-python; None where it cannot be imported."""
     if find_spec(_PACKAGE) is None:
         return None
     try:
@@ -29,7 +29,7 @@ def llama_cpp_version() -> str | None:
 
 
 def llama_cpp_logits(file: Path, batch: Batch) -> Tensor:
-    """(B, T, V) logits of llama.cpp on the CPU, its cache in F16 and activations rounded as its kernels do.
+    """Return (B, T, V) logits of llama.cpp on the CPU, its cache in F16 and activations rounded as its kernels do.
 
     Args:
         file: GGUF.

@@ -23,7 +23,9 @@ EXAMPLE = (
 
 
 def describe_chat(template: ChatTemplate) -> dict[str, Any]:
-    """The template, and ``EXAMPLE`` as it lays it out: text, the texts that are learned, and token ids with targets."""
+    """Return the template, and ``EXAMPLE`` as it lays it out: text, the texts that are learned, and token ids with
+    targets.
+    """
     pieces = template.pieces(EXAMPLE)
     ids, learned = template.encode(EXAMPLE)
     return {
@@ -37,7 +39,7 @@ def describe_chat(template: ChatTemplate) -> dict[str, Any]:
 
 
 def show_chat(template: ChatTemplate) -> list[RenderableType]:
-    """The same for people; as in a dry run, ``[learned]`` is green and what is given cyan."""
+    """Return the same for people; as in a dry run, ``[learned]`` is green and what is given cyan."""
     text = Text()
     for piece in template.pieces(EXAMPLE):
         if piece.text:

@@ -56,7 +56,7 @@ def measure(
 
 
 def told(found: Result, task: Task, part: str, level: float, scores_file: Path | None) -> dict[str, Any]:
-    """What an evaluation found as plain values (see ``measure``), its scores and predictions written."""
+    """Return what an evaluation found as plain values (see ``measure``), its scores and predictions written."""
     metrics: dict[str, Any] = {}
     for statistic in task.statistics(found.scores.columns):
         figure = interval(found.scores, statistic, level=level)
@@ -87,7 +87,7 @@ def told(found: Result, task: Task, part: str, level: float, scores_file: Path |
 
 
 def show_report(values: Mapping[str, Any]) -> tuple[RenderableType, ...]:
-    """A report for people: figures with intervals, cost, training, samples."""
+    """Return a report for people: figures with intervals, cost, training, samples."""
     body: list[RenderableType] = []
     metrics = values.get("metrics") or {}
     if metrics:

@@ -61,7 +61,9 @@ class Speeds:
 
 
 def quality_lost(main: Comparison, most: float) -> Alarm:
-    """Ring where the second model's main figure is worse than the first's by more than the share ``most``."""
+    """Return the alarm that fires where the second model's main figure is worse than the first's by more than the share
+    ``most``.
+    """
     change = main.difference if main.statistic.better == "lower" else -main.difference
     share = change / abs(main.a) if main.a else (math.inf if change > 0 else 0.0)
     moved = f"{main.statistic.name} {main.a:.4g} became {main.b:.4g}"
@@ -113,7 +115,7 @@ def _sentence(ratio: float, every: list[float], both: list[dict[str, float]]) ->
 
 
 def show_quantized(values: Mapping[str, Any]) -> tuple[RenderableType, ...]:
-    """A report for people: figures of both, verdicts, agreement, bytes, speed."""
+    """Return a report for people: figures of both, verdicts, agreement, bytes, speed."""
     table = Table(title=f"{values['model']} by {values['technique']['kind']}", title_justify="left")
     for name in ("figure", "original", "quantized", "difference", "interval", "unit", "items"):
         table.add_column(name, justify="left" if name in ("figure", "unit") else "right")

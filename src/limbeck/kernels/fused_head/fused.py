@@ -85,7 +85,9 @@ def _row_weights(problem: Problem, weights: LossWeights) -> RowWeights:
 
 
 def _proportion(came: RowWeights, expected: LossWeights) -> float | None:
-    """The factor by which all of ``came`` differs from ``expected`` to within rounding, or None if there is none."""
+    """Return the factor by which all of ``came`` differs from ``expected`` to within rounding, or None if there is
+    none.
+    """
     low, high, tolerance = float("inf"), float("-inf"), 0.0
     for grad, weight in zip((came.nll, came.z, came.divergence), expected, strict=True):
         if grad is None or grad.numel() == 0:
@@ -160,7 +162,7 @@ def _scale(grads: Gradients, came: RowWeights, saved: _Saved) -> Gradients | Non
 
 
 def kept_rows(labels: Tensor | None, comparison: TeacherLoss | None) -> Tensor | None:
-    """(M,) indices of rows that have a label or are compared; None: every row."""
+    """Return (M,) indices of rows that have a label or are compared; None: every row."""
     keep = None if labels is None else labels != IGNORE
     if comparison is not None:
         if comparison.mask is None:
@@ -183,7 +185,7 @@ def fused_rows(
     expected: LossWeights | None = None,
     chunk_rows: int | None = None,
 ) -> Losses:
-    """Losses of every row of ``hidden @ weight.T + bias``, all rows computed.
+    """Return losses of every row of ``hidden @ weight.T + bias``, all rows computed.
 
     Args:
         hidden: (N, D). Its dtype is that of the matrix products, or autocast's where that is on; softmax arithmetic and
