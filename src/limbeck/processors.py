@@ -53,7 +53,7 @@ def limit_threads() -> None:
 
 
 def _above(mount: Path, path: str) -> list[Path]:
-    """Return the folder of the group and those above it, up to the mount; a container sees its own group as the mount."""
+    """Return the folder of the group and those above it, up to the mount (a container sees its own group as that)."""
     folder = mount / path.strip().lstrip("/")
     return [folder, *(p for p in folder.parents if p == mount or mount in p.parents)]
 
