@@ -19,17 +19,17 @@ from limbeck.verbs.table import RECIPES
 SOURCE = Path(limbeck.__file__).parent
 
 FLOORS = [
-    {"errors", "old_names"}, {"config"}, {"storage"}, {"run", "losses", "kernels"}, {"data"}, {"model"}, {"techniques"},
-    {"formats"}, {"objectives"}, {"decode"}, {"train"}, {"measure"}, {"tasks"}, {"synth"}, {"jobs"}, {"verbs"},
-    {"study", "serve"}, {"command"}, {"integrations", "schema"}, {"given", "results"}, {"handle"}, {"api"},
-    {"cli"}, {"__main__"},
+    {"errors", "old_names", "processors"}, {"config"}, {"storage"}, {"run", "losses", "kernels"}, {"data"}, {"model"},
+    {"techniques"}, {"formats"}, {"objectives"}, {"decode"}, {"train"}, {"measure"}, {"tasks"}, {"synth"}, {"jobs"},
+    {"verbs"}, {"study", "serve"}, {"command"}, {"integrations", "schema"}, {"given", "results"}, {"handle"},
+    {"api"}, {"cli"}, {"__main__"},
 ]  # fmt: skip
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 
 # who | must not import | but may
 BANS = [
     ("losses.*", "*", "losses.* kernels.*"),
-    ("kernels.*", "*", "losses.* kernels.*"),
+    ("kernels.*", "*", "losses.* kernels.* processors"),
     ("model.*", "data.*", "data.batch"),
     ("techniques.*", "data.*", "data.batch"),
     ("objectives.*", "techniques.*", ""),

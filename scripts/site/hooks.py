@@ -103,10 +103,11 @@ def reference() -> dict[str, str]:
 
 def _object(name: str, value: Any, public: bool) -> str:
     """Return the directive of one object; a technique has a table of its options in place of the protocol's methods."""
-    place = f"{value.__module__}.{value.__name__}"
+    callable_module = inspect.ismodule(value)  # limbeck.study: a room that is called like a function
+    place = value.__name__ if callable_module else f"{value.__module__}.{value.__name__}"
     technique = inspect.isclass(value) and issubclass(value, Technique)
     options = {"heading": f"limbeck.{name}" if public else place, "toc_label": name}
-    if technique:
+    if technique or callable_module:
         options["members"] = "false"
     lines = [f"::: {place}", "    options:", *(f"      {key}: {text}" for key, text in options.items())]
     return "\n".join([*lines, *(_options(value) if technique else ())])

@@ -1,6 +1,6 @@
 """Limbeck adapts and shrinks GPT-class language models and shows what each saving costs.
 
-``import limbeck`` imports nothing else: each name below is imported when it is first used.
+``import limbeck`` imports next to nothing else: each name below is imported when it is first used.
 """
 
 from __future__ import annotations
@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from limbeck.processors import limit_threads
 
 if TYPE_CHECKING:
     from limbeck.api.evidence import audit, certify, compare, evaluate, fit, info, report, score, study, verify
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from limbeck.techniques.qat import QAT
     from limbeck.techniques.rotate import Rotate
     from limbeck.techniques.rtn import RTN
+
+limit_threads()
 
 # Threads wait for each other some microseconds, not milliseconds, before they give their core away: in one run on
 # busy cores the default took ten times as long (docs/lab-notes.md). Read when OpenMP is loaded, with torch.

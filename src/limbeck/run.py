@@ -19,6 +19,7 @@ import yaml
 from limbeck import config, storage
 from limbeck.errors import BusyError, ConfigError, DataError
 from limbeck.old_names import quiet
+from limbeck.processors import usable
 
 __all__ = ["Run", "machine", "source", "versions"]
 
@@ -316,10 +317,9 @@ def source() -> dict[str, Any]:
 
 def machine() -> dict[str, Any]:
     """Return what the numbers were made on: processor, cores, memory, GPUs, platform; no name of host or user."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     out: dict[str, Any] = {
         "cpu": _cpu_model(),
-        "cores": usable,
+        "cores": usable(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "platform": f"{platform.system()} {platform.machine()}",
         "gpus": [],

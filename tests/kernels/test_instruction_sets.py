@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from limbeck.kernels import activation, native
+from limbeck.kernels import activation, build, native
 from limbeck.kernels.attention import Span, document_attention
 from limbeck.kernels.fused_head import tiles
 from limbeck.techniques.rtn import RTN
@@ -24,9 +24,9 @@ def library(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     if native.load() is None:
         pytest.skip("no C compiler here")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(native, "_FLAGS", ("-O1", *native._FLAGS[1:], f"-DLIMBECK_PORTABLE_LANES={request.param}"))
+        patch.setattr(build, "_FLAGS", ("-O1", *build._FLAGS[1:], f"-DLIMBECK_PORTABLE_LANES={request.param}"))
         patch.setenv("LIMBECK_CACHE", str(tmp_path_factory.mktemp("native")))
-        return native._open(native._built(native._compiler()))
+        return native._open(build.built(build.compiler()))
 
 
 @pytest.fixture(autouse=True)

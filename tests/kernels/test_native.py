@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from limbeck.kernels import native
+from limbeck.kernels import build, native
 
 
 @pytest.fixture(autouse=True)
@@ -29,16 +29,16 @@ def test_it_is_compiled_once_into_the_cache(tmp_path: Path, monkeypatch: pytest.
     source, cache = tmp_path / "source", tmp_path / "cache"
     source.mkdir()
     (source / "one.c").write_text("int one(void) { return 1; }\n")
-    monkeypatch.setattr(native, "_SOURCE", source)  # the kernels themselves take half a minute
+    monkeypatch.setattr(build, "_SOURCE", source)  # the kernels themselves take half a minute
     monkeypatch.setenv("LIMBECK_CACHE", str(cache))
-    made = native._built(native._compiler())
+    made = build.built(build.compiler())
     assert ctypes.CDLL(str(made)).one() == 1 and list((cache / "native").iterdir()) == [made]
     stamp = made.stat().st_mtime_ns
-    assert native._built(native._compiler()) == made and made.stat().st_mtime_ns == stamp
+    assert build.built(build.compiler()) == made and made.stat().st_mtime_ns == stamp
     x86 = platform.machine() == "x86_64"
     for arch in ("x86-64-v2", "x86-64-v3") if x86 else ("armv8-a", "armv8.2-a"):  # other instructions, another file
         monkeypatch.setenv("LIMBECK_ARCH", arch)
-        native._built(native._compiler())
+        build.built(build.compiler())
     assert len(list((cache / "native").iterdir())) == 3
 
 
@@ -69,7 +69,7 @@ def test_it_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
         native.load()
     monkeypatch.setenv("LIMBECK_NATIVE", "on")
     monkeypatch.setenv("LIMBECK_ARCH", "x86-64-v4")
-    monkeypatch.setattr(native, "_processor", lambda: "flags : fma avx2 f16c")
+    monkeypatch.setattr(build, "processor", lambda: "flags : fma avx2 f16c")
     with pytest.raises(ValueError, match="this processor lacks avx512bw"):
         native.load()
 

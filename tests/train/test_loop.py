@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch import nn
 from limbeck.config import Config
 from limbeck.errors import ConfigError, DivergedError, Interrupted
 from limbeck.run import Run
+from limbeck.train import signals
 from limbeck.train.checkpoint import Checkpoints
 from limbeck.train.loop import train
 from limbeck.train.schedule import factor
@@ -222,6 +224,51 @@ def test_ctrl_c_finishes_the_step_and_saves(number: signal.Signals, tmp_path: Pa
             (0, True), (2, False), (3, True), (4, False), (6, False), (6, True),
         ]  # fmt: skip
     assert same(weights(model), weights(whole))
+
+
+def test_ctrl_c_leaves_a_long_step_and_saves_what_was_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(signals, "PATIENCE_S", 0.1)
+
+    class Slow(PlainNextToken):
+        calls = 0
+
+        def __call__(self, model: Any, batch: Any, counts: Any = None) -> Any:
+            Slow.calls += 1
+            terms = super().__call__(model, batch)
+            if Slow.calls == 4:
+                os.kill(os.getpid(), signal.SIGINT)
+                for _ in range(2000):
+                    time.sleep(0.01)
+            return terms
+
+    whole, model = tiny(dropout=0.1), tiny(dropout=0.1)
+    fit(whole, settings())
+    with Run.create(tmp_path, Recipe()) as run:
+        with pytest.raises(Interrupted, match=r"stopped after step \d of 6; its checkpoint is in"):
+            train(model, Slow(), Random(), settings(), run=run, progress=False)
+        left = Checkpoints(run.checkpoints).steps()[-1]
+        assert left < 4
+        model = tiny(dropout=0.1)
+        assert fit(model, settings(), run=run).resumed_from == left
+    assert same(weights(model), weights(whole))
+
+
+def test_ctrl_c_leaves_a_long_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signals, "PATIENCE_S", 0.1)
+
+    def slow(model: nn.Module, step: int) -> Mapping[str, float]:
+        if step:
+            os.kill(os.getpid(), signal.SIGINT)
+            for _ in range(2000):
+                time.sleep(0.01)
+        return {"valid/nll": 1.0}
+
+    with Run.create(tmp_path, Recipe()) as run:
+        with pytest.raises(Interrupted, match="after step 6 of 6"):
+            fit(tiny(), settings(), evaluations=[slow], run=run)
+        assert Checkpoints(run.checkpoints).steps()[-1] == 6
 
 
 def test_ctrl_c_without_a_run_says_that_nothing_was_saved() -> None:

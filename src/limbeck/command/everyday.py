@@ -38,6 +38,7 @@ EXAMPLES = {
     "serve": "limbeck serve runs/chat --port 8000",
     "info": "limbeck info gpt2",
     "list": "limbeck list techniques",
+    "doctor": "limbeck doctor",
     "export": "limbeck export runs/tiny --to gguf --out tiny.gguf",
     "compare": "limbeck compare runs/a runs/b",
     "report": "limbeck report runs/a runs/b --out runs/page",

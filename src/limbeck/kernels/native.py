@@ -1,40 +1,33 @@
-"""C kernels of this package, compiled where they run, for the processor at hand.
+"""The C kernels of this package (``native/``): their structures and functions, as ctypes sees them.
 
-The source is ``native/``. It is compiled at first use with the system's C compiler (``CC``, else cc, gcc or clang) and
-kept in ``$LIMBECK_CACHE`` (``~/.cache/limbeck``) under a name made of the source, the flags and the processor, so that
-another machine that shares the folder makes its own. Where there is no compiler, or where ``LIMBECK_NATIVE=off``,
-``load`` returns None and says why once; callers then take their torch path. ``LIMBECK_ARCH`` chooses the instructions,
-as the compiler's ``-march`` does: "native" (default), "x86-64-v3" (AVX2), "x86-64-v4", ...
+``build`` finds or compiles the library. Where there is none, or where ``LIMBECK_NATIVE=off``, ``load`` returns None and
+says why once; callers then take their torch path. ``LIMBECK_ARCH`` chooses the instructions, as the compiler's
+``-march`` does: "native", "x86-64-v3" (AVX2), "x86-64-v4", ...; by default a wheel's best library, else native.
 """
 
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import os
-import platform
-import shlex
-import shutil
 import subprocess
-import sys
-import tempfile
 import warnings
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import torch
 
+from limbeck.kernels import build
 from limbeck.kernels.packed_layout import Codes
 
-__all__ = ["KINDS", "Document", "HeadGradients", "Heads", "Layer", "Matrix", "Model", "load", "matrix"]
+__all__ = [
+    "KINDS", "CompiledKernels", "Document", "HeadGradients", "Heads", "Layer", "Matrix", "Model", "find", "load",
+    "matrix",
+]  # fmt: skip
 
 KINDS = {"fp32": 0, "bf16": 1, "fp16": 2, "int8": 3, "int4": 4, "fp8_e4m3": 5, "fp8_e5m2": 6}
 """Numbers by which the C source knows the kinds of codes (``packed_layout``)."""
 
-_SOURCE = Path(__file__).with_name("native")
-_FLAGS = ("-O3", "-fopenmp", "-fPIC", "-std=gnu11", "-Wno-psabi")
-_NEEDS = {"x86-64-v3": {"avx2", "fma", "f16c"}, "x86-64-v4": {"avx512f", "avx512bw", "avx512vl"}}
 _i64, _pointer = ctypes.c_int64, ctypes.c_void_p
 
 
@@ -110,6 +103,23 @@ class Document(ctypes.Structure):
     _fields_ = tuple((name, _i64) for name in ("row", "start", "stop", "tile"))
 
 
+@dataclass(frozen=True, slots=True)
+class CompiledKernels:
+    """The compiled kernels here, or why there are none.
+
+    Attributes:
+        library: None: torch's operations serve.
+        file: what was loaded.
+        instructions: for which it was compiled, such as "AVX2".
+        reason: why there is no library; "" where ``LIMBECK_NATIVE=off`` asked for none.
+    """
+
+    library: ctypes.CDLL | None = None
+    file: Path | None = None
+    instructions: str = ""
+    reason: str = ""
+
+
 @cache
 def load() -> ctypes.CDLL | None:
     """Return the compiled kernels, or None (after one warning, unless they were switched off) where they cannot be had.
@@ -117,77 +127,44 @@ def load() -> ctypes.CDLL | None:
     Raises:
         ValueError: LIMBECK_NATIVE is neither "on" nor "off", or the processor lacks what LIMBECK_ARCH names.
     """
+    found = find()
+    if found.reason:
+        warnings.warn(
+            f"the compiled kernels are not to be had here ({found.reason}): torch's operations serve, which are "
+            "slower; install a C compiler, or set LIMBECK_NATIVE=off to hear no more of it",
+            stacklevel=2,
+        )
+    return found.library
+
+
+def find() -> CompiledKernels:
+    """Find the library in the package or the cache, or compile it.
+
+    Raises:
+        ValueError: as of ``load``.
+    """
     wanted, arch = os.environ.get("LIMBECK_NATIVE", "on"), os.environ.get("LIMBECK_ARCH", "")
     if wanted not in ("on", "off"):
         raise ValueError(f"LIMBECK_NATIVE is '{wanted}': it must be 'on' or 'off'")
     if wanted == "off":
-        return None
-    if arch in _NEEDS and not _NEEDS[arch] <= set(_processor().split()):
-        raise ValueError(f"LIMBECK_ARCH is '{arch}', but this processor lacks {', '.join(sorted(_NEEDS[arch]))}")
+        return CompiledKernels()
+    lacking = build.lacking(arch)
+    if lacking:
+        raise ValueError(f"LIMBECK_ARCH is '{arch}', but this processor lacks {', '.join(lacking)}")
     try:
-        return _open(_built(_compiler()))
+        file = build.packaged(arch) or build.built(build.compiler())
+        library = _open(file)
+    except subprocess.CalledProcessError as error:
+        return CompiledKernels(reason=" ".join(error.stderr.strip().splitlines()[:1]) or str(error))
     except (OSError, subprocess.SubprocessError) as error:
-        told = (
-            error.stderr.strip().splitlines()[:1] if isinstance(error, subprocess.CalledProcessError) else [str(error)]
-        )
-        warnings.warn(
-            f"the compiled kernels are not to be had here ({' '.join(told)}): torch's operations serve, which are "
-            "slower; install a C compiler, or set LIMBECK_NATIVE=off to hear no more of it",
-            stacklevel=2,
-        )
-        return None
-
-
-def _compiler() -> list[str]:
-    given = os.environ.get("CC")
-    if given:
-        return shlex.split(given)
-    for name in ("cc", "gcc", "clang"):
-        if shutil.which(name):
-            return [name]
-    raise FileNotFoundError("no C compiler was found")
-
-
-def _processor() -> str:
-    """Return what ``-march=native`` depends on, as far as the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    told = {line for line in lines if line.startswith(("flags", "Features", "model name", "CPU part"))}
-    return "\n".join((platform.machine(), platform.processor(), *sorted(told)))
-
-
-def _built(compiler: list[str]) -> Path:
-    """Compile, unless that was done before; the finished file appears whole under its name."""
-    sources = sorted(_SOURCE.glob("*.[ch]"))
-    flags = (*_FLAGS, f"-march={os.environ.get('LIMBECK_ARCH') or 'native'}")
-    key = hashlib.sha256()
-    for part in (*(s.read_bytes() for s in sources), " ".join((*compiler, *flags)).encode(), _processor().encode()):
-        key.update(hashlib.sha256(part).digest())
-    folder = Path(os.environ.get("LIMBECK_CACHE", "~/.cache/limbeck")).expanduser() / "native"
-    target = folder / f"{key.hexdigest()[:24]}.so"
-    if target.exists():
-        return target
-    folder.mkdir(parents=True, exist_ok=True)
-    print("compiling the C kernels for this processor, once: up to a minute ...", file=sys.stderr, flush=True)
-    with tempfile.TemporaryDirectory(dir=folder) as place:
-        units = [s for s in sources if s.suffix == ".c"]
-        objects = [str(Path(place) / f"{s.stem}.o") for s in units]
-        made = Path(place) / target.name
-        with ThreadPoolExecutor(min(len(units), os.cpu_count() or 1)) as pool:
-            list(pool.map(lambda s, o: _call([*compiler, *flags, "-c", str(s), "-o", o]), units, objects))
-        _call([*compiler, *flags, "-shared", *objects, "-o", str(made), "-lm"])
-        made.replace(target)
-    return target
-
-
-def _call(command: list[str]) -> None:
-    subprocess.run(command, check=True, capture_output=True, text=True, timeout=600)
+        return CompiledKernels(reason=str(error))
+    return CompiledKernels(library, file, library.limbeck_instructions().decode())
 
 
 def _open(path: Path) -> ctypes.CDLL:
     lib = ctypes.CDLL(str(path))
+    lib.limbeck_instructions.argtypes = ()
+    lib.limbeck_instructions.restype = ctypes.c_char_p
     model = ctypes.POINTER(Model)
     lib.limbeck_scratch.argtypes = (model, _i64, _i64, _i64)
     lib.limbeck_scratch.restype = _i64

@@ -90,7 +90,8 @@ class Prepared:
 
     def supports_widened(self) -> bool:
         """Return whether a compiled product of fp32 widens this layout in cache."""
-        if self.codes.codes.device.type != "cpu":
+        layout = self.codes.layout
+        if layout.kind not in native.KINDS or self.codes.codes.device.type != "cpu":
             return False
         library = native.load()
         return library is not None and library.limbeck_widened_room(self.matrix(), 1, 1) > 0

@@ -6,6 +6,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,7 +27,7 @@ from limbeck.train.precision import Precision, TrainedWeights, emulates_bf16, fa
 from limbeck.train.progress import Bar
 from limbeck.train.schedule import factor
 from limbeck.train.settings import TrainSettings
-from limbeck.train.signals import StopRequest
+from limbeck.train.signals import StepLeft, StopRequest
 from limbeck.train.state import State, Tally
 from limbeck.train.step import Outcome, Stepper
 from limbeck.train.stream import Stream
@@ -108,7 +109,7 @@ def train(
     Raises:
         DivergedError: a loss or the gradient is not finite; names step, micro-batch and rows.
         NothingToLearnError: a step without any target; names its rows.
-        Interrupted: SIGINT or SIGTERM came; a checkpoint was saved first.
+        Interrupted: SIGINT or SIGTERM came; a checkpoint was saved first. A step that took longer is not in it.
         CheckpointError: the run has checkpoints, and none is whole.
         ConfigError: nothing is trainable, the monitor is not measured, or settings differ from the checkpoints'.
         StorageError: the disk refused a write; the last checkpoint is whole.
@@ -179,7 +180,7 @@ class _Loop:
         outer = wrap(self.working, here) if averages and not self.sharded else self.working
         self.stepper = Stepper(
             outer, self.weights, self.optimizer, objective, stream, settings,
-            world=here, device=device, seed=seed, averages=averages,
+            world=here, device=device, seed=seed, averages=averages, leavable=self._leavable,
         )  # fmt: skip
 
     def _choose_precision(self, model: nn.Module, objective: Objective[Any], stream: Stream[Any]) -> dict[str, float]:
@@ -209,7 +210,11 @@ class _Loop:
                 finally:
                     step.feed.close()
 
-            timings = fastest(model, once, self.device)
+            try:
+                with self._leavable():
+                    timings = fastest(model, once, self.device)
+            except StepLeft:
+                raise Interrupted("stopped before the first step; nothing was saved") from None
             chosen = self.world.share(next(iter(timings)))
         self.state.precision = chosen
         return {str(name): value for name, value in timings.items()}
@@ -255,8 +260,16 @@ class _Loop:
                     self._save(best)
                 if done:
                     break
-                self._step(bar)
+                try:
+                    self._step(bar)
+                except StepLeft:  # the weights are those before it
+                    self.weights.clear_gradients(keep=False)
+                    self._interrupt()
         return self._finish(began, resumed_from)
+
+    def _leavable(self) -> AbstractContextManager[None]:
+        """Return a section that a signal may end; ranks that wait for each other finish theirs."""
+        return self.hooks.stop.leavable() if self.world.size == 1 else nullcontext()
 
     def _step(self, bar: Bar) -> None:
         state, start = self.state, time.perf_counter()
@@ -313,7 +326,11 @@ class _Loop:
     def _evaluate(self) -> bool:
         """Measure, log, and say whether these are the best weights so far."""
         try:
-            measured = evaluate(self.working, self.hooks.evaluations, self.state.step, self.settings, self.seed)
+            with self._leavable():
+                measured = evaluate(self.working, self.hooks.evaluations, self.state.step, self.settings, self.seed)
+        except StepLeft:
+            self._interrupt()
+            raise
         except Exception:
             if self.world.size == 1 and self.state.step:  # steps are dear: what they learned outlives a failed measure
                 self._save(False)

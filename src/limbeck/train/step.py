@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,10 +68,12 @@ class Stepper:
         device: torch.device,
         seed: int,
         averages: bool,
+        leavable: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self.model, self.weights, self.optimizer = model, weights, optimizer
         self.objective, self.stream, self.settings = objective, stream, settings
         self.world, self.device, self.seed, self.averages = world, device, seed, averages
+        self.leavable = leavable
         self.feed = Prefetcher(stream, device)
 
     def indices(self, step: int, rank: int | None = None) -> list[int]:
@@ -88,7 +91,8 @@ class Stepper:
         fed = self.feed.take(self.indices(step), self.indices(step + 1))
         counts, real, target = self._count(step, [f.batch for f in fed])
         self.weights.clear_gradients(self.settings.keep_gradients)
-        values, weights = self._gradients(step, fed, counts)
+        with self.leavable():
+            values, weights = self._gradients(step, fed, counts)
         if not self.averages:
             self.world.add_gradients(list(self.weights.trained.values()))
         norm = self._norm()

@@ -26,6 +26,7 @@ RECIPES: dict[str, str] = {
     "serve": "limbeck.serve.serve:Serve",
     "info": "limbeck.verbs.info:Info",
     "list": "limbeck.verbs.listing:Listing",
+    "doctor": "limbeck.verbs.doctor:Doctor",
     "export": "limbeck.verbs.export:Export",
     "verify": "limbeck.verbs.verify:Verify",
     "compare": "limbeck.verbs.compare:Compare",

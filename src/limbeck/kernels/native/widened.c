@@ -133,7 +133,7 @@ INLINE void float_tile(int nb, int64_t columns, const float *panel, const float 
     UNROLL
     for (int h = 0; h < 2; h++) {
         const int64_t left = to->rows - h * LANES;
-        const vfloat bias = to->y && to->bias ? read_some(0, (const uint8_t *)to->bias, h * LANES, left + h * LANES) : fill(0);
+        const vfloat bias = to->y && to->bias ? read_some(0, (const uint8_t *)to->bias, h * LANES, left) : fill(0);
         UNROLL
         for (int t = 0; t < nb; t++) {
             if (to->y) write_some((int)to->half, to->y, t * to->ldy + h * LANES, left, part[t][h] + bias);
