@@ -20,6 +20,7 @@ OF_ITS_OWN_KIND = (
     "input_rounding",
     "products",
     "rounding_methods",
+    "serve",
     "busy_cores",
     "smaller_is_faster",
     "sparse_attention",
