@@ -16,15 +16,15 @@ def script(name: str) -> ModuleType:
 
 
 def test_the_map_is_fresh() -> None:
-    """If not: python scripts/rooms_svg.py."""
-    drawn = script("rooms_svg").draw()
+    """If not: python scripts/rooms.py."""
+    drawn = script("rooms").draw()
     assert (ROOT / "docs" / "rooms.svg").read_text(encoding="utf-8") == drawn
     texts = [e.text for e in ElementTree.fromstring(drawn).iter() if e.tag.endswith("text")]
     assert {"verbs/", "jobs/", "losses/", "cli.py"} <= set(texts)
 
 
 def test_floors_and_lines_follow_from_the_imports() -> None:
-    rooms = script("rooms_svg")
+    rooms = script("rooms")
     graph = {"cli": {"verbs", "errors"}, "verbs": {"errors"}, "errors": set(), "a": {"b"}, "b": {"a", "errors"}}
     assert rooms.floors(graph) == {"cli": 2, "verbs": 1, "errors": 0, "a": 1, "b": 1}
     assert rooms.reduced(graph)["cli"] == {"verbs"}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import re
-import runpy
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from graphlib import TopologicalSorter
@@ -132,12 +131,6 @@ def test_the_way_from_the_command_to_the_loss_is_what_the_page_says() -> None:
         named = two in {RECIPES["distill"].partition(":")[0].removeprefix("limbeck.")} and "verbs.table" in EDGES[one]
         assert (two in EDGES[one] or named) == (arrow == "->"), f"{one} {arrow} {two}"
         assert FLOOR[room(two)] <= FLOOR[room(one)] or arrow == "=>" or room(two) == "losses"
-
-
-def test_the_drawing_of_the_rooms_is_fresh() -> None:
-    root = SOURCE.parents[1]
-    drawn = runpy.run_path(str(root / "scripts" / "rooms.py"))["drawn"]()
-    assert drawn in (root / "docs" / "architecture.md").read_text(encoding="utf-8"), "run python scripts/rooms.py"
 
 
 def test_the_reading_of_imports_finds_some() -> None:
