@@ -31,7 +31,7 @@ def test_the_verb_reads_its_example(limbeck: Limbeck, tmp_path: Path, verb: str)
         assert said.code == 0, said.err
         resolved.append(json.loads(said.out))
     assert resolved[0] == resolved[1], "a line that is commented out is no default"
-    assert verb == "demo" or parse(text, "the example"), "nothing is set"
+    assert verb in ("demo", "doctor") or parse(text, "the example"), "nothing is set"
     assert all(line.lstrip().startswith("#") or re.match(r" *\"?\w+\"?:", line) for line in text.splitlines())
     assert max(map(len, text.splitlines())) <= 120
 

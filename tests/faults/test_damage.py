@@ -77,7 +77,10 @@ def test_a_clock_that_jumps_changes_nothing(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_no_duration_is_taken_from_the_clock_on_the_wall() -> None:
+    """The server alone asks for it: an answer of its API says when it was made."""
     for file in Path(limbeck.__file__).parent.rglob("*.py"):
+        if file.parent.name == "serve":
+            continue
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
                 assert (node.value.id, node.attr) != ("time", "time"), f"{file} line {node.lineno}"

@@ -14,6 +14,7 @@ from limbeck.kernels.fused_head import fused
 from limbeck.kernels.fused_head.divergence import Dense, TeacherLoss
 from limbeck.kernels.fused_head.fused import Losses, LossWeights
 from limbeck.losses.divergence import TopK, divergence, named
+from tests.reference import fused as wrapped
 from tests.reference import losses as slow
 
 IGNORE = -100
@@ -69,7 +70,7 @@ def test_nll_of_any_shape_and_chunk(seed: int, n: int, v: int, chunk: int, biase
     c = case(n, 6, v, seed)
     bias = c.bias if biased else None
     leaves = c.leaves()[: 3 if biased else 2]
-    got = fused.fused_nll(c.hidden, c.weight, c.labels, bias=bias, chunk_rows=chunk)
+    got = wrapped.fused_nll(c.hidden, c.weight, c.labels, bias=bias, chunk_rows=chunk)
     want = slow.plain_nll(c.hidden, c.weight, c.labels, bias)
     close([got, *grads(got * 0.3, leaves)], [want, *grads(want * 0.3, leaves)], 1e-10)
 
@@ -77,7 +78,7 @@ def test_nll_of_any_shape_and_chunk(seed: int, n: int, v: int, chunk: int, biase
 @pytest.mark.parametrize("expected", [LossWeights(0.5, 0.01), LossWeights(1.0, 1.0), LossWeights(1.0, 0.0)])
 def test_z_loss_beside_the_likelihood(expected: LossWeights) -> None:
     c = case()
-    nll, z = fused.fused_nll_z(c.hidden, c.weight, c.labels, bias=c.bias, expected=expected, chunk_rows=5)
+    nll, z = wrapped.fused_nll_z(c.hidden, c.weight, c.labels, bias=c.bias, expected=expected, chunk_rows=5)
     want_nll = slow.plain_nll(c.hidden, c.weight, c.labels, c.bias)
     want_z = slow.plain_z(c.hidden, c.weight, c.labels, c.bias)
     got = grads(0.5 * nll + 0.01 * z, c.leaves())
@@ -90,7 +91,7 @@ def test_z_loss_beside_the_likelihood(expected: LossWeights) -> None:
 @pytest.mark.parametrize("temperature", [1.0, 0.7, 3.0])
 def test_divergence_to_a_dense_teacher(name: str, skew: float | None, temperature: float) -> None:
     c = case()
-    got = fused.fused_divergence(c.hidden, c.weight, c.comparison(name, temperature, skew), bias=c.bias, chunk_rows=6)
+    got = wrapped.fused_divergence(c.hidden, c.weight, c.comparison(name, temperature, skew), bias=c.bias, chunk_rows=6)
     logits = c.hidden @ c.weight.T + c.bias
     want = slow.plain_divergence(name, logits, c.teacher_logits, c.mask, temperature, skew or 0.0)
     close([got, *grads(got, c.leaves())], [want, *grads(want, c.leaves())], 1e-10)
@@ -111,7 +112,7 @@ def test_divergence_to_a_topk_teacher(
     rest = (1 - log_probs.exp().sum(1)).clamp_min(1e-12).log() if seed % 2 else None
     signal = TopK(log_probs, ids, temperature, rows, rest)
     value = named(*kind)
-    got = fused.fused_divergence(
+    got = wrapped.fused_divergence(
         c.hidden, c.weight, TeacherLoss(signal, value, temperature, c.mask), bias=c.bias, chunk_rows=6
     )
     want = divergence(value, c.hidden @ c.weight.T + c.bias, signal, temperature)[c.mask].sum()
@@ -124,7 +125,7 @@ def test_widths_that_differ_by_padding_rows(student_rows: int) -> None:
     c, other = case(), case(v=student_rows)
     labels = c.labels.where(c.labels < 27, IGNORE)
     leaves = other.leaves()
-    nll, kl = fused.fused_distill(
+    nll, kl = wrapped.fused_distill(
         *leaves[:2], labels, c.comparison(), bias=leaves[2], expected=LossWeights(0.4, divergence=0.6), chunk_rows=9
     )
     logits, rows = leaves[0] @ leaves[1].T + leaves[2], min(31, student_rows)
@@ -133,7 +134,7 @@ def test_widths_that_differ_by_padding_rows(student_rows: int) -> None:
     got = grads(0.4 * nll + 0.6 * kl, leaves)
     both = torch.autograd.grad(0.4 * want_nll + 0.6 * want, leaves, retain_graph=True)
     close([nll, kl, *got], [want_nll, want, *both], 1e-10)
-    alone = fused.fused_divergence(leaves[0], leaves[1], c.comparison(), bias=leaves[2], chunk_rows=9)
+    alone = wrapped.fused_divergence(leaves[0], leaves[1], c.comparison(), bias=leaves[2], chunk_rows=9)
     close([alone, *grads(alone, leaves)], [want, *grads(want, leaves)], 1e-10)
 
 
@@ -151,7 +152,7 @@ def test_distill_is_exact_whatever_was_expected(came: tuple[float, float], expec
     else:
         want_kl = slow.plain_divergence("forward_kl", logits, c.teacher_logits, c.mask, 0.7, 0.0)
     want_nll = slow.plain_nll(c.hidden, c.weight, c.labels, c.bias)
-    nll, kl = fused.fused_distill(
+    nll, kl = wrapped.fused_distill(
         c.hidden, c.weight, c.labels, comparison, bias=c.bias, expected=expected, chunk_rows=8
     )
     a, b = came
@@ -161,7 +162,7 @@ def test_distill_is_exact_whatever_was_expected(came: tuple[float, float], expec
 
 def test_one_of_two_sums_alone() -> None:
     c = case()
-    nll, kl = fused.fused_distill(c.hidden, c.weight, c.labels, c.comparison(), bias=c.bias, chunk_rows=8)
+    nll, kl = wrapped.fused_distill(c.hidden, c.weight, c.labels, c.comparison(), bias=c.bias, chunk_rows=8)
     want = slow.plain_nll(c.hidden, c.weight, c.labels, c.bias)
     close(list(torch.autograd.grad(nll, c.leaves(), retain_graph=True)), grads(want, c.leaves()), 1e-10)
     want = slow.plain_divergence("forward_kl", c.hidden @ c.weight.T + c.bias, c.teacher_logits, c.mask, 1.0, 0.0)
@@ -180,7 +181,7 @@ def test_a_right_expectation_saves_the_second_pass(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(fused, "run", counted)
     for came, wanted in [((0.2, 0.3), 1), ((0.2, 0.31), 2)]:
         passes = 0
-        nll, kl = fused.fused_distill(
+        nll, kl = wrapped.fused_distill(
             c.hidden, c.weight, c.labels, c.comparison(), bias=c.bias, expected=LossWeights(0.4, divergence=0.6)
         )
         grads(came[0] * nll + came[1] * kl, c.leaves())
@@ -189,7 +190,7 @@ def test_a_right_expectation_saves_the_second_pass(monkeypatch: pytest.MonkeyPat
 
 def test_a_second_backward_gives_the_same() -> None:
     c = case()
-    loss = fused.fused_nll(c.hidden, c.weight, c.labels, bias=c.bias, chunk_rows=5) * 0.5
+    loss = wrapped.fused_nll(c.hidden, c.weight, c.labels, bias=c.bias, chunk_rows=5) * 0.5
     first = [x.clone() for x in torch.autograd.grad(loss, c.leaves(), retain_graph=True)]
     close(list(torch.autograd.grad(loss, c.leaves())), first, 1e-14)
 
@@ -201,7 +202,7 @@ def test_only_what_takes_gradients_gets_one(frozen: tuple[int, ...]) -> None:
     for i in frozen:
         leaves[i] = leaves[i].detach()
     trained = [x for x in leaves if x.requires_grad]
-    nll, kl = fused.fused_distill(*leaves[:2], c.labels, c.comparison(), bias=leaves[2], chunk_rows=8)
+    nll, kl = wrapped.fused_distill(*leaves[:2], c.labels, c.comparison(), bias=leaves[2], chunk_rows=8)
     got = grads(nll + kl, trained)
     want_nll = slow.plain_nll(*leaves[:2], c.labels, leaves[2])
     want = want_nll + slow.plain_divergence(
@@ -214,7 +215,7 @@ def test_the_teacher_takes_no_gradient() -> None:
     c = case()
     hidden = c.teacher.hidden.clone().requires_grad_()
     comparison = replace(c.comparison(), teacher=Dense(hidden, c.teacher.head))
-    fused.fused_divergence(c.hidden, c.weight, comparison).backward()  # type: ignore[no-untyped-call]
+    wrapped.fused_divergence(c.hidden, c.weight, comparison).backward()  # type: ignore[no-untyped-call]
     assert hidden.grad is None
     assert all(p.grad is None for p in c.teacher.head.parameters())
 
@@ -223,7 +224,7 @@ def test_a_teacher_head_that_is_no_linear_layer() -> None:
     c = case()
     head = slow.Scaled(5, 33, torch.float64)  # two rows more than the student
     comparison = replace(c.comparison("jsd", 0.7, 0.4), teacher=Dense(c.teacher.hidden, head))
-    got = fused.fused_divergence(c.hidden, c.weight, comparison, bias=c.bias, chunk_rows=6)
+    got = wrapped.fused_divergence(c.hidden, c.weight, comparison, bias=c.bias, chunk_rows=6)
     teacher = head(c.teacher.hidden).detach()[:, :31]
     want = slow.plain_divergence("jsd", c.hidden @ c.weight.T + c.bias, teacher, c.mask, 0.7, 0.4)
     close([got, *grads(got, c.leaves())], [want, *grads(want, c.leaves())], 1e-10)
@@ -232,12 +233,12 @@ def test_a_teacher_head_that_is_no_linear_layer() -> None:
 def test_without_gradients_only_values() -> None:
     c = case()
     with torch.no_grad():
-        nll, kl = fused.fused_distill(c.hidden, c.weight, c.labels, c.comparison(), bias=c.bias, chunk_rows=6)
+        nll, kl = wrapped.fused_distill(c.hidden, c.weight, c.labels, c.comparison(), bias=c.bias, chunk_rows=6)
     assert not nll.requires_grad and not kl.requires_grad
     want = slow.plain_nll(c.hidden, c.weight, c.labels, c.bias)
     close([nll], [want.detach()], 1e-10)
     with torch.inference_mode():
-        inside = fused.fused_nll(c.hidden, c.weight, c.labels, bias=c.bias)
+        inside = wrapped.fused_nll(c.hidden, c.weight, c.labels, bias=c.bias)
     close([inside.clone()], [want.detach()], 1e-10)
 
 
@@ -249,7 +250,7 @@ def test_sequences(frozen: bool) -> None:
     sequence = torch.arange(23) // 6
     labels = c.labels.clone()
     labels[sequence == 2] = IGNORE  # one sequence has nothing
-    got = fused.fused_sequence_log_probs(leaves[0], leaves[1], labels, sequence, 4, bias=leaves[2], chunk_rows=5)
+    got = wrapped.fused_sequence_log_probs(leaves[0], leaves[1], labels, sequence, 4, bias=leaves[2], chunk_rows=5)
     want = torch.stack(
         [-slow.plain_nll(leaves[0], leaves[1], labels.where(sequence == i, IGNORE), leaves[2]) for i in range(4)]
     )
@@ -269,7 +270,7 @@ def test_a_frozen_head_needs_no_second_pass_for_sequences(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(fused, "run", counted)
     sequence = torch.arange(23) // 6
-    fused.fused_sequence_log_probs(c.hidden, c.weight.detach(), c.labels, sequence, 4).logsumexp(0).backward()  # type: ignore[no-untyped-call]
+    wrapped.fused_sequence_log_probs(c.hidden, c.weight.detach(), c.labels, sequence, 4).logsumexp(0).backward()  # type: ignore[no-untyped-call]
     assert passes == 1
 
 
@@ -277,7 +278,7 @@ def test_gradcheck_in_double() -> None:
     c = case(6, 3, 5)
 
     def loss(hidden: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        return fused.fused_distill(hidden, weight, c.labels, c.comparison("reverse_kl", 0.7), bias=bias, chunk_rows=2)
+        return wrapped.fused_distill(hidden, weight, c.labels, c.comparison("reverse_kl", 0.7), bias=bias, chunk_rows=2)
 
     torch.autograd.gradcheck(loss, tuple(c.leaves()))
 
@@ -285,7 +286,7 @@ def test_gradcheck_in_double() -> None:
 def test_nothing_counts() -> None:
     c = case()
     nothing = torch.full_like(c.labels, IGNORE)
-    loss = fused.fused_nll(c.hidden, c.weight, nothing, bias=c.bias)
+    loss = wrapped.fused_nll(c.hidden, c.weight, nothing, bias=c.bias)
     assert loss == 0
     assert all((g == 0).all() for g in grads(loss, c.leaves()))
 
@@ -294,12 +295,12 @@ def test_nothing_asked_for_is_an_error() -> None:
     c = case()
     for z, comparison in [(False, None), (True, c.comparison())]:
         with pytest.raises(ValueError, match="needs labels"):
-            fused.fused_rows(c.hidden, c.weight, z=z, comparison=comparison)
+            wrapped.fused_rows(c.hidden, c.weight, z=z, comparison=comparison)
 
 
 def test_rows_come_one_by_one() -> None:
     c = case()
-    rows = fused.fused_rows(c.hidden, c.weight, c.labels, bias=c.bias, z=True, comparison=c.comparison())
+    rows = wrapped.fused_rows(c.hidden, c.weight, c.labels, bias=c.bias, z=True, comparison=c.comparison())
     assert isinstance(rows, Losses) and rows.nll is not None and rows.z is not None and rows.divergence is not None
     ignored = c.labels == IGNORE
     assert (rows.nll[ignored] == 0).all() and (rows.z[ignored] == 0).all() and (rows.divergence[~c.mask] == 0).all()
@@ -326,8 +327,9 @@ def test_rows_come_one_by_one() -> None:
 def test_under_autocast_the_products_are_narrow_and_the_gradients_are_not() -> None:
     c = case(40, 16, 50, dtype=torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = fused.fused_nll(c.hidden, c.weight, c.labels, bias=c.bias, chunk_rows=16)
+        loss = wrapped.fused_nll(c.hidden, c.weight, c.labels, bias=c.bias, chunk_rows=16)
     assert loss.dtype == torch.float32
     close(grads(loss, c.leaves()), grads(slow.plain_nll(c.hidden, c.weight, c.labels, c.bias), c.leaves()), 1e-2)
-    narrow = fused.fused_nll(c.hidden.bfloat16(), c.weight.bfloat16(), c.labels, bias=c.bias.bfloat16(), chunk_rows=16)
+    narrowed = [t.bfloat16() for t in (c.hidden, c.weight)]
+    narrow = wrapped.fused_nll(*narrowed, c.labels, bias=c.bias.bfloat16(), chunk_rows=16)
     assert loss == narrow
