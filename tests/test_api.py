@@ -40,7 +40,12 @@ def here(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("name", limbeck.__all__)
+_SLOW = {"fit", "pretrain"}  # their examples train many models, or one from nothing
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in _SLOW else n for n in limbeck.__all__]
+)
 def test_the_example_of_every_public_name_runs(name: str) -> None:
     found = doctest.DocTestFinder(recurse=False).find(getattr(limbeck, name), name, globs={})
     examples = [test for test in found if test.examples]
