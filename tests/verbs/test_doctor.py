@@ -73,7 +73,7 @@ def test_no_compiler_and_one_that_fails(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
 
 def test_loaded_kernels_say_their_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
-    library = native.CompiledKernels(instructions="AVX2", file=Path("/a/b.so"), library=object())  # type: ignore[arg-type]
+    library = native.CompiledKernels(instructions="AVX2", file=Path("/a/b.so"), functions=object())  # type: ignore[arg-type]
     monkeypatch.setenv("LIMBECK_NATIVE", "on")
     monkeypatch.setattr(native, "find", lambda: library)
     found = run("doctor")

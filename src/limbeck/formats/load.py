@@ -39,7 +39,7 @@ class Bundle:
         source: the name it was loaded by.
         folder: the folder or GGUF file of its weights, those of the base under an adapter; None for one never saved.
         deployed_specs: the techniques whose deployed structure the model has.
-        adapter: the PEFT folder whose adapter stands beside the weights, described by the last of ``deployed_specs``.
+        adapter: the PEFT folder of the model's adapter, described by the last of ``deployed_specs``.
     """
 
     model: Decoder

@@ -110,7 +110,7 @@ def _kernels() -> dict[str, Any]:
         return {"state": "refused", "instructions": None, "file": None, "reason": str(error)}
     off = os.environ.get("LIMBECK_NATIVE") == "off"
     return {
-        "state": "off" if off else "missing" if found.library is None else "loaded",
+        "state": "off" if off else "missing" if found.functions is None else "loaded",
         "instructions": found.instructions or None,
         "file": None if found.file is None else str(found.file),
         "reason": found.reason or None,

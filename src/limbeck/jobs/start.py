@@ -47,7 +47,7 @@ class Start:
     deployed_specs: tuple[Technique, ...] = ()
 
     def __post_init__(self) -> None:
-        """Where an adapter stands beside the weights, it alone goes on learning."""
+        """Train the adapter alone where the model has one."""
         for deployed_spec in self.deployed_specs:
             train_only(self.model, deployed_spec.trained(self.model))
 

@@ -108,13 +108,13 @@ class CompiledKernels:
     """The compiled kernels here, or why there are none.
 
     Attributes:
-        library: None: torch's operations serve.
+        functions: the loaded library; None: torch's operations serve.
         file: what was loaded.
         instructions: for which it was compiled, such as "AVX2".
         reason: why there is no library; "" where ``LIMBECK_NATIVE=off`` asked for none.
     """
 
-    library: ctypes.CDLL | None = None
+    functions: ctypes.CDLL | None = None
     file: Path | None = None
     instructions: str = ""
     reason: str = ""
@@ -134,7 +134,7 @@ def load() -> ctypes.CDLL | None:
             "slower; install a C compiler, or set LIMBECK_NATIVE=off to hear no more of it",
             stacklevel=2,
         )
-    return found.library
+    return found.functions
 
 
 def find() -> CompiledKernels:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import urlsplit
 
 import torch
 
@@ -18,6 +17,7 @@ from limbeck.data.probes import PROBES
 from limbeck.data.token_bytes import TokenBytes
 from limbeck.errors import ConfigError, RunError
 from limbeck.measure.equivalence import CONVERSATIONS, Difference
+from limbeck.measure.server import connected
 from limbeck.measure.sides import BundleSide
 
 __all__ = ["ServedModel", "ServerCheck", "compare_with_server"]
@@ -42,14 +42,8 @@ class ServedModel:
     """
 
     def __init__(self, url: str, model: str | None = None, key: str = "", timeout: float = 120.0) -> None:
-        import httpx2  # a tenth of a second, wanted only here
-
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ConfigError(f"'{url}' is no address of a server: write http://127.0.0.1:8000/v1")
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self.url, self._key = url.rstrip("/"), key
-        self._client = httpx2.Client(headers=headers, timeout=timeout)
+        self._key = key
+        self.url, self._client = connected(url, key, timeout)
         self.model = model or self._first()
 
     def complete(self, prompt: str | Sequence[int], **options: Any) -> dict[str, Any] | None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from typing import Any
-from urllib.parse import urlsplit
 
 from limbeck.data.chat import Message
 from limbeck.errors import ConfigError, LimbeckError, RunError
+from limbeck.measure.server import connected
 from limbeck.serve.conversation import TooLongError
 
 __all__ = ["ChatServer"]
@@ -31,12 +31,8 @@ class ChatServer:
     def __init__(self, url: str, model: str | None = None, key: str = "", timeout: float = 300.0) -> None:
         import httpx2  # a tenth of a second, wanted only here
 
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ConfigError(f"'{url}' is no address of a server: write http://127.0.0.1:8000/v1")
-        self.url, self._key = url.rstrip("/"), key
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self._client = httpx2.Client(headers=headers, timeout=httpx2.Timeout(timeout, connect=10.0))
+        self._key = key
+        self.url, self._client = connected(url, key, httpx2.Timeout(timeout, connect=10.0))
         self.model = model or self._first_model()
 
     def answer(self, messages: Sequence[Message], options: dict[str, Any]) -> Iterator[str]:

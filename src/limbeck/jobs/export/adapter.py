@@ -21,7 +21,7 @@ __all__ = ["adapter_dtype", "base_name", "merged", "write_adapter"]
 
 
 def _adapter_of(deployed_specs: tuple[Technique, ...]) -> LoRA | None:
-    """Return the LoRA that stands beside a model's weights."""
+    """Return the LoRA adapter that a model has beside its weights."""
     return next((deployed_spec for deployed_spec in deployed_specs if isinstance(deployed_spec, LoRA)), None)
 
 
